@@ -50,29 +50,6 @@ class ObjectToken:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class LiveToken:
-    """One token of a typed prompt: `special` was added by the tokenizer, `subject` overlaps the subject."""
-
-    pos: int
-    token_id: int
-    token: str
-    subject: bool
-    special: bool
-
-
-@dataclass(frozen=True)
-class LiveFact:
-    """The tokenisation of a fact that may still be incomplete. What could not be had is None or empty, and
-    `problems` says why; `prepared` is there exactly when there are no problems."""
-
-    tokens: tuple[LiveToken, ...]
-    true: ObjectToken | None
-    foil: ObjectToken | None
-    problems: tuple[InputError, ...]
-    prepared: PreparedFact | None
-
-
 def prepare(
     tokenizer: Any,
     fact: Fact,
@@ -122,53 +99,6 @@ def with_foil(prepared: PreparedFact, tokenizer: Any, foil_id: int) -> PreparedF
     return dataclasses.replace(prepared, foil_id=int(foil_id), foil_token=token, notes=(*prepared.notes, note))
 
 
-def live(
-    tokenizer: Any,
-    fact: Fact,
-    *,
-    special_tokens: str = "auto",
-    object_tokens: str = "space",
-    first_token: bool = False,
-    max_length: int | None = None,
-) -> LiveFact:
-    """The tokenisation of a fact while it is being typed: as much as can be had, problems as values."""
-    problems: list[InputError] = []
-
-    def attempt(call, *args, **options):
-        try:
-            return call(*args, **options)
-        except InputError as error:
-            # the same cause (say, a tokenizer without offsets) is met at several steps: say it once
-            if str(error) not in {str(p) for p in problems}:
-                problems.append(error)
-            return None
-
-    span = attempt(subject_span, fact)
-    attempt(check_objects, fact)
-    ids, spans, special, tokens, subject = (), (), (), (), ()
-    if fact.text.strip():
-        ids, spans, special = attempt(encode, tokenizer, fact.text, special_tokens=special_tokens) or ((), (), ())
-        tokens = tuple(piece(tokenizer, i) for i in ids)
-        attempt(check_length, len(ids), max_length)
-    if span and ids:
-        subject = attempt(subject_positions, fact.text, tokens, spans, *span) or ()
-    options = {"special_tokens": special_tokens, "object_tokens": object_tokens, "first_token": first_token}
-    objects: dict[str, ObjectToken | None] = {"true": None, "foil": None}
-    for role, value in (("true", fact.true), ("foil", fact.foil)):
-        if ids and value and value.strip() and not (role == "foil" and fact.foil_auto):
-            objects[role] = attempt(object_token, tokenizer, fact.text, value, role=role, **options)
-    if objects["true"] and objects["foil"]:
-        attempt(check_distinct, fact, objects["true"], objects["foil"])
-    prepared = None
-    if not problems:
-        prepared = attempt(prepare, tokenizer, fact, max_length=max_length, **options)
-    shown = tuple(
-        LiveToken(pos=p, token_id=i, token=t, subject=p in subject, special=s)
-        for p, (i, t, s) in enumerate(zip(ids, tokens, special, strict=True))
-    )
-    return LiveFact(shown, objects["true"], objects["foil"], tuple(problems), prepared)
-
-
 def subject_span(fact: Fact) -> Span:
     """Start and end of the subject in `fact.text`, white space at the subject's own ends left out.
 
@@ -201,7 +131,8 @@ def subject_span(fact: Fact) -> Span:
     if fact.occurrence is None and len(starts) > 1:
         raise InputError(
             f"The subject {subject!r} occurs {len(starts)} times in the prompt: {_listed(fact.text, subject, starts)}.",
-            f"Write {{}} in place of the one that is meant, or choose with `occurrence` (--occurrence 1 to {len(starts)}).",
+            "Write {} in place of the one that is meant, or choose with `occurrence` "
+            f"(--occurrence 1 to {len(starts)}).",
             field="occurrence",
         )
     number = 1 if fact.occurrence is None else fact.occurrence
