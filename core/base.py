@@ -1,0 +1,260 @@
+"""The unpatched runs of a sweep, one layer at a time: computed in one packed call, or read from what is known.
+
+`BaseRuns.step(l)` yields a `BaseLayer`: everything that patched rows of this layer need (hidden states before and
+after, MoE outputs, expert contributions). Knows nothing of patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .activations import Activations
+from .corruption import noised
+from .moe import MoeModel, Watch, contributions, margins, near_ties, without_experts
+from .packing import Piece, call_full, call_packed, record_layer_calls, rectangles
+from .structure import Structure
+
+
+@dataclass
+class Run:
+    """One unpatched sequence: `ids`, and for a corrupt run the noise [n_subject, hidden] at positions `subject`.
+
+    `known`: its activations from an earlier sweep, if any.
+    """
+
+    ids: tuple[int, ...]
+    noise: torch.Tensor | None = None
+    subject: tuple[int, ...] = ()
+    known: Activations | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class _Stack:
+    """All runs of one length: their indices, and per-layer tensors with one row per run."""
+
+    runs: list[int]
+    hidden: torch.Tensor  # [n, T, d], input of the layer about to run
+    fresh: list[int]  # rows that are not known
+
+
+@dataclass
+class BaseLayer:
+    """The runs at one layer, by run index. `h_in`, `h_out`: [T, d]; MoE tensors only where the layer has a block."""
+
+    model: MoeModel
+    structure: Structure
+    layer: int
+    h_in: dict[int, torch.Tensor]
+    h_out: dict[int, torch.Tensor] = field(default_factory=dict)
+    y: dict[int, torch.Tensor] = field(default_factory=dict)
+    x: dict[int, torch.Tensor] = field(default_factory=dict)
+    index: dict[int, torch.Tensor] = field(default_factory=dict)
+    weight: dict[int, torch.Tensor] = field(default_factory=dict)
+    margin: dict[int, torch.Tensor] = field(default_factory=dict)
+    near_tie: dict[int, torch.Tensor] = field(default_factory=dict)
+    block_input: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def updates_at(self, places: Sequence[tuple[int, int]]) -> ContributionTable:
+        """Expert contributions of every (run, pos) in `places`, computed together."""
+        return ContributionTable(self, list(dict.fromkeys(places)))
+
+
+class ContributionTable:
+    """c[e] (and the shared part) for a set of (run, pos) at one layer, fp32."""
+
+    def __init__(self, base: BaseLayer, places: list[tuple[int, int]]) -> None:
+        block = base.model.blocks[base.layer]
+        self._row = {place: i for i, place in enumerate(places)}
+        self._base = base
+
+        def gather(source: dict[int, torch.Tensor]) -> torch.Tensor:
+            return torch.stack([source[run][pos] for run, pos in places])
+
+        self._index = gather(base.index)
+        tail = base.structure.tail.get(base.layer, False)
+        self._block_input = gather(base.block_input) if tail or base.structure.has_shared else None
+        self._c = contributions(
+            block, gather(base.x), self._index, gather(base.weight), self._block_input if tail else None
+        ).float()  # fmt: skip
+        self._index = self._index.cpu()
+        self._shared: torch.Tensor | None = None
+
+    def expert(self, run: int, pos: int, expert: int) -> torch.Tensor:
+        """c[l, pos, expert] of a run: [d], zero where the expert is not routed."""
+        row = self._row[run, pos]
+        slots = (self._index[row] == expert).nonzero().flatten()
+        return self._c[row, slots.to(self._c.device)].sum(0)
+
+    def shared(self, run: int, pos: int) -> torch.Tensor:
+        """The shared expert's part of the block output: [d]."""
+        if self._shared is None:
+            self._shared = without_experts(self._base.model.blocks[self._base.layer], self._block_input).float()
+        return self._shared[self._row[run, pos]]
+
+
+class BaseRuns:
+    """Runs going through the layers together. Call `step(l)` for l = 0, 1, ... in turn, inside the model's lock.
+
+    With `keep`, `activations[i]` is complete after the last step for every run that was not known before.
+    """
+
+    def __init__(
+        self, model: MoeModel, structure: Structure, runs: Sequence[Run], *, chunk_tokens: int, keep: bool = True
+    ) -> None:
+        self.model, self.structure, self.runs = model, structure, list(runs)
+        self.chunk_tokens, self.keep = chunk_tokens, keep
+        self.arguments = structure.arguments
+        self.table_keys = [self._record(i, run) for i, run in enumerate(self.runs)]
+        self._stacks = self._start()
+        self._parts: dict[int, dict[str, list[torch.Tensor]]] = {
+            i: {} for i, run in enumerate(self.runs) if run.known is None
+        }
+
+    def _record(self, i: int, run: Run) -> object:
+        """Record the model's layer arguments for this run; the key under which they are kept."""
+        key: object = (run.ids, i) if self.arguments.by_content else run.length
+        if key not in self.arguments.recorded:
+            ids = torch.tensor([run.ids], device=self.model.device)
+            with noised(self.model.embedding, [run.noise], [run.subject]):
+                _, calls = record_layer_calls(self.model.model, self.model.layers, input_ids=ids)
+            self.arguments.add(key, calls)
+        return key
+
+    def _start(self) -> list[_Stack]:
+        """First-layer inputs, runs grouped by length."""
+        by_length: dict[int, list[int]] = {}
+        for i, run in enumerate(self.runs):
+            by_length.setdefault(run.length, []).append(i)
+        stacks = []
+        for members in by_length.values():
+            fresh = [row for row, i in enumerate(members) if self.runs[i].known is None]
+            hidden: list[torch.Tensor | None] = [None] * len(members)
+            if fresh:
+                some = [self.runs[members[row]] for row in fresh]
+                ids = torch.tensor([run.ids for run in some], device=self.model.device)
+                with noised(self.model.embedding, [r.noise for r in some], [r.subject for r in some]):
+                    first, _ = record_layer_calls(self.model.model, self.model.layers, input_ids=ids)
+                for row, values in zip(fresh, first, strict=True):
+                    hidden[row] = values
+            for row, i in enumerate(members):
+                known = self.runs[i].known
+                if known is not None:
+                    hidden[row] = known.resid[0].to(self.model.device)
+            stacks.append(_Stack(members, torch.stack(hidden), fresh))  # type: ignore[arg-type]
+        return stacks
+
+    def step(self, layer: int) -> BaseLayer:
+        """Take every run through layer `layer`."""
+        base = BaseLayer(self.model, self.structure, layer, h_in={})
+        for stack in self._stacks:
+            for row, i in enumerate(stack.runs):
+                base.h_in[i] = stack.hidden[row]
+        self._compute(base)
+        self._recall(base)
+        for stack in self._stacks:
+            stack.hidden = torch.stack([base.h_out[i] for i in stack.runs])
+        self._remember(base)
+        return base
+
+    @property
+    def final(self) -> dict[int, torch.Tensor]:
+        """After the last step: the output of the last layer at the last position, [d], by run index."""
+        return {i: stack.hidden[row, -1] for stack in self._stacks for row, i in enumerate(stack.runs)}
+
+    # ---- the parts of a step
+
+    def _compute(self, base: BaseLayer) -> None:
+        layer = base.layer
+        module = self.model.layers[layer]
+        block = self.model.blocks.get(layer)
+        for pieces, owners in self._chunks():
+            groups = [list(range(len(pieces)))] if self.structure.packed[layer] else rectangles(pieces)
+            for members in groups:
+                watch = Watch(block, self.model.n_experts) if block else None
+                if watch:
+                    watch.__enter__()
+                try:
+                    if self.structure.packed[layer]:
+                        outs = call_packed(module, layer, pieces, self.arguments)
+                    else:
+                        outs = call_full(module, layer, pieces, members, self.arguments)
+                finally:
+                    if watch:
+                        watch.__exit__(None, None, None)
+                for member, out in zip(members, outs, strict=True):
+                    for row, i in enumerate(owners[member]):
+                        base.h_out[i] = out[row]
+                if watch:
+                    self._split(base, watch.routing(), [owners[m] for m in members])
+
+    def _chunks(self):  # noqa: ANN202 - generator of (pieces, run indices of each piece)
+        pieces, owners, tokens = [], [], 0
+        for stack in self._stacks:
+            length = stack.hidden.shape[1]
+            at = 0
+            while at < len(stack.fresh):
+                room = max(1, (self.chunk_tokens - tokens) // length)
+                if tokens and tokens + length > self.chunk_tokens:
+                    yield pieces, owners
+                    pieces, owners, tokens = [], [], 0
+                    continue
+                rows = stack.fresh[at : at + room]
+                at += len(rows)
+                mine = [stack.runs[row] for row in rows]
+                pieces.append(Piece(stack.hidden[rows], length, 0, [self.table_keys[i] for i in mine]))
+                owners.append(mine)
+                tokens += len(rows) * length
+        if pieces:
+            yield pieces, owners
+
+    def _split(self, base: BaseLayer, seen, owners: list[list[int]]) -> None:  # noqa: ANN001
+        n = seen.index.shape[0]
+        margin, tie = margins(seen.scores, seen.k, n), near_ties(seen.scores, seen.k, n)
+        at = 0
+        for run in (i for group in owners for i in group):
+            part = slice(at, at + self.runs[run].length)
+            at = part.stop
+            base.y[run], base.x[run] = seen.y[part], seen.x[part]
+            base.index[run], base.weight[run] = seen.index[part], seen.weight[part]
+            base.margin[run], base.near_tie[run] = margin[part], tie[part]
+            if self.structure.needs_block_input:
+                base.block_input[run] = seen.block_input[part]
+
+    def _recall(self, base: BaseLayer) -> None:
+        device = self.model.device
+        for i, run in enumerate(self.runs):
+            if run.known is None:
+                continue
+            base.h_out[i] = run.known.resid[base.layer + 1].to(device)
+            if base.layer in self.model.blocks:
+                m = self.model.moe_layers.index(base.layer)
+                for name in ("y", "x", "index", "weight", "margin", "near_tie", "block_input"):
+                    values = getattr(run.known, name)
+                    if values is not None:
+                        getattr(base, name)[i] = values[m].to(device)
+
+    def _remember(self, base: BaseLayer) -> None:
+        if not self.keep:
+            return
+        for i, parts in self._parts.items():
+            if base.layer == 0:
+                parts["resid"] = [base.h_in[i].cpu()]
+            parts["resid"].append(base.h_out[i].cpu())
+            for name in ("y", "x", "index", "weight", "margin", "near_tie", "block_input"):
+                values = getattr(base, name)
+                if i in values:
+                    parts.setdefault(name, []).append(values[i].cpu())
+
+    def activations(self) -> dict[int, Activations]:
+        """After the last step: what each fresh run leaves behind (see `keep`), by run index."""
+        return {
+            i: Activations(**{name: torch.stack(values) for name, values in parts.items()})
+            for i, parts in self._parts.items()
+        }

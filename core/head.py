@@ -1,0 +1,59 @@
+"""From final hidden states to logits, through the model's own final norm, scaling and soft-capping.
+
+The decoder layers are stubbed to hand the states over; the unembedding is stubbed to take its product in fp32
+(protocol.md, "contrast": a bf16 logit of size 16-32 has steps of 0.125). All else is the model's own forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+
+from .hooks import stub
+from .moe import MoeModel
+
+_ROWS = 2048
+_VOCABULARY = 16_384
+
+
+@torch.no_grad()
+def object_logits(model: MoeModel, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of `ids` [R, m] for states after the last layer [R, d]: [R, m], fp32, on the CPU."""
+    weight, bias = model.unembedding.weight, getattr(model.unembedding, "bias", None)
+    out = []
+    for at in range(0, states.shape[0], _ROWS):
+        some = ids[at : at + _ROWS].to(weight.device)
+        rows = weight[some].float()  # [r, m, d]
+        shift = 0.0 if bias is None else bias[some].float()
+
+        def product(hidden, rows=rows, shift=shift):  # noqa: ANN001, ANN202 - stands in for the unembedding
+            return ((hidden.float().to(rows.device) * rows).sum(-1) + shift)[:, None]
+
+        out.append(_through_head(model, states[at : at + _ROWS], product))
+    return torch.cat(out) if out else torch.zeros(0, ids.shape[1])
+
+
+@torch.no_grad()
+def all_logits(model: MoeModel, states: torch.Tensor) -> torch.Tensor:
+    """Logits of the whole vocabulary for states [R, d]: [R, V], fp32, on the CPU. For few rows."""
+    weight, bias = model.unembedding.weight, getattr(model.unembedding, "bias", None)
+
+    def product(hidden):  # noqa: ANN001, ANN202
+        hidden = hidden.float().to(weight.device)
+        parts = [hidden @ weight[at : at + _VOCABULARY].float().T for at in range(0, weight.shape[0], _VOCABULARY)]
+        logits = torch.cat(parts, -1)
+        return logits if bias is None else logits + bias.float()
+
+    return _through_head(model, states, product)
+
+
+def _through_head(model: MoeModel, states: torch.Tensor, product: Callable[..., torch.Tensor]) -> torch.Tensor:
+    ids = torch.zeros((states.shape[0], 1), dtype=torch.long, device=model.device)
+    with contextlib.ExitStack() as stack:
+        for layer in model.layers:
+            stack.enter_context(stub(layer, lambda hidden=None, *args, **kwargs: states[:, None]))
+        stack.enter_context(stub(model.unembedding, product))
+        logits = model.model(input_ids=ids, use_cache=False).logits
+    return logits[:, -1].float().cpu()

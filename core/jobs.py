@@ -1,0 +1,290 @@
+"""Background work: one queue, one worker thread, jobs that say how far they are and can be stopped.
+
+Knows nothing of models, traces or pages: a job is a function that takes a `Progress` and returns a value. One
+worker, because two forward passes at once on one machine are slower than one after the other and need twice the
+memory. The worker is a daemon thread: an unfinished job does not keep the process alive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import Cancelled, ExpertScopeError
+from .progress import Progress
+
+log = logging.getLogger(__name__)
+
+QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
+ACTIVE = (QUEUED, RUNNING)
+RATE_WINDOW = 10.0
+"""Seconds of the recent past from which the speed is estimated."""
+
+Work = Callable[[Progress], Any]
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How a job stands at one moment. Times in seconds; `seconds_left` is None where nothing honest can be said.
+
+    `ahead`: unfinished jobs before this one in the queue. `fraction`: done ÷ total of the current phase, 0 to 1.
+    """
+
+    id: str
+    title: str
+    state: str
+    label: str
+    done: float
+    total: float
+    elapsed: float
+    seconds_left: float | None
+    ahead: int
+    error: str
+    error_next: str
+
+    @property
+    def active(self) -> bool:
+        """Whether the job waits or runs."""
+        return self.state in ACTIVE
+
+    @property
+    def fraction(self) -> float:
+        """Done ÷ total, between 0 and 1; 0 while nothing is known."""
+        return min(max(self.done / self.total, 0.0), 1.0) if self.total > 0 else 0.0
+
+
+class Job:
+    """One piece of work. Made by `JobRegistry.submit`; read it through `status()`, `result` and `wait()`."""
+
+    def __init__(self, key: Hashable, title: str, work: Work, *, clock: Callable[[], float]) -> None:
+        self.id = secrets.token_hex(6)
+        self.key = key
+        self.title = title
+        self.state = QUEUED
+        self.result: Any = None
+        self.error: ExpertScopeError | None = None
+        self.owners: set[Hashable] = set()
+        self._work: Work | None = work
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._ended = threading.Event()
+        self._begun: float | None = None
+        self._finished: float | None = None
+        self._done, self._total, self._label = 0.0, 0.0, ""
+        self._marks: deque[tuple[float, float]] = deque()
+
+    def cancel(self) -> None:
+        """Ask the job to stop; a queued one is cancelled at once, a running one at its next `check()`."""
+        with self._lock:
+            self._stop.set()
+            if self.state == QUEUED:
+                self._end(CANCELLED, error=Cancelled())
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the job was asked to stop."""
+        return self._stop.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the job has ended; False when `timeout` seconds passed first."""
+        return self._ended.wait(timeout)
+
+    def status(self, *, ahead: int = 0) -> JobStatus:
+        """A consistent picture of now."""
+        with self._lock:
+            now = self._finished if self._finished is not None else self._clock()
+            return JobStatus(
+                id=self.id,
+                title=self.title,
+                state=self.state,
+                label=self._label,
+                done=self._done,
+                total=self._total,
+                elapsed=now - self._begun if self._begun is not None else 0.0,
+                seconds_left=self._seconds_left(now) if self.state == RUNNING else None,
+                ahead=ahead if self.state == QUEUED else 0,
+                error=self.error.what if self.error else "",
+                error_next=self.error.next if self.error else "",
+            )
+
+    def _report(self, done: float, total: float, label: str) -> None:
+        with self._lock:
+            now = self._clock()
+            if total != self._total or done < self._done or not self._marks:
+                self._marks.clear()  # another phase: its units say nothing about the former one's speed
+                self._marks.append((now, done))
+            elif done > self._done:
+                self._marks.append((now, done))
+            while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW:
+                self._marks.popleft()
+            self._done, self._total, self._label = float(done), float(total), label
+
+    def _seconds_left(self, now: float) -> float | None:
+        """Left ÷ recent speed. The speed counts up to now, so a stalled job's estimate grows instead of standing."""
+        if not self._marks or self._total <= 0:
+            return None
+        since, base = self._marks[0]
+        gained, spent = self._done - base, now - since
+        if gained <= 0 or spent < 0.5:
+            return None
+        return max(self._total - self._done, 0.0) * spent / gained
+
+    def _end(self, state: str, *, result: Any = None, error: ExpertScopeError | None = None) -> None:
+        self.state, self.result, self.error = state, result, error
+        self._finished = self._clock()
+        self._work = None
+        self._ended.set()
+
+    def _run(self) -> None:
+        with self._lock:
+            if self.state != QUEUED:
+                return
+            self.state, self._begun = RUNNING, self._clock()
+            work = self._work
+        try:
+            result = work(_JobProgress(self))
+        except Cancelled as error:
+            outcome: dict[str, Any] = {"state": CANCELLED, "error": error}
+        except ExpertScopeError as error:
+            outcome = {"state": FAILED, "error": error}
+        except BaseException as error:  # the worker must outlive whatever a job raises
+            log.exception("job %r failed", self.title)
+            outcome = {"state": FAILED, "error": _in_words(error)}
+        else:
+            outcome = {"state": DONE, "result": result}
+        with self._lock:
+            self._end(**outcome)
+
+
+class _JobProgress(Progress):
+    """The `Progress` that a job's work gets."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def update(self, done: float, total: float, label: str = "") -> None:
+        self._job._report(done, total, label)
+
+    def check(self) -> None:
+        if self._job.stopping:
+            raise Cancelled()
+
+
+class JobRegistry:
+    """All jobs of one process, and the thread that does them in the order in which they came."""
+
+    def __init__(self, *, keep: int = 50, clock: Callable[[], float] = time.monotonic) -> None:
+        """`keep`: how many ended jobs stay readable."""
+        self._keep = keep
+        self._clock = clock
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._worker: threading.Thread | None = None
+
+    def submit(self, key: Hashable, title: str, work: Work, *, owner: Hashable | None = None) -> Job:
+        """Queue `work`, or join the unfinished job with the same `key`. `owner`: who wants it (see `release`).
+
+        Raises ExpertScopeError after `close()`.
+        """
+        with self._changed:
+            if self._closed:
+                raise ExpertScopeError("The server is shutting down.", "Start it again.")
+            job = self._find(key)
+            if job is None:
+                job = Job(key, title, work, clock=self._clock)
+                self._jobs[job.id] = job
+                self._prune()
+            if owner is not None:
+                job.owners.add(owner)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._loop, name="expertscope-jobs", daemon=True)
+                self._worker.start()
+            self._changed.notify_all()
+            return job
+
+    def get(self, job_id: str) -> Job | None:
+        """The job with this id, unfinished or among the last ended ones."""
+        with self._changed:
+            return self._jobs.get(job_id)
+
+    def find(self, key: Hashable) -> Job | None:
+        """The unfinished job with this key that was not asked to stop."""
+        with self._changed:
+            return self._find(key)
+
+    def status(self, job_id: str) -> JobStatus | None:
+        """`Job.status` with the number of unfinished jobs ahead in the queue."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return None
+            earlier = itertools.takewhile(lambda other: other is not job, self._jobs.values())
+            return job.status(ahead=sum(other.state in ACTIVE for other in earlier))
+
+    def all(self) -> list[Job]:
+        """Every job that is still known, oldest first."""
+        with self._changed:
+            return list(self._jobs.values())
+
+    def release(self, job_id: str, owner: Hashable) -> None:
+        """`owner` no longer wants the job: it is cancelled when nobody else does."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is None or owner not in job.owners:
+                return
+            job.owners.discard(owner)
+            if not job.owners:
+                job.cancel()
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """Stop taking work, ask everything to stop, wait for the worker; whether it ended within `timeout`."""
+        with self._changed:
+            self._closed = True
+            for job in self._jobs.values():
+                job.cancel()
+            self._changed.notify_all()
+            worker = self._worker
+        if worker is not None and worker is not threading.current_thread():
+            worker.join(timeout)
+            return not worker.is_alive()
+        return True
+
+    def _find(self, key: Hashable) -> Job | None:
+        for job in self._jobs.values():
+            if job.key == key and job.state in ACTIVE and not job.stopping:
+                return job
+        return None
+
+    def _prune(self) -> None:
+        ended = [job.id for job in self._jobs.values() if job.state not in ACTIVE]
+        for job_id in ended[: max(len(ended) - self._keep, 0)]:
+            del self._jobs[job_id]
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while (job := next((j for j in self._jobs.values() if j.state == QUEUED), None)) is None:
+                    if self._closed:
+                        return
+                    self._changed.wait()
+            job._run()
+            with self._changed:
+                self._prune()
+
+
+def _in_words(error: BaseException) -> ExpertScopeError:
+    """A general sentence for what we did not foresee; the log has the rest."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ExpertScopeError("There was not enough memory for this.", "Ask for fewer draws or positions, or a smaller model.")
+    return ExpertScopeError(
+        f"Something went wrong inside ExpertScope ({type(error).__name__}).", "The server's log has the details."
+    )

@@ -1,0 +1,24 @@
+"""How long work reports how far it is, and learns that it should stop.
+
+The engine knows only the `Progress` class; the job worker, the command line and the tests pass their own.
+"""
+
+from __future__ import annotations
+
+
+class Progress:
+    """Receives progress of one piece of work. This base class ignores it all and never cancels.
+
+    `update(done, total, label)`: `done` of `total` units of comparable cost are finished; `label` says in a
+    few words what is being done. `check()` raises `core.errors.Cancelled` when the work should stop; the
+    engine calls it between steps that take well under a second.
+    """
+
+    def update(self, done: float, total: float, label: str = "") -> None:
+        """Report that `done` of `total` units are finished."""
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the work should stop."""
+
+
+SILENT = Progress()

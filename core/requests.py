@@ -1,0 +1,135 @@
+"""The question: which model, fact, noise and settings. Frozen values, no torch, no tokenizer.
+
+A `TraceRequest` is the cache key (together with the identity of the model that answers it), the share link,
+the command-line arguments and the first line of every export. It knows nothing of how it is answered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import InputError
+
+SpecialTokens = Literal["auto", "on", "off"]
+ObjectTokens = Literal["space", "paper"]
+SPECIAL_TOKENS = ("auto", "on", "off")
+OBJECT_TOKENS = ("space", "paper")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+AUTO_FOIL = "auto"
+MAX_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A prompt with a subject, a true object and a foil (protocol.md, "Quantities").
+
+    `prompt` is a template with one `{}` for the subject, or the whole text with the subject in it; in the
+    second case `occurrence` (1-based) says which one is meant if the subject stands there more than once.
+    `foil` is None where the record has none; `foil_auto` asks for the model's most probable other token.
+    """
+
+    prompt: str
+    subject: str
+    true: str
+    foil: str | None = None
+    case_id: int = 0
+    relation: str | None = None
+    occurrence: int | None = None
+    foil_auto: bool = False
+
+    @property
+    def text(self) -> str:
+        """The prompt as the model gets it, before tokenisation."""
+        return self.prompt.replace("{}", self.subject) if "{}" in self.prompt else self.prompt
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which weights, in which number format, where. `name` is `demo`, a hub id or a local folder."""
+
+    name: str = "demo"
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("device", self.device, DEVICES)
+        if not self.name.strip():
+            raise InputError("No model was named.", "Give `demo`, a hub id or a folder.", field="model")
+
+
+@dataclass(frozen=True)
+class TraceRequest:
+    """One question about one fact. Everything in it can change a number; nothing else can.
+
+    `experts`: `last`, `all`, `none`, or a tuple of positions (token indices) at which every routed expert is
+    patched. `first_token`: an object of several tokens is represented by its first one.
+    """
+
+    fact: Fact
+    model: ModelSpec = field(default_factory=ModelSpec)
+    noise: float = 3.0
+    draws: int = 1
+    seed: int = 0
+    special_tokens: SpecialTokens = "auto"
+    object_tokens: ObjectTokens = "space"
+    first_token: bool = False
+    experts: str | tuple[int, ...] = "last"
+
+    def __post_init__(self) -> None:
+        _one_of("special tokens", self.special_tokens, SPECIAL_TOKENS)
+        _one_of("object tokens", self.object_tokens, OBJECT_TOKENS)
+        if isinstance(self.experts, str):
+            _one_of("experts", self.experts, ("last", "all", "none"))
+        else:
+            object.__setattr__(self, "experts", tuple(sorted({int(p) for p in self.experts})))
+        noise = _number("noise", self.noise)
+        if not (math.isfinite(noise) and 0 < noise <= 100):
+            raise InputError(f"The noise level is {self.noise}.", "Give a number above 0, at most 100.", field="noise")
+        object.__setattr__(self, "noise", noise)
+        for name, low, high in (("draws", 1, MAX_DRAWS), ("seed", 0, 2**62)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or int(value) != value or not low <= value <= high:
+                raise InputError(f"{name} is {value}.", f"Give a whole number from {low} to {high}.", field=name)
+            object.__setattr__(self, name, int(value))
+
+    def replace(self, **changes: Any) -> TraceRequest:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TraceRequest:
+        """The inverse of `to_dict`."""
+        data = dict(data)
+        experts = data.get("experts", "last")
+        data["experts"] = experts if isinstance(experts, str) else tuple(experts)
+        return cls(**{**data, "fact": Fact(**data["fact"]), "model": ModelSpec(**data["model"])})
+
+
+def digest(*parts: Any) -> str:
+    """A content key: sha256 over the canonical JSON of `parts`, 32 hex digits."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _one_of(field_name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{field_name} is {value!r}.", f"Choose one of: {', '.join(allowed)}.", field=field_name)
+
+
+def _number(field_name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{field_name} is {value!r}.", "Give a number.", field=field_name) from None

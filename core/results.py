@@ -1,0 +1,155 @@
+"""The answer: long tables with one row per (fact, draw, kind, layer, pos, expert), and where they come from.
+
+The same tables feed the charts, the exports and the command line. Nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .requests import TraceRequest
+
+MIN_DROP = 0.05
+"""Below this drop (logits) a restoration is undefined and shown as missing (protocol.md)."""
+
+FRAME_COLUMNS = [
+    "case_id", "kind", "draw", "layer", "pos", "token_id", "token", "expert", "clean_active",
+    "router_weight_clean", "router_weight_corrupt", "true_logit", "foil_logit", "contrast", "rescue", "restoration",
+]  # fmt: skip
+"""Columns of `TraceResult.frame`. `kind`: clean, corrupt, layer, expert, shared. `draw` is missing on the clean
+row, `layer`/`pos` on clean and corrupt rows, `expert` wherever no single routed expert is meant. Logits, contrast
+and rescue in logits; restoration has no unit."""
+
+ROUTING_COLUMNS = ["run", "draw", "layer", "pos", "slot", "expert", "router_weight", "margin", "near_tie"]
+"""Columns of `TraceResult.routing`. `run`: clean or corrupt; `margin`: score of the last chosen expert minus that
+of the first not chosen, in the units of the router's own selection score (missing where the family's router does
+not select by top-k); `near_tie`: the two differ by at most one bfloat16 rounding step."""
+
+NEXT_TOKEN_COLUMNS = ["run", "draw", "rank", "token_id", "token", "probability"]
+"""Columns of `TraceResult.next_tokens`: the most probable next tokens of each run, rank 1 first."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where numbers come from; stored with every row set.
+
+    `versions`: python, torch, transformers, ... ; `implementation`: attention and experts implementation;
+    `tokens`/`token_ids`: what the model saw; `noise_sigma`: std of the added noise, in embedding units.
+    """
+
+    model: str
+    fingerprint: str
+    revision: str | None
+    dtype: str
+    device: str
+    versions: dict[str, str]
+    implementation: dict[str, str]
+    created: str
+    noise_sigma: float
+    n_layers: int
+    moe_layers: list[int]
+    n_experts: int
+    top_k: int
+    has_shared: bool
+    token_ids: list[int]
+    tokens: list[str]
+    subject_positions: list[int]
+    true_id: int
+    foil_id: int
+    true_token: str
+    foil_token: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TraceResult:
+    """The answer to one `TraceRequest`. `runs` has one entry per run: clean first, then each draw's corrupt
+    run, with `p_true` (probability of the true object's token) and `rank_true` (1 = most probable)."""
+
+    request: TraceRequest
+    provenance: Provenance
+    frame: pd.DataFrame
+    routing: pd.DataFrame
+    next_tokens: pd.DataFrame
+    runs: pd.DataFrame
+    cached: bool = False
+
+    @property
+    def clean_contrast(self) -> float:
+        """logit(true) − logit(foil) of the clean run."""
+        return float(self.frame.loc[self.frame.kind == "clean", "contrast"].iloc[0])
+
+    @property
+    def corrupt_contrast(self) -> float:
+        """The same of the corrupt runs, mean over draws."""
+        return float(self.frame.loc[self.frame.kind == "corrupt", "contrast"].mean())
+
+    @property
+    def drop(self) -> float:
+        """Clean minus corrupt contrast, mean over draws."""
+        return self.clean_contrast - self.corrupt_contrast
+
+    def summary(self) -> pd.DataFrame:
+        """One row per (kind, layer, pos, expert), draws aggregated: see `over_draws`."""
+        return over_draws(self.frame)
+
+
+def complete(rows: pd.DataFrame, *, clean_contrast: float, corrupt_contrast: float) -> pd.DataFrame:
+    """Add contrast, rescue and restoration to rows of one draw.
+
+    rescue = contrast − corrupt contrast; restoration = rescue ÷ drop, missing where drop < `MIN_DROP`.
+    A clean row has restoration 1 where it is defined; a corrupt one 0.
+    """
+    rows = rows.copy()
+    drop = clean_contrast - corrupt_contrast
+    rows["contrast"] = rows.true_logit - rows.foil_logit
+    rows["rescue"] = rows.contrast - corrupt_contrast
+    rows["restoration"] = rows.rescue / drop if drop >= MIN_DROP else np.nan
+    return rows
+
+
+def over_draws(frame: pd.DataFrame) -> pd.DataFrame:
+    """Aggregate a frame of one fact over its draws: restoration is mean rescue ÷ mean drop, never a mean of ratios.
+
+    Columns: the keys, `draws`, means of the logits, contrast, rescue and router weights, `clean_active`,
+    `rescue_sd` (sample standard deviation over draws, missing for one draw), `rescue_min`, `rescue_max`, `restoration`.
+    """
+    patched = frame[frame.kind.isin(["layer", "expert", "shared"])]
+    mean_drop = drop_of(frame)
+    keys = ["case_id", "kind", "layer", "pos", "token_id", "token", "expert"]
+    grouped = patched.groupby(keys, dropna=False, sort=False)
+    out = grouped.agg(
+        draws=("rescue", "size"),
+        clean_active=("clean_active", "first"),
+        router_weight_clean=("router_weight_clean", "mean"),
+        router_weight_corrupt=("router_weight_corrupt", "mean"),
+        true_logit=("true_logit", "mean"),
+        foil_logit=("foil_logit", "mean"),
+        contrast=("contrast", "mean"),
+        rescue=("rescue", "mean"),
+        rescue_sd=("rescue", "std"),
+        rescue_min=("rescue", "min"),
+        rescue_max=("rescue", "max"),
+    ).reset_index()
+    out["restoration"] = out.rescue / mean_drop if mean_drop >= MIN_DROP else np.nan
+    return out
+
+
+def drop_of(frame: pd.DataFrame) -> float:
+    """Clean contrast minus mean corrupt contrast of one fact's frame, in logits."""
+    clean = frame.loc[frame.kind == "clean", "contrast"].mean()
+    return float(clean - frame.loc[frame.kind == "corrupt", "contrast"].mean())
+
+
+def expert_name(layer: int, expert: int | None) -> str:
+    """L44E069: the layer as it is, the expert padded to three digits; the shared expert is L44shared."""
+    return f"L{layer}shared" if expert is None else f"L{layer}E{expert:03d}"
+
+
+def provenance_from_dict(data: dict[str, Any]) -> Provenance:
+    """Read back what `dataclasses.asdict` wrote."""
+    return Provenance(**data)

@@ -1,0 +1,176 @@
+"""How a model's layers may be run, found by trying: which mix positions only by attention, which add their block's
+output to the residual stream unchanged, which blocks have a shared expert or a transformation after the experts.
+
+Probed once per model (it needs one pass over the weights) and stored with the load-time verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import ModelRefused
+from .hooks import hooks, retuple, untuple
+from .moe import MoeModel, Routing, Watch, contributions, without_experts
+from .packing import LayerArguments, Piece, call_full, call_packed, packed_mode, record_layer_calls
+
+_PROBE_TOKENS = 7
+_PROBE_START = 3
+
+
+@dataclass
+class Structure:
+    """`packed[l]`: the layer is exact on the packed axis (else it runs on full-length rows). `additive[l]`: the MoE
+    output is added to the stream as it is, so that a patched row may join after the layer. `tail[l]`: experts' outputs
+    are transformed after their sum. `has_shared`: some block has a shared expert. `sum_error`: largest relative
+    difference of Σ contributions + shared from the block output. `arguments`: recorded layer arguments."""
+
+    packed: list[bool]
+    additive: dict[int, bool]
+    tail: dict[int, bool]
+    has_shared: bool
+    sum_error: float
+    arguments: LayerArguments
+
+    @property
+    def needs_block_input(self) -> bool:
+        """Whether contributions or the shared part need the block's own input."""
+        return self.has_shared or any(self.tail.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, for the store; the recorded arguments are made anew."""
+        return {
+            "packed": self.packed, "additive": {str(k): v for k, v in self.additive.items()},
+            "tail": {str(k): v for k, v in self.tail.items()}, "has_shared": self.has_shared,
+            "sum_error": self.sum_error,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], model: MoeModel) -> Structure:
+        """Read back what `to_dict` wrote."""
+        return cls(
+            packed=list(data["packed"]),
+            additive={int(k): v for k, v in data["additive"].items()},
+            tail={int(k): v for k, v in data["tail"].items()},
+            has_shared=data["has_shared"],
+            sum_error=data["sum_error"],
+            arguments=_arguments(model),
+        )
+
+
+def _arguments(model: MoeModel) -> LayerArguments:
+    with model.lock, packed_mode(model.model):
+        return LayerArguments.probe(model.model, model.layers, int(model.config.vocab_size), model.device)
+
+
+def _tolerance(dtype: torch.dtype, *, fp32: float, half: float) -> float:
+    return fp32 if dtype == torch.float32 else half
+
+
+@torch.no_grad()
+def probe(model: MoeModel) -> Structure:
+    """Run two short token sequences through every layer in different ways and compare. Inside no lock of yours.
+
+    Raises `ModelRefused` where the experts' contributions do not add up to the block's output.
+    """
+    arguments = _arguments(model)
+    vocabulary = int(model.config.vocab_size)
+    ids = (torch.arange(2 * _PROBE_TOKENS) * 7919 + 13).remainder(vocabulary).view(2, -1).to(model.device)
+    structure = Structure([], {}, {}, False, 0.0, arguments)
+    with model.lock, packed_mode(model.model):
+        keys: list[Any] = []
+        for row in range(2):
+            key = ("probe", row) if arguments.by_content else _PROBE_TOKENS
+            arguments.add(key, record_layer_calls(model.model, model.layers, input_ids=ids[row : row + 1])[1])
+            keys.append(key)
+        hidden, _ = record_layer_calls(model.model, model.layers, input_ids=ids)
+        for layer in range(model.n_layers):
+            hidden = _probe_layer(model, structure, layer, hidden, keys)
+    for key in set(keys):
+        del arguments.recorded[key]
+    return structure
+
+
+def _probe_layer(
+    model: MoeModel, structure: Structure, layer: int, hidden: torch.Tensor, keys: list[Any]
+) -> torch.Tensor:
+    module, block, arguments = model.layers[layer], model.blocks.get(layer), structure.arguments
+    rows = [Piece(hidden, _PROBE_TOKENS, 0, keys)]
+    watch = Watch(block, model.n_experts) if block else None
+    if watch:
+        with watch:
+            (want,) = call_full(module, layer, rows, [0], arguments)
+    else:
+        (want,) = call_full(module, layer, rows, [0], arguments)
+    structure.packed.append(_packed_agrees(module, layer, hidden, keys, arguments, want))
+    if watch:
+        seen = watch.routing()
+        _probe_sum(model, structure, layer, seen)
+        structure.additive[layer] = _is_additive(module, layer, rows, arguments, block.module, seen, want)
+    return want
+
+
+def _packed_agrees(module, layer, hidden, keys, arguments, want) -> bool:  # noqa: ANN001
+    """Does a suffix on the packed axis, with its prefix elsewhere, give what the full rows give?"""
+    suffix = hidden[:, _PROBE_START:]
+    prefix = Piece(hidden[:, :_PROBE_START], _PROBE_TOKENS, 0, keys, queries="none")
+    piece = Piece(suffix, _PROBE_TOKENS, _PROBE_START, keys, prefix=(0, torch.arange(hidden.shape[0])))
+    try:
+        _, got = call_packed(module, layer, [prefix, piece], arguments)
+    except (RuntimeError, ValueError, IndexError, AttributeError, AssertionError):
+        return False  # a layer that cannot even run on this axis
+    wanted = want[:, _PROBE_START:].float()
+    moved = (wanted - suffix.float()).norm(dim=-1)  # what the layer does, so that a large stream hides nothing
+    error = (got.float() - wanted).norm(dim=-1)
+    limit = _tolerance(hidden.dtype, fp32=1e-4, half=2.0**-5)
+    floor = _tolerance(hidden.dtype, fp32=1e-6, half=2.0**-7) * wanted.norm(dim=-1)
+    return bool((error <= limit * moved + floor).all())
+
+
+def _probe_sum(model: MoeModel, structure: Structure, layer: int, seen: Routing) -> None:
+    """Σ contributions + shared = block output, with or without the transformation after the experts."""
+    block, y = model.blocks[layer], seen.y.float()
+    shared = without_experts(block, seen.block_input).float()
+    plain = contributions(block, seen.x, seen.index, seen.weight)
+    scale = y.norm(dim=-1).max().clamp_min(1e-30)
+    limit = _tolerance(model.dtype, fp32=5e-6, half=2.0**-7)
+    error = float("inf")
+    if plain.shape[-1] == y.shape[-1]:
+        error = ((plain.float().sum(1) + shared - y).norm(dim=-1).max() / scale).item()
+    structure.tail[layer] = error > limit
+    if structure.tail[layer]:
+        mapped = contributions(block, seen.x, seen.index, seen.weight, seen.block_input)
+        error = ((mapped.float().sum(1) + shared - y).norm(dim=-1).max() / scale).item()
+    if not error <= limit:
+        raise ModelRefused(
+            f"In layer {layer} the experts' contributions do not add up to the MoE block's output "
+            f"(relative difference {error:.1e}, allowed {limit:.1e}).",
+            "This model family is not supported: a trace of it would be wrong.",
+        )
+    structure.sum_error = max(structure.sum_error, error)
+    if (shared.norm(dim=-1).max() / scale).item() > 1e-7:
+        structure.has_shared = True
+
+
+def _is_additive(module, layer, rows, arguments, block, seen: Routing, want) -> bool:  # noqa: ANN001
+    """Does a vector added to the block's output come out of the layer unchanged?
+
+    The vector is as large as the stream itself, so that half precision can tell.
+    """
+    generator = torch.Generator("cpu").manual_seed(layer)
+    vector = torch.randn(want.shape[-1], generator=generator).to(want.device)
+    vector = vector * (want[:, -1].float().norm(dim=-1).mean() / vector.norm())
+
+    def shift(_module, args, output):  # noqa: ANN001, ANN202 - a torch hook
+        first = untuple(output)
+        flat = first.reshape(-1, first.shape[-1]).clone()
+        flat[_PROBE_TOKENS - 1] = (flat[_PROBE_TOKENS - 1].float() + vector).to(flat.dtype)
+        return retuple(output, flat.view(first.shape))
+
+    with hooks(block.register_forward_hook(shift)):
+        (got,) = call_full(module, layer, rows, [0], arguments)
+    moved = got[0, -1].float() - want[0, -1].float()
+    limit = _tolerance(want.dtype, fp32=1e-5, half=2.0**-6)
+    return bool((moved - vector).norm() <= limit * vector.norm())
