@@ -1,0 +1,375 @@
+"""The command line: `python -m core trace …` and `python -m core models`.
+
+Arguments → `TraceRequest`s → the engine → a table and a summary. Results go to stdout, progress and messages to
+stderr. Exit code 0, 2 for wrong input, 1 for a failure (130 when interrupted). Whatever is slow to import is imported
+after the arguments proved right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .console import TerminalProgress, tolerant, visible
+from .errors import ExpertScopeError, InputError, StoreError
+from .facts import MAX_CASE_ID
+from .prompts import check_objects, prepare, subject_span
+from .requests import (
+    AUTO_FOIL,
+    DEVICES,
+    DTYPES,
+    MAX_DRAWS,
+    OBJECT_TOKENS,
+    SPECIAL_TOKENS,
+    Fact,
+    ModelSpec,
+    TraceRequest,
+)
+
+EPILOG = """\
+A fact is typed in (--prompt, --subject, --true, --foil), taken from the bundled list (--fact N [N ...]), or many are
+read from a file (--facts FILE; with --fact only those case_ids of it). Facts of a file that cannot be traced are left
+out and named on stderr.
+
+  python -m core trace --prompt "The capital of {} is" --subject France --true Paris --foil Rome
+  python -m core trace --fact 17 --draws 10 --out fact17.parquet
+  python -m core trace --model allenai/OLMoE-1B-7B-0924 --facts counterfact.json --foil auto --out all.csv
+"""
+_LEFT_OUT_SHOWN = 10
+DEBUG = "EXPERTSCOPE_DEBUG"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    tolerant(sys.stdout)
+    tolerant(sys.stderr)
+    try:
+        arguments = parser().parse_args(argv)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except ExpertScopeError as error:
+        return _fail(error.what, error.next, error.exit_code)
+    except BrokenPipeError:
+        # the reader of our output (say, `| head`) has seen enough; keep the interpreter from trying again at exit
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("Interrupted.", "Facts that were finished are in the store and will not be computed again.", 130)
+    except MemoryError:
+        return _fail("The memory of this machine is used up.", "Trace fewer facts at once, or a smaller model.", 1)
+    except Exception as error:  # noqa: BLE001 - the last resort of the command line
+        return _defect(error)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser; every subcommand sets `run`."""
+    top = argparse.ArgumentParser(
+        prog="python -m core",
+        description="Expert-aware causal tracing of factual recall in sparse MoE language models.",
+        allow_abbrev=False,
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    trace = commands.add_parser(
+        "trace",
+        help="trace one fact or many",
+        description="Trace facts: corrupt the subject, restore MoE outputs one by one, see what brings the answer back.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    trace.set_defaults(run=run_trace)
+
+    model = trace.add_argument_group("model")
+    model.add_argument("--model", default="demo", metavar="NAME", help="demo, a Hugging Face id or a folder (demo)")
+    model.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hugging Face id")
+    model.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: float32 on a CPU where it fits")
+    model.add_argument("--device", default="auto", choices=DEVICES)
+
+    fact = trace.add_argument_group("facts")
+    fact.add_argument("--prompt", metavar="TEXT", help="template with {} for the subject, or the whole text")
+    fact.add_argument("--subject", metavar="TEXT")
+    fact.add_argument("--true", metavar="TEXT", help="the true object")
+    fact.add_argument("--foil", metavar="TEXT", help="a false object; auto: the most probable other token")
+    fact.add_argument("--occurrence", type=int, metavar="K", help="which occurrence of the subject is meant (from 1)")
+    fact.add_argument("--case-id", type=int, metavar="N", help="number of a typed fact; seeds its noise (0)")
+    fact.add_argument("--fact", type=int, nargs="+", metavar="N", help="facts by case_id, bundled or of --facts")
+    fact.add_argument("--facts", metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet")
+
+    method = trace.add_argument_group("method")
+    method.add_argument("--noise", type=float, default=3.0, metavar="X", help="noise level, × embedding std (3)")
+    method.add_argument("--draws", type=int, default=1, metavar="N", help=f"noise draws, 1 to {MAX_DRAWS} (1)")
+    method.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise, plus the case_id (0)")
+    method.add_argument("--special-tokens", default="auto", choices=SPECIAL_TOKENS)
+    method.add_argument("--object-tokens", default="space", choices=OBJECT_TOKENS)
+    method.add_argument("--first-token", action="store_true", help="let an object's first token stand for it")
+    method.add_argument(
+        "--experts", default="last", metavar="WHERE", help="expert patches at the last position, all, none, or at 3,5"
+    )
+
+    output = trace.add_argument_group("output")
+    output.add_argument("--out", metavar="FILE", help="write the long table: .parquet, .csv or .json")
+    output.add_argument("--no-cache", action="store_true", help="neither read nor write the store")
+
+    models = commands.add_parser("models", help="list known models", description="The models that are known by name.")
+    models.set_defaults(run=run_models)
+    return top
+
+
+def run_trace(arguments: argparse.Namespace) -> int:
+    """The `trace` command."""
+    from .tables import check_out
+
+    out = check_out(arguments.out) if arguments.out is not None else None
+    spec = ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device)
+    template = TraceRequest(
+        fact=Fact("", "", ""),
+        model=spec,
+        noise=arguments.noise,
+        draws=arguments.draws,
+        seed=arguments.seed,
+        special_tokens=arguments.special_tokens,
+        object_tokens=arguments.object_tokens,
+        first_token=arguments.first_token,
+        experts=_experts(arguments.experts),
+    )
+    facts = _facts(arguments)
+    left_out: list[tuple[Fact, InputError]] = []
+
+    def keep(candidates: list[Fact], check: Any) -> list[Fact]:
+        """The facts that pass; a single fact's error is the command's error."""
+        good = []
+        for fact in candidates:
+            try:
+                check(fact)
+                good.append(fact)
+            except InputError as error:
+                if len(facts) == 1:
+                    raise
+                left_out.append((fact, error))
+        if not good:
+            _report_left_out(left_out, len(facts))
+            raise InputError("None of the facts can be traced.", "", field="facts")
+        return good
+
+    # what needs no tokenizer is checked before the model is loaded
+    usable = keep(facts, lambda fact: (subject_span(fact), check_objects(fact)))
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    progress = TerminalProgress()
+    try:
+        from .models import load_model
+        from .trace import trace_many
+
+        with _store(arguments.no_cache) as store:
+            model = load_model(
+                spec.name, revision=spec.revision, dtype=spec.dtype, device=spec.device, progress=progress, store=store
+            )
+            options = {
+                "special_tokens": template.special_tokens,
+                "object_tokens": template.object_tokens,
+                "first_token": template.first_token,
+                "max_length": getattr(model, "max_length", None),
+            }
+            usable = keep(usable, lambda fact: prepare(model.tokenizer, fact, **options))
+            progress.close()
+            _report_left_out(left_out, len(facts))
+            requests = [template.replace(fact=fact) for fact in usable]
+            results = trace_many(model, requests, store=store, progress=progress)
+    finally:
+        progress.close()
+
+    from . import report
+    from .tables import long_table, provenance, write_table
+
+    if out is not None:
+        table = long_table(results)
+        write_table(table, out, metadata=provenance(results))
+    print(report.summary(results[0]) if len(results) == 1 else report.summary_many(results))
+    if out is not None:
+        print(f"{len(table):,} rows written to {out}")
+    return 0
+
+
+def run_models(arguments: argparse.Namespace) -> int:
+    """The `models` command."""
+    from .catalog import catalogue
+
+    rows = [["id", "parameters", "size", "layers × experts", "top-k", "memory as stored", "memory float32", "state"]]
+    for model in catalogue():
+        rows.append(
+            [
+                visible(model.id),
+                _count(model.parameters),
+                _gigabytes(model.size),
+                model.shape,
+                "?" if model.top_k is None else str(model.top_k),
+                _gigabytes(model.memory()),
+                _gigabytes(model.memory(4)),
+                model.state,
+            ]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(
+        "\nMemory: the weights and working space for a trace. Any other MoE model: its Hugging Face id, or its folder."
+    )
+    return 0
+
+
+def _facts(arguments: argparse.Namespace) -> list[Fact]:
+    """The facts that the arguments name."""
+    typed = {name: getattr(arguments, name) for name in ("prompt", "subject", "true")}
+    given = [f"--{name}" for name, value in typed.items() if value is not None]
+    from_list = "--facts" if arguments.facts is not None else "--fact" if arguments.fact is not None else None
+    if from_list and given:
+        raise InputError(f"{from_list} and {given[0]} cannot go together.", "Give one or the other.", field="fact")
+    if from_list and arguments.case_id is not None:
+        raise InputError(
+            f"{from_list} and --case-id cannot go together.",
+            "Facts of a list have their own case_id; choose one of them with --fact N.",
+            field="case_id",
+        )
+    auto = arguments.foil is not None and arguments.foil.strip().casefold() == AUTO_FOIL
+    if from_list:
+        return _listed(arguments, auto)
+    missing = [f"--{name}" for name, value in typed.items() if value is None]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing."
+            if given
+            else "There is no fact to trace.",
+            "Give --prompt, --subject, --true and --foil, or --fact N, or --facts FILE.",
+            field=missing[0].removeprefix("--"),
+        )
+    if arguments.foil is None:
+        raise InputError(
+            "--foil is missing.",
+            "Give a false object, or --foil auto: the model's most probable other token.",
+            field="foil",
+        )
+    case_id = 0 if arguments.case_id is None else arguments.case_id
+    if not 0 <= case_id <= MAX_CASE_ID:
+        raise InputError(f"--case-id is {case_id}.", f"Give a whole number from 0 to {MAX_CASE_ID}.", field="case_id")
+    fact = Fact(
+        prompt=arguments.prompt,
+        subject=arguments.subject,
+        true=arguments.true.strip(),
+        foil=None if auto else arguments.foil.strip(),
+        case_id=case_id,
+        occurrence=arguments.occurrence,
+        foil_auto=auto,
+    )
+    return [fact]
+
+
+def _listed(arguments: argparse.Namespace, auto: bool) -> list[Fact]:
+    """Facts of a file, or of the bundled list, all or those that --fact names."""
+    from . import facts as lists
+
+    if arguments.facts is not None:
+        found = lists.read(arguments.facts, foil="auto" if auto else "file")
+    else:
+        found = lists.bundled()
+    if arguments.fact is not None:
+        found = [lists.find(found, case_id) for case_id in dict.fromkeys(arguments.fact)]
+    if auto:
+        return [replace(f, foil=None, foil_auto=True, occurrence=arguments.occurrence or f.occurrence) for f in found]
+    if (arguments.foil is not None or arguments.occurrence is not None) and len(found) > 1:
+        name = "--foil" if arguments.foil is not None else "--occurrence"
+        raise InputError(
+            f"{name} holds for one fact, but there are {len(found)}.",
+            "Choose one with --fact N, or give --foil auto." if name == "--foil" else "Choose one with --fact N.",
+            field=name.removeprefix("--"),
+        )
+    if arguments.foil is not None:
+        found = [replace(f, foil=arguments.foil.strip()) for f in found]
+    if arguments.occurrence is not None:
+        found = [replace(f, occurrence=arguments.occurrence) for f in found]
+    return found
+
+
+def _experts(text: str) -> str | tuple[int, ...]:
+    """`last`, `all`, `none`, or positions such as `3,5`."""
+    if text in ("last", "all", "none"):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    if all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
+        return tuple(int(part) for part in parts)
+    raise InputError(f"--experts is {text!r}.", "Choose last, all, none, or positions such as 3,5.", field="experts")
+
+
+@contextlib.contextmanager
+def _store(no_cache: bool) -> Any:
+    """The open store, or None where it is not wanted or cannot be had (which is said, and stops nothing)."""
+    if no_cache:
+        yield None
+        return
+    from cache.store import Store
+
+    try:
+        store = Store.open()
+    except StoreError as error:
+        _say(f"Going on without the store: {error}")
+        yield None
+        return
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _report_left_out(left_out: list[tuple[Fact, InputError]], total: int) -> None:
+    if not left_out:
+        return
+    _say(f"{len(left_out)} of {total} facts cannot be traced and are left out:")
+    for fact, error in left_out[:_LEFT_OUT_SHOWN]:
+        _say(f"  case_id {fact.case_id}: {error}")
+    if len(left_out) > _LEFT_OUT_SHOWN:
+        _say(f"  … and {len(left_out) - _LEFT_OUT_SHOWN} more")
+
+
+def _fail(what: str, next_step: str, code: int) -> int:
+    _say(f"Error: {what}" if code != 130 else what)
+    if next_step:
+        _say(next_step)
+    return code
+
+
+def _defect(error: Exception) -> int:
+    """Nothing a person did: say where it happened, the whole traceback on request."""
+    if os.environ.get(DEBUG):
+        traceback.print_exc()
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    return _fail(
+        f"Unexpected failure, {type(error).__name__} at {where}: {error}",
+        f"This is a defect of ExpertScope or of a library, not of your input. {DEBUG}=1 shows the traceback.",
+        1,
+    )
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print("\n".join(visible(line) for line in text.split("\n")), file=sys.stderr, flush=True)
+
+
+def _count(number: int | None) -> str:
+    if number is None:
+        return "?"
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+def _gigabytes(number: int | None) -> str:
+    if number is None:
+        return "?"
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

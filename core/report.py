@@ -1,0 +1,203 @@
+"""Results in words, for the terminal: contrasts, drop, best cells, best experts. Plain text out, nothing printed.
+
+Numbers over draws and over facts are mean rescue ÷ mean drop (protocol.md), never means of ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from .console import visible
+from .results import MIN_DROP, TraceResult, expert_name
+from .views import filter_problems, patches
+
+BEST = 5
+MAX_FACT_LINES = 30
+
+
+def summary(result: TraceResult, *, best: int = BEST) -> str:
+    """One result: what was asked, both contrasts, the drop, the best cells and experts by rescue."""
+    where, request, fact = result.provenance, result.request, result.request.fact
+    draws = f"{request.draws} draw{'s' if request.draws > 1 else ''}"
+    lines = [
+        f"{_prompt(result)} → {where.true_token!r} (true), {where.foil_token!r} (foil)",
+        f"case_id {fact.case_id} · model {where.model}, {where.dtype} on {where.device} · noise {request.noise:g} · "
+        f"{draws} · seed {request.seed}" + (" · from the store" if result.cached else ""),
+        "",
+        f"clean contrast    {_signed(result.clean_contrast)}   {_run(result, 'clean')}",
+        f"corrupt contrast  {_signed(result.corrupt_contrast)}   {_run(result, 'corrupt')}",
+        f"drop              {_signed(result.drop)}   logits{', mean over draws' if request.draws > 1 else ''}",
+    ]
+    problems = filter_problems(result)
+    if problems:
+        lines.append(f"This fact fails the paper's filter: {'; '.join(problems)}.")
+    if result.drop < MIN_DROP:
+        lines.append(f"The drop is below {MIN_DROP}: restoration is undefined, cells are ranked by rescue.")
+    cells = _best(patches(result, ("layer",)), best)
+    rows = [
+        [f"L{c.layer}", _position(result, c.pos), _ratio(c.restoration), _signed(c.rescue), _spread(c)]
+        for c in cells.itertuples()
+    ]
+    lines += [
+        "",
+        *_block("Best cells (layer patch)", ["layer", "position", "restoration", "rescue"], rows, request.draws),
+    ]
+    experts = _best(patches(result, ("expert", "shared")), best)
+    rows = [
+        [
+            expert_name(e.layer, None if e.kind == "shared" else e.expert),
+            _position(result, e.pos),
+            _ratio(e.restoration),
+            _signed(e.rescue),
+            _spread(e),
+            "" if e.kind == "shared" else f"{e.router_weight_clean:.2f} → {e.router_weight_corrupt:.2f}",
+        ]
+        for e in experts.itertuples()
+    ]
+    if rows:
+        headings = ["expert", "position", "restoration", "rescue", "router weight, clean → corrupt"]
+        lines += ["", *_block("Best experts (expert patch)", headings, rows, request.draws)]
+    lines += [f"Note: {visible(note)}." for note in where.notes]
+    return "\n".join(lines)
+
+
+def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
+    """Many results: a line for each (the first `MAX_FACT_LINES`), then means over all of them."""
+    headings = ["case_id", "prompt", "true", "foil", "clean", "corrupt", "drop", "best cell", "restoration"]
+    rows = []
+    for result in results[:MAX_FACT_LINES]:
+        cell = next(_best(patches(result, ("layer",)), 1).itertuples(), None)
+        rows.append(
+            [
+                str(result.request.fact.case_id),
+                _shorten(_prompt(result), 56),
+                repr(result.provenance.true_token),
+                repr(result.provenance.foil_token),
+                _signed(result.clean_contrast),
+                _signed(result.corrupt_contrast),
+                _signed(result.drop),
+                f"L{cell.layer} {_position(result, cell.pos)}" if cell else "",
+                _ratio(cell.restoration) if cell else "",
+            ]
+        )
+    lines = _columns(headings, rows)
+    if len(results) > MAX_FACT_LINES:
+        lines.append(f"… and {len(results) - MAX_FACT_LINES} more; all rows are in the table (--out).")
+    n = len(results)
+    drop = sum(r.drop for r in results) / n
+    clean, corrupt = (sum(getattr(r, f"{name}_contrast") for r in results) / n for name in ("clean", "corrupt"))
+    lines += ["", f"Over {n} facts: clean contrast {_signed(clean)}, corrupt {_signed(corrupt)}, drop {_signed(drop)}"]
+    failing = sum(1 for r in results if filter_problems(r))
+    if failing:
+        lines.append(f"{failing} of them fail the paper's filter (clean contrast ≥ 1, drop ≥ 0.5).")
+    sites = _sites(results)
+    rows = [[f"L{s.layer}", s.site, _ratio(s.rescue / drop if drop >= MIN_DROP else math.nan), _signed(s.rescue)]
+            for s in _best(sites, best).itertuples()]  # fmt: skip
+    lines += ["", "Best sites (layer patch; mean rescue ÷ mean drop)"]
+    lines += _columns(["layer", "position", "restoration", "rescue"], rows)
+    experts = _experts_over_facts(results)
+    if len(experts):
+        rows = [
+            [
+                expert_name(e.layer, e.expert), _ratio(e.rescue / drop if drop >= MIN_DROP else math.nan),
+                _signed(e.rescue), f"{e.active}/{n}",
+            ]
+            for e in _best(experts, best).itertuples()
+        ]  # fmt: skip
+        lines += ["", "Best experts at the last position (facts without the expert count 0)"]
+        lines += _columns(["expert", "restoration", "rescue", "clean-active"], rows)
+    return "\n".join(lines)
+
+
+def _sites(results: Sequence[TraceResult]) -> pd.DataFrame:
+    """Mean rescue over facts of the layer patch at the last subject token and at the last token."""
+    parts = []
+    for result in results:
+        cells = patches(result, ("layer",))
+        for site, pos in (
+            ("last subject token", max(result.provenance.subject_positions)),
+            ("last token", len(result.provenance.tokens) - 1),
+        ):
+            parts.append(cells.loc[cells.pos == pos, ["layer", "rescue"]].assign(site=site))
+    rows = pd.concat(parts, ignore_index=True)
+    return rows.groupby(["layer", "site"], as_index=False, sort=False).rescue.mean()
+
+
+def _experts_over_facts(results: Sequence[TraceResult]) -> pd.DataFrame:
+    """Per expert at the last position: sum of rescues ÷ number of facts, and in how many it is clean-active."""
+    parts = [patches(r, ("expert",), pos=len(r.provenance.tokens) - 1) for r in results]
+    rows = pd.concat(parts, ignore_index=True)
+    if not len(rows):
+        return rows
+    out = rows.groupby(["layer", "expert"], as_index=False, sort=False).agg(
+        rescue=("rescue", "sum"), active=("clean_active", "sum")
+    )
+    out["rescue"] /= len(results)
+    return out
+
+
+def _best(rows: pd.DataFrame, n: int) -> pd.DataFrame:
+    return rows.sort_values("rescue", ascending=False, kind="stable").head(n)
+
+
+def _prompt(result: TraceResult) -> str:
+    """The prompt with the subject in brackets."""
+    from .prompts import subject_span
+
+    fact = result.request.fact
+    start, end = subject_span(fact)
+    return visible(f"{fact.text[:start]}[{fact.text[start:end]}]{fact.text[end:]}")
+
+
+def _run(result: TraceResult, run: str) -> str:
+    rows = result.runs[result.runs.run == run]
+    p, mean = float(rows.p_true.mean()), len(rows) > 1
+    rank = f"rank {rows.rank_true.mean():.1f}" if mean else f"rank {int(rows.rank_true.iloc[0])}"
+    top = result.next_tokens[(result.next_tokens.run == run) & (result.next_tokens["rank"] == 1)]
+    first = ", ".join(dict.fromkeys(repr(str(t)) for t in top.token.head(3)))
+    return f"P(true) {p:.3g}, {rank}" + (f"; most probable: {first}" if first else "")
+
+
+def _position(result: TraceResult, pos: int) -> str:
+    token = result.provenance.tokens[pos]
+    role = ""
+    if pos == len(result.provenance.tokens) - 1:
+        role = " (last)"
+    elif pos == max(result.provenance.subject_positions):
+        role = " (last subject)"
+    elif pos in result.provenance.subject_positions:
+        role = " (subject)"
+    return f"{pos} {_shorten(repr(token), 24)}{role}"
+
+
+def _block(title: str, headings: list[str], rows: list[list[str]], draws: int) -> list[str]:
+    """A titled table; the column with the spread over draws (the fifth) only where there are several."""
+    headings = [*headings[:4], "over draws", *headings[4:]]
+    if draws == 1:
+        headings, rows = headings[:4] + headings[5:], [r[:4] + r[5:] for r in rows]
+    return [title, *_columns(headings, rows)]
+
+
+def _columns(headings: list[str], rows: list[list[str]]) -> list[str]:
+    table = [headings, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(headings))]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _spread(row) -> str:
+    return "" if row.draws == 1 else f"{_signed(row.rescue_min)} to {_signed(row.rescue_max)}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _ratio(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:+.3f}"
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
