@@ -22,9 +22,11 @@ from .migrations import Cursor, migrate
 
 T = TypeVar("T")
 
+_BLOCK_SIZE = 16384
+"""Bytes. Small, for a table takes at least one block per column, and there is a table per shelf (shelves.py)."""
+
 _CONFIG = {
-    # Small blocks: a table takes at least one per column, and there is a table per shelf (shelves.py).
-    "default_block_size": "16384",
+    "default_block_size": str(_BLOCK_SIZE),
     # Nothing is fetched from a network, and no Python variable is mistaken for a table.
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -43,6 +45,7 @@ def acquire(path: Path) -> Database:
         database = _open.get(key)
         if database is None:
             database = Database(path)
+            database.key = key
             _open[key] = database
         database.holders += 1
         return database
@@ -53,7 +56,7 @@ def release(database: Database) -> None:
     with _open_lock:
         database.holders -= 1
         if database.holders == 0:
-            _open.pop(os.path.realpath(database.path), None)
+            _open.pop(database.key, None)
             database.close()
 
 
@@ -66,24 +69,28 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.key = ""
         self.holders = 0
         self._connection: duckdb.DuckDBPyConnection | None = None
-        self._gate = threading.Condition()  # guards the connection and the two counts below
+        self._gate = threading.Condition(threading.RLock())  # guards all that follows, but the write lock
         self._busy = 0
         self._replacing = False
+        self._last_tick = 0
         self._write_lock = threading.RLock()
         with self._gate:
             self._connect()
+
+    def tick(self, *, after: int = 0) -> int:
+        """A number never given before, above `after`: microseconds since 1970, or one more than the last."""
+        with self._gate:
+            self._last_tick = max(self._last_tick + 1, after + 1, time.time_ns() // 1000)
+            return self._last_tick
 
     # -- transactions ---------------------------------------------------------------------------------------
 
     def read(self, work: Callable[[Cursor], T]) -> T:
         """Run `work` on a cursor of its own in one transaction, so that all its queries see the same state."""
-        try:
-            with self._cursor() as cursor:
-                return _transaction(cursor, work)
-        except (duckdb.Error, OSError) as error:
-            raise self._fault(error) from error
+        return self._run(work)
 
     def write(self, work: Callable[[Cursor], T]) -> T:
         """Run `work` as the only writer in one transaction: all of it is kept, or, if it raises, nothing.
@@ -93,24 +100,12 @@ class Database:
         with self._write_lock:
             for attempt in range(_ATTEMPTS):
                 try:
-                    with self._cursor() as cursor:
-                        return _transaction(cursor, work)
-                except (duckdb.Error, OSError) as error:
-                    if faults.kind(error) != "conflict" or attempt == _ATTEMPTS - 1:
-                        raise self._fault(error) from error
+                    return self._run(work)
+                except duckdb.Error as error:  # a conflict: `_run` explains all others
+                    if attempt == _ATTEMPTS - 1:
+                        raise faults.explain(error, self.path) from error
                     time.sleep(0.01 * 2**attempt)
         raise AssertionError("unreachable")
-
-    def checkpoint(self) -> None:
-        """Move what is in the log into the file, and give freed space back for reuse."""
-        with self._write_lock:
-            try:
-                with self._cursor() as cursor:
-                    cursor.execute("FORCE CHECKPOINT" if self._alone() else "CHECKPOINT")
-            except duckdb.Error as error:
-                if faults.kind(error) in ("full", "damaged") or faults.breaks_connection(error):
-                    raise self._fault(error) from error
-                # Otherwise a reader is at work: DuckDB writes its checkpoint by itself later.
 
     def compact(self) -> None:
         """Rewrite the file without its free space. Waits for readers, who then go on with the new file.
@@ -119,21 +114,22 @@ class Database:
         """
         fresh = self.path.with_name(f"{self.path.name}.compact-{os.getpid()}")
         with self._write_lock, self._exclusive():
+            connection = self._connect()
             try:
                 _remove(fresh)
-                cursor = self._connect().cursor()
-                name = cursor.execute("SELECT current_database()").fetchall()[0][0]
-                cursor.execute(f"ATTACH {_quoted(str(fresh))} AS fresh (BLOCK_SIZE 16384)")
-                cursor.execute(f'COPY FROM DATABASE "{name.replace(chr(34), chr(34) * 2)}" TO fresh')
+                cursor = connection.cursor()
+                name = cursor.execute("SELECT current_database()").fetchall()[0][0].replace('"', '""')
+                cursor.execute(f"ATTACH {_quoted(str(fresh))} AS fresh (BLOCK_SIZE {_BLOCK_SIZE})")
+                cursor.execute(f'COPY FROM DATABASE "{name}" TO fresh')
                 cursor.execute("DETACH fresh")
                 cursor.close()
                 self._disconnect()  # writes the log into the old file, so that none is left beside the new one
                 os.replace(fresh, self.path)
             except (duckdb.Error, OSError) as error:
-                raise self._fault(error) from error
+                self._disconnect()
+                raise self._fault(error, connection) from error
             finally:
                 _remove(fresh)
-                self._connect()
 
     def size(self) -> int:
         """Bytes that the file and its log take on the disk."""
@@ -150,15 +146,21 @@ class Database:
 
     # -- inside -----------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _cursor(self) -> Iterator[Cursor]:
+    def _run(self, work: Callable[[Cursor], T]) -> T:
+        """One transaction. Raises StoreError for all that DuckDB and the disk report, but conflicts as they are."""
         with self._gate:
-            while self._replacing:
+            # After a fault the old connection lives on in the cursors of others: it must be gone before the next.
+            while self._replacing or (self._connection is None and self._busy):
                 self._gate.wait()
-            cursor = self._connect().cursor()
+            connection = self._connect()
+            cursor = connection.cursor()
             self._busy += 1
         try:
-            yield cursor
+            return _transaction(cursor, work)
+        except (duckdb.Error, OSError) as error:
+            if faults.kind(error) == "conflict":
+                raise
+            raise self._fault(error, connection) from error
         finally:
             cursor.close()
             with self._gate:
@@ -168,6 +170,8 @@ class Database:
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
         with self._gate:
+            while self._replacing:
+                self._gate.wait()
             self._replacing = True
             while self._busy:
                 self._gate.wait()
@@ -178,37 +182,35 @@ class Database:
                 self._replacing = False
                 self._gate.notify_all()
 
-    def _alone(self) -> bool:
-        with self._gate:
-            return self._busy <= 1
-
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        if self._connection is None:
-            try:
-                _make_folder(self.path)
-                if not self.path.exists():
-                    _create(self.path)
-                self._connection = _open_file(self.path)
-            except (duckdb.Error, OSError) as error:
-                raise self._fault(error) from error
-        return self._connection
+        with self._gate:
+            if self._connection is None:
+                try:
+                    _make_folder(self.path)
+                    if not self.path.exists():
+                        _create(self.path)
+                    self._connection = _open_file(self.path)
+                except (duckdb.Error, OSError) as error:
+                    raise self._fault(error, None) from error
+            return self._connection
 
     def _disconnect(self) -> None:
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            connection.close()
+        with self._gate:
+            if self._connection is not None:
+                connection, self._connection = self._connection, None
+                with contextlib.suppress(duckdb.Error):  # one that broke reports its fault once more
+                    connection.close()
 
-    def _fault(self, error: Exception) -> StoreError:
+    def _fault(self, error: Exception, connection: duckdb.DuckDBPyConnection | None) -> StoreError:
+        """The StoreError for what happened on `connection`; a damaged file is set aside, by the first who meets it."""
         damaged = faults.kind(error) == "damaged"
-        if damaged or faults.breaks_connection(error):
-            with contextlib.suppress(duckdb.Error):
+        with self._gate:
+            if connection is self._connection and (damaged or faults.breaks_connection(error)):
                 self._disconnect()
-        if not damaged:
-            return faults.explain(error, self.path)
-        try:
-            return faults.set_aside_message(self.path, _set_aside(self.path))
-        except OSError:
-            return faults.explain(error, self.path)
+                if damaged:
+                    with contextlib.suppress(OSError):
+                        return faults.set_aside_message(self.path, _set_aside(self.path))
+        return faults.explain(error, self.path)
 
 
 def _transaction(cursor: Cursor, work: Callable[[Cursor], T]) -> T:
@@ -227,6 +229,9 @@ def _open_file(path: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(str(path), config=_CONFIG)
     try:
         migrate(connection.cursor())
+    except StoreError as error:
+        connection.close()
+        raise StoreError(f"{path}: {error.what}", error.next) from error
     except BaseException:
         connection.close()
         raise

@@ -28,7 +28,7 @@ _ENTRIES = """
 """
 
 
-def entries(cursor: Cursor, *, model: str | None = None) -> list[Entry]:
+def candidates(cursor: Cursor, *, model: str | None = None) -> list[Entry]:
     """All entries (of a model), least recently used first."""
     query = f"SELECT kind, id, last_used, bytes FROM ({_ENTRIES}) ORDER BY last_used, id"
     return [Entry(*row) for row in cursor.execute(query, {"model": model}).fetchall()]
@@ -52,7 +52,7 @@ def evict(cursor: Cursor, *, limit: int, keep_from: int) -> list[Entry]:
     over = total_bytes(cursor) - limit
     chosen: list[Entry] = []
     if over > 0:
-        for entry in entries(cursor):
+        for entry in candidates(cursor):
             if over <= 0 or entry.last_used >= keep_from:
                 break
             chosen.append(entry)

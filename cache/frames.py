@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -91,25 +92,24 @@ def to_arrow(tables: Iterable[tuple[int, pd.DataFrame]], columns: dict[str, str]
     return pa.concat_tables(parts)
 
 
+_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+
+
 def from_arrow(table: pa.Table, columns: dict[str, str]) -> pd.DataFrame:
     """A table read from the store as a frame with the types of `columns`."""
-    return pd.DataFrame({name: _from_arrow(table.column(name), dtype) for name, dtype in columns.items()})
-
-
-def _from_arrow(column: pa.ChunkedArray, dtype: str) -> pd.Series:
-    if dtype in ("Int64", "boolean"):
-        return column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get)
-    return column.to_pandas().astype(dtype)
+    frame = table.select(list(columns)).to_pandas(types_mapper=_NULLABLE.get)
+    return frame.astype({name: dtype for name, dtype in columns.items() if str(frame.dtypes[name]) != dtype})
 
 
 def split(table: pa.Table, owner: str, columns: dict[str, str]) -> dict[int, pd.DataFrame]:
     """A table sorted by (owner, ordinal) as one frame per owner id. Owners without rows are not in it."""
     whole = from_arrow(table, columns)
-    owners = table.column(owner).to_pandas()
-    out, start = {}, 0
-    for owner_id, n in owners.value_counts(sort=False).sort_index().items():
-        out[int(owner_id)] = whole.iloc[start : start + n].reset_index(drop=True)
-        start += n
+    owners, starts, counts = np.unique(table.column(owner).to_numpy(), return_index=True, return_counts=True)
+    out = {}
+    for owner_id, start, n in zip(owners.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        part = whole.iloc[start : start + n]
+        part.index = pd.RangeIndex(n)
+        out[owner_id] = part
     return out
 
 

@@ -14,18 +14,16 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pandas as pd
-import pyarrow as pa
 
 from core.errors import StoreError
 
-from . import eviction, frames, shelves
+from . import entries, eviction, frames, shelves
 from .database import acquire, release
 from .location import default_path
 from .migrations import Cursor
@@ -33,10 +31,9 @@ from .migrations import Cursor
 DEFAULT_LIMIT = 2 * 1024**3
 """Bytes of contents that the store keeps unless told otherwise."""
 
-_ROW_BYTES = 48
-"""About what one result or routing row takes in the file, for counting against the limit."""
-
 _MAX_TOUCHES = 5_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,6 @@ class Store:
         self._lock = threading.Lock()
         self._closed = False
         self._touched: dict[tuple[str, int], int] = {}
-        self._last_tick = 0
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None, *, limit_bytes: int | None = None) -> Store:
@@ -69,7 +65,7 @@ class Store:
         """
         store = cls(Path(path) if path is not None else default_path())
         try:
-            store._last_tick = store._database.read(_latest_tick)
+            store._database.tick(after=store._database.read(entries.latest_tick))
             if limit_bytes is not None and limit_bytes != store.limit:
                 store.set_limit(limit_bytes)
         except BaseException:
@@ -85,7 +81,7 @@ class Store:
             self._closed = True
         try:
             if self._touched:
-                self._database.write(self._write_touches)
+                self._write(lambda cursor: None)
         finally:
             release(self._database)
 
@@ -99,19 +95,19 @@ class Store:
 
     def get_verdict(self, key: str) -> dict[str, Any] | None:
         """The load-time verdict stored under `key` (model fingerprint and library versions), or None."""
-        return self._get_json("verdicts", "verdict", key)
+        return self._get_json("verdicts", key)
 
     def put_verdict(self, key: str, model: str, verdict: dict[str, Any]) -> None:
         """Store a verdict; one that was there under the same key is replaced."""
         self._check_open()
-        text = _dump(verdict)
-        self._database.write(lambda cursor: self._put_json(cursor, "verdicts", "verdict", key, model, text))
+        text, name, tick = _dump(verdict), _text(model), self._database.tick
+        self._write(lambda cursor: entries.put_json(cursor, "verdicts", key, name, text, tick))
 
     # -- reading ----------------------------------------------------------------------------------------------
 
     def get_manifest(self, key: str) -> dict[str, Any] | None:
         """The manifest of a request, or None."""
-        return self._get_json("manifests", "manifest", key)
+        return self._get_json("manifests", key)
 
     def get_run(self, key: str) -> StoredRun | None:
         """One run with its payload, or None."""
@@ -125,7 +121,7 @@ class Store:
             payload = shelves.get(cursor, shelf, run)
             if payload is None:
                 return None
-            return run, StoredRun(payload, json.loads(info), self._routing(cursor, [run])[run])
+            return run, StoredRun(payload, json.loads(info), entries.routing(cursor, [run])[run])
 
         found = self._database.read(work)
         if found is None:
@@ -144,7 +140,7 @@ class Store:
 
         def work(cursor: Cursor) -> tuple[list[tuple[int, str, str]], dict[int, pd.DataFrame]]:
             found = cursor.execute("SELECT id, key, info FROM runs WHERE key IN $keys", {"keys": keys}).fetchall()
-            return found, self._routing(cursor, [run for run, _, _ in found])
+            return found, entries.routing(cursor, [run for run, _, _ in found])
 
         if not keys:
             return {}
@@ -159,11 +155,7 @@ class Store:
 
     def get_many_rows(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], pd.DataFrame]:
         """Those row sets that are there, by (pair key, part); the rows of all of them are read in one query."""
-
-        def rows(cursor: Cursor, ids: list[int]) -> dict[int, pd.DataFrame]:
-            return self._tables(cursor, "result_rows", "row_set", ids, frames.ROW_COLUMNS)
-
-        found = self._row_sets(pairs, rows)
+        found = self._row_sets(pairs, entries.result_rows)
         return {pair: table for pair, (table, _) in found.items()}
 
     def get_many_provenance(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -202,62 +194,17 @@ class Store:
             for pair_key, part, frame, provenance in rows
         }
         new_manifests = {key: _dump(manifest) for key, manifest in manifests}
-        limit = self.limit
+        limit, name, tick = self.limit, _text(model), self._database.tick
 
         def work(cursor: Cursor) -> None:
-            self._write_touches(cursor)
-            tick = self._tick()
-            self._put_runs(cursor, model, new_runs)
-            self._put_rows(cursor, model, new_rows)
+            start = tick()
+            entries.put_runs(cursor, name, new_runs, tick)
+            entries.put_rows(cursor, name, new_rows, tick)
             for key, text in new_manifests.items():
-                self._put_json(cursor, "manifests", "manifest", key, model, text)
-            eviction.evict(cursor, limit=limit, keep_from=tick)
+                entries.put_json(cursor, "manifests", key, name, text, tick)
+            eviction.evict(cursor, limit=limit, keep_from=start)
 
-        self._database.write(work)
-
-    def _put_runs(self, cursor: Cursor, model: str, runs: dict[str, tuple[bytes, str, pd.DataFrame]]) -> None:
-        known = cursor.execute("SELECT key, id FROM runs WHERE key IN $keys", {"keys": list(runs)}).fetchall()
-        self._use(cursor, "runs", [run for _, run in known])
-        ids = {key: self._tick() for key in runs if key not in dict(known)}
-        if not ids:
-            return
-        shelf = self._tick()
-        shelves.put(cursor, shelf, [(run, runs[key][0]) for key, run in ids.items()])
-        columns: dict[str, list[Any]] = {name: [] for name in ("id", "key", "model", "shelf", "info", "bytes")}
-        for key, run in ids.items():
-            payload, info, routing = runs[key]
-            size = len(payload) + len(info) + _ROW_BYTES * len(routing)
-            for name, value in zip(columns, (run, key, _text(model), shelf, info, size), strict=True):
-                columns[name].append(value)
-        shelves.insert(cursor, "runs", pa.table({**columns, "last_used": columns["id"]}))
-        tables = [(run, runs[key][2]) for key, run in ids.items()]
-        shelves.insert(cursor, "routing", frames.to_arrow(tables, frames.ROUTING_COLUMNS, owner="run"))
-
-    def _put_rows(self, cursor: Cursor, model: str, rows: dict[tuple[str, str], tuple[pd.DataFrame, str]]) -> None:
-        known = _find_row_sets(cursor, list(rows))
-        self._use(cursor, "row_sets", [row_set for row_set, _ in known.values()])
-        ids = {pair: self._tick() for pair in rows if pair not in known}
-        if not ids:
-            return
-        columns: dict[str, list[Any]] = {
-            name: [] for name in ("id", "pair_key", "part", "model", "provenance", "bytes")
-        }
-        for pair, row_set in ids.items():
-            frame, provenance = rows[pair]
-            size = len(provenance) + _ROW_BYTES * len(frame)
-            for name, value in zip(columns, (row_set, *pair, _text(model), provenance, size), strict=True):
-                columns[name].append(value)
-        shelves.insert(cursor, "row_sets", pa.table({**columns, "last_used": columns["id"]}))
-        tables = [(row_set, rows[pair][0]) for pair, row_set in ids.items()]
-        shelves.insert(cursor, "result_rows", frames.to_arrow(tables, frames.ROW_COLUMNS, owner="row_set"))
-
-    def _put_json(self, cursor: Cursor, table: str, column: str, key: str, model: str, text: str) -> None:
-        tick = self._tick()
-        cursor.execute(f"DELETE FROM {table} WHERE key = ?", [key])
-        cursor.execute(
-            f"INSERT INTO {table} (id, key, model, {column}, bytes, last_used) VALUES (?, ?, ?, ?, ?, ?)",
-            [tick, key, _text(model), text, len(text), tick],
-        )
+        self._write(work)
 
     # -- size, limit, clearing ----------------------------------------------------------------------------------
 
@@ -277,12 +224,11 @@ class Store:
             raise StoreError(f"The store's limit is {limit_bytes} bytes.", "Give a number above 0.")
 
         def work(cursor: Cursor) -> None:
-            self._write_touches(cursor)
             cursor.execute("DELETE FROM settings WHERE name = 'limit_bytes'")
             cursor.execute("INSERT INTO settings VALUES ('limit_bytes', ?)", [str(limit)])
-            eviction.evict(cursor, limit=limit, keep_from=self._tick())
+            eviction.evict(cursor, limit=limit, keep_from=self._database.tick())
 
-        self._database.write(work)
+        self._write(work)
 
     def size(self) -> int:
         """Bytes that the file (with its log) takes on the disk. Freed space is reused, but only `compact` and
@@ -319,10 +265,10 @@ class Store:
         name = None if model is None else _text(model)
 
         def work(cursor: Cursor) -> None:
-            eviction.drop(cursor, eviction.entries(cursor, model=name))
+            eviction.drop(cursor, eviction.candidates(cursor, model=name))
             cursor.execute("DELETE FROM verdicts WHERE $model IS NULL OR model = $model", {"model": name})
 
-        self._database.write(work)
+        self._write(work)
         self.compact()
 
     def compact(self) -> None:
@@ -334,7 +280,7 @@ class Store:
         """Write down what was used when; writing and closing do it too."""
         self._check_open()
         if self._touched:
-            self._database.write(self._write_touches)
+            self._write(lambda cursor: None)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -342,103 +288,52 @@ class Store:
         if self._closed:
             raise StoreError("The store was closed.", "Open it again.")
 
-    def _tick(self) -> int:
-        """A number never given before: microseconds since 1970, or one more than the last."""
-        with self._lock:
-            self._last_tick = max(self._last_tick + 1, time.time_ns() // 1000)
-            return self._last_tick
-
     def _touch(self, table: str, ids: Iterable[int]) -> None:
         """Remember that these were used. Reads stay reads; a later write puts it into the file."""
-        tick = self._tick()
+        tick = self._database.tick()
         with self._lock:
             self._touched.update({(table, entry): tick for entry in ids})
             many = len(self._touched) > _MAX_TOUCHES
         if many:
             self.flush()
 
-    def _write_touches(self, cursor: Cursor) -> None:
+    def _write(self, work: Callable[[Cursor], None]) -> None:
+        """Run `work` as one write, together with what was used since the last one."""
         with self._lock:
-            touched, self._touched = self._touched, {}
-        for table in ("runs", "row_sets", "manifests", "verdicts"):
-            chosen = {entry: tick for (name, entry), tick in touched.items() if name == table}
-            self._use(cursor, table, list(chosen), list(chosen.values()))
+            touched = dict(self._touched)
 
-    def _use(self, cursor: Cursor, table: str, ids: list[int], ticks: list[int] | None = None) -> None:
-        if not ids:
-            return
-        if ticks is None:
-            ticks = [self._tick()] * len(ids)
-        used = pa.table([pa.array(ids, pa.int64()), pa.array(ticks, pa.int64())], names=["id", "tick"])
-        cursor.register("used_entries", used)
-        try:
-            cursor.execute(
-                f"UPDATE {table} SET last_used = greatest(last_used, used_entries.tick) "
-                f"FROM used_entries WHERE {table}.id = used_entries.id"
-            )
-        finally:
-            cursor.unregister("used_entries")
+        def both(cursor: Cursor) -> None:
+            entries.mark_used(cursor, touched)
+            work(cursor)
 
-    def _get_json(self, table: str, column: str, key: str) -> dict[str, Any] | None:
+        self._database.write(both)
+        with self._lock:
+            self._touched = {entry: tick for entry, tick in self._touched.items() if touched.get(entry) != tick}
+
+    def _get_json(self, table: str, key: str) -> dict[str, Any] | None:
         self._check_open()
-        query = f"SELECT id, {column} FROM {table} WHERE key = ?"
-        found = self._database.read(lambda cursor: cursor.execute(query, [key]).fetchall())
-        if not found:
+        found = self._database.read(lambda cursor: entries.get_json(cursor, table, key))
+        if found is None:
             return None
-        self._touch(table, [found[0][0]])
-        return json.loads(found[0][1])
+        self._touch(table, [found[0]])
+        return json.loads(found[1])
 
-    def _row_sets(self, pairs: Sequence[tuple[str, str]], tables: Any) -> dict[tuple[str, str], tuple[Any, str]]:
-        """By (pair key, part): what `tables` made for the row set's id, and its provenance as text."""
+    def _row_sets(
+        self, pairs: Sequence[tuple[str, str]], tables: Callable[[Cursor, list[int]], dict[int, T]]
+    ) -> dict[tuple[str, str], tuple[T, str]]:
+        """By (pair key, part): what `tables` gave for the row set's id, and its provenance as text."""
         self._check_open()
-        wanted = list(dict.fromkeys((str(pair_key), str(part)) for pair_key, part in pairs))
+        wanted = list(dict.fromkeys(pairs))
         if not wanted:
             return {}
 
-        def work(cursor: Cursor) -> tuple[dict[tuple[str, str], tuple[int, str]], dict[int, Any]]:
-            found = _find_row_sets(cursor, wanted)
+        def work(cursor: Cursor) -> tuple[dict[tuple[str, str], tuple[int, str]], dict[int, T]]:
+            found = entries.find_row_sets(cursor, wanted)
             return found, tables(cursor, [row_set for row_set, _ in found.values()])
 
         found, made = self._database.read(work)
         self._touch("row_sets", [row_set for row_set, _ in found.values()])
         return {pair: (made[found[pair][0]], found[pair][1]) for pair in wanted if pair in found}
-
-    def _routing(self, cursor: Cursor, runs: list[int]) -> dict[int, pd.DataFrame]:
-        return self._tables(cursor, "routing", "run", runs, frames.ROUTING_COLUMNS)
-
-    @staticmethod
-    def _tables(
-        cursor: Cursor, table: str, owner: str, ids: list[int], columns: dict[str, str]
-    ) -> dict[int, pd.DataFrame]:
-        """One frame per id, in one query."""
-        if not ids:
-            return {}
-        # The range lets DuckDB skip storage units by their minima and maxima; ids are in the order of writing.
-        result = cursor.sql(
-            f"SELECT {owner}, {', '.join(columns)} FROM {table} "
-            f"WHERE {owner} BETWEEN $low AND $high AND {owner} IN $ids ORDER BY {owner}, ordinal",
-            params={"low": min(ids), "high": max(ids), "ids": ids},
-        ).to_arrow_table()
-        found = frames.split(result, owner, columns)
-        return {entry: found.get(entry, frames.empty(columns)) for entry in ids}
-
-
-def _find_row_sets(cursor: Cursor, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, str]]:
-    """By (pair key, part): id and provenance text of those that are there."""
-    if not pairs:
-        return {}
-    query = "SELECT pair_key, part, id, provenance FROM row_sets WHERE pair_key IN $keys"
-    found = cursor.execute(query, {"keys": list({pair_key for pair_key, _ in pairs})}).fetchall()
-    wanted = set(pairs)
-    return {(key, part): (row_set, text) for key, part, row_set, text in found if (key, part) in wanted}
-
-
-def _latest_tick(cursor: Cursor) -> int:
-    query = """
-        SELECT coalesce(max(last_used), 0) FROM (
-            SELECT last_used FROM runs UNION ALL SELECT last_used FROM row_sets
-            UNION ALL SELECT last_used FROM manifests UNION ALL SELECT last_used FROM verdicts)"""
-    return int(cursor.execute(query).fetchall()[0][0])
 
 
 def _dump(value: Any) -> str:
