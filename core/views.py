@@ -1,0 +1,261 @@
+"""What the pictures and tables show: a `TraceResult` turned into plain tables, one per picture.
+
+Pure pandas: no charts, no pages, no model. Charts draw these tables, downloads write them, and tests compare them
+with the long frame. All columns are plain numbers, booleans and strings (missing: NaN), ready for any reader.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from .links import SHARED
+from .results import MIN_DROP, TraceResult, expert_name
+
+PAPER_CLEAN, PAPER_DROP = 1.0, 0.5
+"""The paper's filter: a fact counts with a clean contrast and a drop of at least this (protocol.md, "The study")."""
+
+BOTH, CLEAN_ONLY, CORRUPT_ONLY, NOT_ROUTED = "clean and corrupt", "clean only", "corrupt only", "not routed"
+SHARED_INDEX = -1
+"""Stands for the shared expert in the integer column `expert`."""
+
+MEASURES = [
+    "restoration", "rescue", "rescue_sd", "rescue_min", "rescue_max", "draws", "contrast",
+    "true_logit", "foil_logit", "true_shift", "foil_shift",
+]  # fmt: skip
+"""Columns that every table of patches has. `true_shift`, `foil_shift`: the patched run's logit minus the corrupt
+run's, mean over draws, so that rescue = true_shift − foil_shift. `rescue_sd` is missing for one draw."""
+
+
+def token_label(token: str, pos: int) -> str:
+    """A short unique name of a position: the piece (a space shown as ·) and the index."""
+    shown = visible(token)
+    return f"{shown if len(shown) <= 16 else shown[:15] + '…'} ({pos})"
+
+
+def visible(token: str) -> str:
+    """A token's piece with its blanks made visible."""
+    shown = token.replace(" ", "·").replace("Ġ", "·").replace("▁", "·").replace("\n", "↵").replace("\t", "→")
+    return "".join(c if c.isprintable() else "�" for c in shown) or "∅"
+
+
+def token_labels(result: TraceResult) -> list[str]:
+    """One `token_label` per position."""
+    return [token_label(token, pos) for pos, token in enumerate(result.provenance.tokens)]
+
+
+def last_pos(result: TraceResult) -> int:
+    """The last prompt position."""
+    return len(result.provenance.tokens) - 1
+
+
+def expert_positions(result: TraceResult) -> list[int]:
+    """The positions at which this result has expert patches."""
+    frame = result.frame
+    return sorted(int(pos) for pos in frame.loc[frame.kind.isin(["expert", "shared"]), "pos"].unique())
+
+
+def filter_problems(result: TraceResult) -> list[str]:
+    """Sentences about what of the paper's filter this fact fails; empty when it passes."""
+    out = []
+    if result.clean_contrast < PAPER_CLEAN:
+        out.append(f"clean contrast {result.clean_contrast:.2f} is below {PAPER_CLEAN:g}")
+    if result.drop < PAPER_DROP:
+        out.append(f"drop {result.drop:.2f} is below {PAPER_DROP:g}")
+    return out
+
+
+def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None) -> pd.DataFrame:
+    """Patches of some kinds, draws aggregated: layer, pos, kind, expert, router weights and `MEASURES`.
+
+    Means run over all draws of the request. A draw without a row is one in which the expert is routed neither in
+    the clean nor in the corrupt run: its update is zero there, so it counts with rescue 0. restoration is mean
+    rescue ÷ mean drop.
+    """
+    frame = result.frame
+    corrupt = frame.loc[frame.kind == "corrupt", ["draw", "true_logit", "foil_logit", "contrast"]]
+    n = len(corrupt)
+    rows = frame[frame.kind.isin(kinds)]
+    if pos is not None:
+        rows = rows[rows.pos == pos]
+    rows = rows.merge(corrupt, on="draw", suffixes=("", "_corrupt"))
+    rows = rows.assign(
+        expert=rows.expert.astype("Float64").fillna(SHARED_INDEX).astype(int),
+        true_shift=rows.true_logit - rows.true_logit_corrupt,
+        foil_shift=rows.foil_logit - rows.foil_logit_corrupt,
+        clean_active=rows.clean_active.astype("boolean").fillna(False).astype(bool),
+        square=rows.rescue**2,
+    )
+    grouped = rows.groupby(["layer", "pos", "kind", "expert"], sort=False)
+    out = grouped.agg(
+        clean_active=("clean_active", "first"),
+        router_weight_clean=("router_weight_clean", "mean"),
+        router_weight_corrupt=("router_weight_corrupt", "sum"),
+        rescue_sum=("rescue", "sum"),
+        square=("square", "sum"),
+        rescue_min=("rescue", "min"),
+        rescue_max=("rescue", "max"),
+        rows=("rescue", "size"),
+        true_shift=("true_shift", "sum"),
+        foil_shift=("foil_shift", "sum"),
+    ).reset_index()
+    partial = out.rows < n
+    out["rescue"] = out.rescue_sum / n
+    out["rescue_min"] = out.rescue_min.where(~partial, np.minimum(out.rescue_min, 0.0))
+    out["rescue_max"] = out.rescue_max.where(~partial, np.maximum(out.rescue_max, 0.0))
+    variance = (out.square - n * out.rescue**2) / (n - 1) if n > 1 else pd.Series(np.nan, index=out.index)
+    out["rescue_sd"] = np.sqrt(variance.clip(lower=0))
+    out["router_weight_corrupt"] = out.router_weight_corrupt / n
+    out["true_shift"] /= n
+    out["foil_shift"] /= n
+    out["true_logit"] = corrupt.true_logit.mean() + out.true_shift
+    out["foil_logit"] = corrupt.foil_logit.mean() + out.foil_shift
+    out["contrast"] = out.true_logit - out.foil_logit
+    out["draws"] = n
+    out["restoration"] = out.rescue / result.drop if result.drop >= MIN_DROP else np.nan
+    keep = ["layer", "pos", "kind", "expert", "clean_active", "router_weight_clean", "router_weight_corrupt", *MEASURES]
+    return _plain(out[keep])
+
+
+def layer_cells(result: TraceResult) -> pd.DataFrame:
+    """The layer × token map: one row per (MoE layer, position), with token, label, `subject`, margins, experts.
+
+    `margin_clean`, `margin_corrupt` (smallest over draws), `near_tie_clean`, `near_tie_corrupt` (in any draw);
+    `experts_clean`: the routed experts with their weights, heaviest first.
+    """
+    cells = patches(result, ("layer",)).drop(columns=["kind", "expert", "clean_active"])
+    cells = cells.drop(columns=["router_weight_clean", "router_weight_corrupt"])
+    labels, tokens = token_labels(result), result.provenance.tokens
+    cells.insert(2, "token", [tokens[p] for p in cells.pos])
+    cells.insert(3, "label", [labels[p] for p in cells.pos])
+    cells["subject"] = cells.pos.isin(result.provenance.subject_positions)
+    cells = cells.merge(margins(result), on=["layer", "pos"], how="left")
+    for name in ("near_tie_clean", "near_tie_corrupt"):
+        cells[name] = cells[name].astype("boolean").fillna(False).astype(bool)
+    clean = result.routing[result.routing.run == "clean"].sort_values("router_weight", ascending=False)
+    text = [f"E{e:03d} {w:.2f}" for e, w in zip(clean.expert, clean.router_weight, strict=True)]
+    listed = clean.assign(text=text).groupby(["layer", "pos"]).text.agg(", ".join).rename("experts_clean")
+    return cells.merge(listed.reset_index(), on=["layer", "pos"], how="left").sort_values(["layer", "pos"], ignore_index=True)
+
+
+def margins(result: TraceResult) -> pd.DataFrame:
+    """Routing margins per (layer, pos): clean, and the smallest of the corrupt draws; near ties of each."""
+    routing = result.routing.astype({"margin": float})
+    grouped = routing.groupby(["run", "layer", "pos"]).agg(margin=("margin", "min"), near_tie=("near_tie", "any"))
+    grouped = grouped.reset_index()
+    parts = []
+    for run in ("clean", "corrupt"):
+        part = grouped[grouped.run == run].drop(columns="run")
+        parts.append(part.rename(columns={"margin": f"margin_{run}", "near_tie": f"near_tie_{run}"}))
+    return parts[0].merge(parts[1], on=["layer", "pos"], how="outer")
+
+
+def expert_grid(result: TraceResult, pos: int) -> pd.DataFrame:
+    """The layer × expert map of one position: every expert of every MoE layer, and the shared one where there is one.
+
+    `status` says where the expert is routed (`BOTH`, `CLEAN_ONLY`, ...), `corrupt_draws` in how many corrupt draws;
+    measures are missing where it is not routed. `share`: rescue ÷ the layer patch's rescue at the same cell.
+    `column`: the expert's index as text, or `shared`.
+    """
+    prov = result.provenance
+    found = patches(result, ("expert", "shared"), pos).drop(columns=["pos", "kind"])
+    experts = list(range(prov.n_experts)) + ([SHARED_INDEX] if prov.has_shared else [])
+    grid = pd.MultiIndex.from_product([prov.moe_layers, experts], names=["layer", "expert"]).to_frame(index=False)
+    grid = grid.merge(found, on=["layer", "expert"], how="left")
+    routing = result.routing[result.routing.pos == pos]
+    clean = routing[routing.run == "clean"].groupby(["layer", "expert"]).router_weight.first()
+    corrupt = routing[routing.run == "corrupt"].groupby(["layer", "expert"]).router_weight.agg(["sum", "size"])
+    n = result.request.draws
+    index = pd.MultiIndex.from_frame(grid[["layer", "expert"]])
+    grid["router_weight_clean"] = clean.reindex(index).fillna(0.0).to_numpy(dtype=float)
+    grid["router_weight_corrupt"] = (corrupt["sum"].reindex(index).fillna(0.0) / n).to_numpy(dtype=float)
+    grid["corrupt_draws"] = corrupt["size"].reindex(index).fillna(0).to_numpy(dtype=int)
+    in_clean = clean.reindex(index).notna().to_numpy()
+    in_corrupt = grid.corrupt_draws.to_numpy() > 0
+    grid["clean_active"] = in_clean
+    grid["status"] = np.select(
+        [in_clean & in_corrupt, in_clean, in_corrupt], [BOTH, CLEAN_ONLY, CORRUPT_ONLY], default=NOT_ROUTED
+    )
+    shared = grid.expert == SHARED_INDEX
+    grid.loc[shared, "status"] = "always on"
+    grid.loc[shared, ["router_weight_clean", "router_weight_corrupt"]] = np.nan
+    grid["column"] = [SHARED if e == SHARED_INDEX else str(e) for e in grid.expert]
+    grid["name"] = [
+        expert_name(la, None if e == SHARED_INDEX else e) for la, e in zip(grid.layer, grid.expert, strict=True)
+    ]
+    layer = patches(result, ("layer",), pos).set_index("layer").rescue
+    whole = layer.reindex(grid.layer).to_numpy(dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        grid["share"] = np.where(np.abs(whole) >= 0.01, grid.rescue / whole, np.nan)
+    return grid.merge(margins(result)[lambda m: m.pos == pos].drop(columns="pos"), on="layer", how="left")
+
+
+def active_experts(result: TraceResult, layer: int, pos: int) -> pd.DataFrame:
+    """The experts of one cell that are routed in the clean or in a corrupt run (and the shared one), best rescue first."""
+    grid = expert_grid(result, pos)
+    rows = grid[(grid.layer == layer) & (grid.status != NOT_ROUTED)]
+    columns = ["name", "expert", "status", "router_weight_clean", "router_weight_corrupt", "corrupt_draws"]
+    rows = rows[[*columns, "share", *MEASURES]]
+    return rows.sort_values("rescue", ascending=False, ignore_index=True, kind="stable")
+
+
+def routing_strip(result: TraceResult, layer: int) -> pd.DataFrame:
+    """Tokens × experts at one layer: one row per (position, expert) routed in the clean or in a corrupt run.
+
+    `change`: `BOTH`, `CLEAN_ONLY` (in no corrupt draw) or `CORRUPT_ONLY`; `corrupt_draws` of `draws`; router weights
+    (corrupt: mean over all draws, 0 where not routed); margins and near ties of the position.
+    """
+    n = result.request.draws
+    rows = result.routing[result.routing.layer == layer]
+    clean = rows[rows.run == "clean"].groupby(["pos", "expert"]).router_weight.first().rename("router_weight_clean")
+    corrupt = rows[rows.run == "corrupt"].groupby(["pos", "expert"]).router_weight.agg(["sum", "size"])
+    out = pd.concat([clean, corrupt], axis=1).fillna(0.0).reset_index()
+    out["router_weight_corrupt"] = out["sum"].astype(float) / n
+    out["corrupt_draws"] = out["size"].astype(int)
+    out["draws"] = n
+    in_clean, in_corrupt = out.router_weight_clean > 0, out.corrupt_draws > 0
+    out["change"] = np.select([in_clean & in_corrupt, in_clean], [BOTH, CLEAN_ONLY], default=CORRUPT_ONLY)
+    out["name"] = [expert_name(layer, int(e)) for e in out.expert]
+    labels, tokens = token_labels(result), result.provenance.tokens
+    out["token"] = [tokens[p] for p in out.pos]
+    out["label"] = [labels[p] for p in out.pos]
+    out = out.merge(margins(result)[lambda m: m.layer == layer].drop(columns="layer"), on="pos", how="left")
+    return out.drop(columns=["sum", "size"]).sort_values(["pos", "expert"], ignore_index=True)
+
+
+def best_cell(result: TraceResult) -> tuple[int, int] | None:
+    """(layer, pos) of the highest mean rescue, None without cells."""
+    cells = patches(result, ("layer",))
+    if cells.empty:
+        return None
+    best = cells.loc[cells.rescue.idxmax()]
+    return int(best.layer), int(best.pos)
+
+
+def next_tokens(result: TraceResult, top: int = 5) -> dict[str, list[tuple[str, float]]]:
+    """(token, probability) of both runs, most probable first. Corrupt: mean over draws of the listed probabilities."""
+    out = {}
+    for run in ("clean", "corrupt"):
+        rows = result.next_tokens[result.next_tokens.run == run]
+        n = 1 if run == "clean" else result.request.draws
+        by_token = rows.groupby(["token_id", "token"], sort=False).probability.sum() / n
+        by_token = by_token.sort_values(ascending=False, kind="stable").head(top)
+        out[run] = [(str(token), float(p)) for (_, token), p in by_token.items()]
+    return out
+
+
+def p_true(result: TraceResult) -> tuple[float, float]:
+    """Probability of the true object's token in the clean run, and in the corrupt runs (mean over draws)."""
+    by_run = result.runs.groupby("run").p_true.mean()
+    return float(by_run["clean"]), float(by_run["corrupt"])
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """Nullable columns as NumPy ones: integers where nothing is missing, floats elsewhere."""
+    out = {}
+    for name, column in table.items():
+        if isinstance(column.dtype, pd.api.extensions.ExtensionDtype) and pd.api.types.is_numeric_dtype(column.dtype):
+            whole = pd.api.types.is_integer_dtype(column.dtype) and not column.isna().any()
+            column = column.astype(int) if whole else column.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+        out[name] = column
+    return pd.DataFrame(out, index=table.index)

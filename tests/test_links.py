@@ -1,0 +1,120 @@
+"""Links: what goes in comes out, and nothing that a stranger writes into one breaks anything."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from core.links import NAMES, SHARED, View, check_view, from_query, link, to_query
+from core.requests import Fact, ModelSpec, TraceRequest
+
+FRANCE = Fact(prompt="The capital of {} is", subject="France", true="Paris", foil="Rome", case_id=17)
+JAPAN = Fact(prompt="The capital of {} is", subject="Japan", true="Tokyo", foil="Seoul", case_id=18)
+BUNDLED = {17: FRANCE, 18: JAPAN}
+
+
+def read(params):
+    return from_query(params, bundled=BUNDLED.get, default=FRANCE)
+
+
+TYPED = Fact(prompt="Größe & <b>{}</b>?", subject="x=1&y=2", true="ü", foil="#", occurrence=2, case_id=5, relation="a b")
+CASES = [
+    (TraceRequest(fact=FRANCE), View(), True),
+    (
+        TraceRequest(
+            fact=JAPAN, model=ModelSpec("org/name", revision="main", dtype="bfloat16", device="cpu"), noise=2.25,
+            draws=10, seed=12345678901, special_tokens="off", object_tokens="paper", first_token=True,
+        ),
+        View(measure="rescue", pos=3, layer=0, expert=0, strip=7),
+        True,
+    ),
+    (TraceRequest(fact=TYPED, noise=1e-3), View(pos=0, layer=5, expert=SHARED), False),
+    (TraceRequest(fact=Fact(prompt="{} is", subject="A", true="b", foil_auto=True)), View(), False),
+    (TraceRequest(fact=Fact(prompt="{} is", subject="A", true="b")), View(), False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_", "view", "bundled"), CASES)
+def test_a_link_says_what_it_was_made_from(request_, view, bundled):
+    address = link("http://host:1/?old=1#top", request_, view, bundled=bundled)
+    parts = urlsplit(address)
+    assert (parts.netloc, parts.path, parts.fragment) == ("host:1", "/", "")
+    params = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+    assert set(params) <= set(NAMES)
+    back = read(params)
+    assert (back.request, back.view, back.bundled, back.problems) == (request_, view, bundled, ())
+
+
+def test_the_numbers_are_always_in_the_link():
+    assert to_query(TraceRequest(fact=FRANCE), View(), bundled=True) == {
+        "model": "demo", "fact": "17", "noise": "3", "draws": "1", "seed": "0",
+    }  # fmt: skip
+
+
+def test_an_empty_link_is_the_default():
+    back = read({})
+    assert (back.request, back.view, back.bundled, back.problems) == (TraceRequest(fact=FRANCE), View(), True, ())
+
+
+BAD = {
+    "fact": ["999", "-1", "x", "", "1e3", "٣", "9" * 30],
+    "noise": ["0", "-1", "nan", "inf", "101", "abc", ""],
+    "draws": ["0", "1001", "1.5", "1_0", " 2", "abc"],
+    "seed": ["-1", "9" * 30, "x"],
+    "dtype": ["float8", ""],
+    "device": ["tpu"],
+    "special_tokens": ["maybe"],
+    "object_tokens": ["<script>"],
+    "first_token": ["yes"],
+    "show": ["everything"],
+    "pos": ["-1", "x"],
+    "layer": ["1.0"],
+    "strip": ["last"],
+    "model": ["m" * 5000],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_what_cannot_be_is_replaced_and_named(name, value):
+    back = read({name: value})
+    assert back.request == TraceRequest(fact=FRANCE)
+    assert back.view == View()
+    assert len(back.problems) == 1
+    assert name.replace("fact", "") in back.problems[0]
+    assert len(back.problems[0]) < 200
+
+
+def test_half_a_typed_fact_is_named():
+    back = read({"prompt": "{} is", "subject": " "})
+    assert back.request.fact == FRANCE
+    assert "no subject and no true" in back.problems[0]
+
+
+def test_an_expert_without_its_layer_means_nothing():
+    back = read({"expert": "3", "pos": "1"})
+    assert (back.view.expert, back.view.pos) == (None, 1)
+    assert "no layer" in back.problems[0]
+
+
+def test_control_characters_are_dropped():
+    assert read({"prompt": "a\x00b\x1b {}", "subject": "s", "true": "t"}).request.fact.prompt == "ab {}"
+
+
+@pytest.mark.parametrize(
+    ("view", "expected", "words"),
+    [
+        (View(pos=5, layer=2, expert=7, strip=3), View(pos=5, layer=2, expert=7, strip=3), ""),
+        (View(pos=6, layer=2, expert=1), View(), "no position 6"),
+        (View(pos=1, layer=0), View(pos=1), "dense"),
+        (View(pos=1, layer=9, expert=1), View(pos=1), "the model has 4"),
+        (View(pos=1, layer=2, expert=8), View(pos=1, layer=2), "no expert 8"),
+        (View(pos=1, layer=2, expert=SHARED), View(pos=1, layer=2), "no shared expert"),
+        (View(strip=0), View(), "Layer 0"),
+    ],
+)
+def test_a_view_is_cut_down_to_what_the_result_has(view, expected, words):
+    kept, problems = check_view(view, n_tokens=6, moe_layers=[1, 2, 3], n_layers=4, n_experts=8, shared=False)
+    assert kept == expected
+    assert words in " ".join(problems)
+    assert bool(problems) == bool(words)
