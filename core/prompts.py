@@ -316,7 +316,7 @@ def _checked_object(
     if not ids:
         raise InputError(f"The tokenizer makes no token of the {name} {obj!r}.", "Choose another.", field=role)
     unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and ids[0] == unknown and obj != getattr(tokenizer, "unk_token", None):
+    if unknown is not None and unknown in ids and obj != getattr(tokenizer, "unk_token", None):
         raise InputError(f"The {name} {obj!r} is not in the tokenizer's vocabulary.", "Choose another.", field=role)
     if len(ids) == 1:
         return ObjectToken(ids[0], pieces[0], pieces)
