@@ -1,0 +1,159 @@
+"""Downloads: charts as PNG, SVG and self-contained HTML, tables as CSV and Parquet, each saying where it comes from.
+
+The request and the provenance go along everywhere: comment lines of a CSV, metadata of a Parquet or PNG, the text
+under a chart. Whatever a person typed is escaped for the place where it stands. No Streamlit, no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import html
+import json
+import re
+import struct
+import textwrap
+import zlib
+from typing import Any
+
+import pandas as pd
+
+from .charts import Picture
+from .results import TraceResult
+from .tables import table_bytes
+
+CSV_COMMENTS = 3
+"""Comment lines at the top of every CSV: `pandas.read_csv(path, skiprows=3)` reads the rest."""
+
+WIDTH = 860
+"""Width of an exported chart in pixels, before the PNG's scale of 2."""
+
+
+def origin(result: TraceResult) -> dict[str, Any]:
+    """Request and provenance as plain JSON values: all that it takes to get the same numbers again."""
+    return {"request": result.request.to_dict(), "provenance": dataclasses.asdict(result.provenance)}
+
+
+def caption(result: TraceResult) -> list[str]:
+    """What was asked and with what it was answered, in a few lines for people."""
+    request, prov = result.request, result.provenance
+    fact = request.fact
+    model = prov.model + (f" @ {prov.revision}" if prov.revision else "")
+    draws = "1 draw" if request.draws == 1 else f"{request.draws} draws"
+    extras = [f"special tokens {request.special_tokens}", f"object tokens {request.object_tokens}"]
+    if request.first_token:
+        extras.append("first token of each object")
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(prov.versions.items()))
+    return [
+        f"“{fact.text}” · subject {fact.subject} · true {prov.true_token.strip()} · foil {prov.foil_token.strip()}",
+        f"clean contrast {result.clean_contrast:.3f}, corrupt {result.corrupt_contrast:.3f}, drop {result.drop:.3f} logits",
+        f"model {model} ({prov.dtype}, {prov.device}) · noise {request.noise:g} (sigma {prov.noise_sigma:.4g}) · {draws}"
+        f" · seed {request.seed} · case_id {fact.case_id} · " + " · ".join(extras),
+        f"ExpertScope · {versions}",
+    ]
+
+
+def file_stem(result: TraceResult, what: str) -> str:
+    """A file name without ending: plain ASCII whatever the subject is."""
+    parts = [what, result.request.model.name.split("/")[-1], result.request.fact.subject, str(result.request.fact.case_id)]
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(parts)).strip("_.-")[:100]
+
+
+def csv(table: pd.DataFrame, result: TraceResult, what: str) -> bytes:
+    """UTF-8 CSV. The first `CSV_COMMENTS` lines are comments: what it is, the request, the provenance (JSON)."""
+    about = origin(result)
+    lines = [f"# ExpertScope: {_one_line(what)}"]
+    lines += [f"# {name}: {json.dumps(about[name])}" for name in ("request", "provenance")]
+    return ("\n".join(lines) + "\n").encode() + table_bytes(table, ".csv")
+
+
+def parquet(table: pd.DataFrame, result: TraceResult, what: str) -> bytes:
+    """Parquet with request and provenance as JSON under the file's metadata key `expertscope`."""
+    return table_bytes(table, ".parquet", metadata={"what": what, **origin(result)})
+
+
+def svg(picture: Picture, result: TraceResult, title: str) -> bytes:
+    """The chart with title and caption as SVG; request and provenance in its `metadata` element."""
+    import vl_convert
+
+    text = vl_convert.vegalite_to_svg(_spec(picture, result, title))
+    about = html.escape(json.dumps(origin(result), ensure_ascii=False), quote=False)
+    start = text.index(">", text.index("<svg")) + 1
+    return f"{text[:start]}<metadata>{_xml(about)}</metadata>{text[start:]}".encode()
+
+
+def png(picture: Picture, result: TraceResult, title: str) -> bytes:
+    """The chart with title and caption as PNG at twice its size; request and provenance in its text chunk."""
+    import vl_convert
+
+    data = vl_convert.vegalite_to_png(_spec(picture, result, title), scale=2)
+    text = b"ExpertScope\0\0\0\0\0" + json.dumps(origin(result), ensure_ascii=False).encode()
+    chunk = struct.pack(">I", len(text)) + b"iTXt" + text + struct.pack(">I", zlib.crc32(b"iTXt" + text))
+    end = data.rindex(b"IEND") - 4
+    return data[:end] + chunk + data[end:]
+
+
+def page(picture: Picture, result: TraceResult, title: str) -> bytes:
+    """One HTML file with the interactive chart, its libraries, the caption, request and provenance. Works offline."""
+    config = picture.spec.get("config", {})
+    ink = config.get("axis", {}).get("labelColor", "#222")
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in caption(result))
+    spec = picture.standalone(width=WIDTH)
+    return _PAGE.format(
+        title=html.escape(title),
+        subject=html.escape(result.request.fact.subject),
+        background=html.escape(str(config.get("background", "#fff"))),
+        ink=html.escape(str(ink)),
+        lines=lines,
+        bundle=_bundle(),
+        spec=_in_script(spec),
+        origin=_in_script(origin(result)),
+        shown=html.escape(json.dumps(origin(result), ensure_ascii=False, indent=1)),
+    ).encode()
+
+
+def _spec(picture: Picture, result: TraceResult, title: str) -> dict[str, Any]:
+    lines = [part for line in caption(result) for part in textwrap.wrap(_one_line(line), 130) or [""]]
+    return picture.standalone(width=WIDTH, title=title, subtitle=lines)
+
+
+@functools.lru_cache(maxsize=1)
+def _bundle() -> str:
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+
+
+def _in_script(value: Any) -> str:
+    """JSON that cannot end a script element, whatever text is in it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+def _xml(text: str) -> str:
+    return "".join(c for c in text if c in "\t\n\r" or c >= " " and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff")
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title} · {subject} · ExpertScope</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+ body {{ background: {background}; color: {ink}; font: 15px/1.5 "Source Sans", "Segoe UI", Arial, sans-serif;
+   margin: 2rem auto; max-width: 1000px; padding: 0 1rem; }}
+ h1 {{ font-size: 1.3rem; }} p {{ margin: .2rem 0; opacity: .85; }} pre {{ white-space: pre-wrap; font-size: 12px; }}
+ #chart {{ overflow-x: auto; margin: 1rem 0; }}
+</style></head><body>
+<h1>{title}</h1>{lines}
+<div id="chart"></div>
+<details><summary>Request and provenance</summary><pre>{shown}</pre></details>
+<script type="application/json" id="expertscope">{origin}</script>
+<script>{bundle}</script>
+<script>vegaEmbed("#chart", {spec}, {{actions: {{export: true, source: false, compiled: false, editor: false}}}});</script>
+</body></html>
+"""
