@@ -8,16 +8,25 @@ is what the block really multiplies with, whatever the router looks like.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import threading
+import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from .corruption import embedding_std
 from .errors import ModelRefused
 from .hooks import TopKWatch, hooks, stub, untuple
+from .identity import identity_of
+from .prompts import piece
+from .requests import ModelSpec
+
+if TYPE_CHECKING:
+    from .structure import Structure
 
 
 @dataclass(frozen=True)
@@ -50,18 +59,22 @@ class Routing:
 class MoeModel:
     """An unmodified transformers causal LM with what the engine needs to know about it.
 
-    `layers`: the decoder layers; `blocks`: {layer index: Block}; `n_experts`, `top_k`; `lock` is held by whoever
-    runs the model (hooks and the attention function are seen by every caller). Raises `ModelRefused` where no
-    MoE block can be found or the blocks cannot be read.
+    `layers`: the decoder layers; `blocks`: {layer index: Block}; `n_experts`; `lock` is held by whoever runs the
+    model (hooks and the attention function are seen by every caller). `spec`: how it was asked for; `fingerprint`:
+    of its files (a model made in memory has a fresh one). Raises `ModelRefused` where no MoE block can be found or
+    the blocks cannot be read.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, *, name: str = "", fingerprint: str = "") -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any = None, *, spec: ModelSpec | None = None, fingerprint: str = ""
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.name = name or type(model).__name__
-        self.fingerprint = fingerprint
-        self.revision: str | None = None
+        self.spec = spec or ModelSpec(name=type(model).__name__)
+        self.fingerprint = fingerprint or f"in-memory-{uuid.uuid4().hex}"
+        self.quantisation = ""
         self.lock = threading.RLock()
+        self._structure: Structure | None = None
         self.layers, self.blocks = find_blocks(model)
         self.config = model.config.get_text_config()
         self.embedding = model.get_input_embeddings()
@@ -72,6 +85,46 @@ class MoeModel:
         self.n_experts = expert_count(first.experts, self.config)
         self.hidden = int(self.config.hidden_size)
         self.max_length = getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def structure(self) -> Structure:
+        """How the layers may be run; probed on first use (one pass over the weights) unless set from a stored verdict."""
+        if self._structure is None:
+            from .structure import probe
+
+            self._structure = probe(self)
+        return self._structure
+
+    @structure.setter
+    def structure(self, structure: Structure) -> None:
+        self._structure = structure
+
+    @functools.cached_property
+    def embedding_std(self) -> float:
+        """Std of the input-embedding table (see `core.corruption.embedding_std`)."""
+        return embedding_std(self.embedding)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Which weights, run how (see `core.identity`)."""
+        return identity_of(
+            fingerprint=self.fingerprint, dtype=str(self.dtype).removeprefix("torch."), device=self.device.type,
+            implementation=self.implementation(), quantisation=self.quantisation,
+        )  # fmt: skip
+
+    @property
+    def label(self) -> str:
+        """Name and fingerprint, by which the store is shown and cleared."""
+        return f"{self.spec.name} · {self.fingerprint[:8]}"
+
+    @property
+    def top_k(self) -> int:
+        """Routed experts per token."""
+        return self.structure.top_k
+
+    def piece(self, token_id: int) -> str:
+        """The decoded piece of a token, for people."""
+        return str(token_id) if self.tokenizer is None else piece(self.tokenizer, token_id)
 
     @property
     def n_layers(self) -> int:

@@ -13,6 +13,7 @@ import torch
 
 from .errors import ModelRefused
 from .hooks import hooks, retuple, untuple
+from .memory import bytes_per_token
 from .moe import MoeModel, Routing, Watch, contributions, without_experts
 from .packing import LayerArguments, Piece, call_full, call_packed, packed_mode, record_layer_calls
 
@@ -25,13 +26,16 @@ class Structure:
     """`packed[l]`: the layer is exact on the packed axis (else it runs on full-length rows). `additive[l]`: the MoE
     output is added to the stream as it is, so that a patched row may join after the layer. `tail[l]`: experts' outputs
     are transformed after their sum. `has_shared`: some block has a shared expert. `sum_error`: largest relative
-    difference of Σ contributions + shared from the block output. `arguments`: recorded layer arguments."""
+    difference of Σ contributions + shared from the block output. `top_k`: routed experts per token. `bytes_per_token`:
+    memory that a token takes inside a layer call, measured. `arguments`: recorded layer arguments."""
 
     packed: list[bool]
     additive: dict[int, bool]
     tail: dict[int, bool]
     has_shared: bool
     sum_error: float
+    top_k: int
+    bytes_per_token: float
     arguments: LayerArguments
 
     @property
@@ -44,7 +48,7 @@ class Structure:
         return {
             "packed": self.packed, "additive": {str(k): v for k, v in self.additive.items()},
             "tail": {str(k): v for k, v in self.tail.items()}, "has_shared": self.has_shared,
-            "sum_error": self.sum_error,
+            "sum_error": self.sum_error, "top_k": self.top_k, "bytes_per_token": self.bytes_per_token,
         }  # fmt: skip
 
     @classmethod
@@ -56,6 +60,8 @@ class Structure:
             tail={int(k): v for k, v in data["tail"].items()},
             has_shared=data["has_shared"],
             sum_error=data["sum_error"],
+            top_k=data["top_k"],
+            bytes_per_token=data["bytes_per_token"],
             arguments=_arguments(model),
         )
 
@@ -78,7 +84,7 @@ def probe(model: MoeModel) -> Structure:
     arguments = _arguments(model)
     vocabulary = int(model.config.vocab_size)
     ids = (torch.arange(2 * _PROBE_TOKENS) * 7919 + 13).remainder(vocabulary).view(2, -1).to(model.device)
-    structure = Structure([], {}, {}, False, 0.0, arguments)
+    structure = Structure([], {}, {}, False, 0.0, 0, 1.0, arguments)
     with model.lock, packed_mode(model.model):
         keys: list[Any] = []
         for row in range(2):
@@ -88,6 +94,7 @@ def probe(model: MoeModel) -> Structure:
         hidden, _ = record_layer_calls(model.model, model.layers, input_ids=ids)
         for layer in range(model.n_layers):
             hidden = _probe_layer(model, structure, layer, hidden, keys)
+        structure.bytes_per_token = _measure_memory(model, structure, hidden, keys)
     for key in set(keys):
         del arguments.recorded[key]
     return structure
@@ -107,9 +114,26 @@ def _probe_layer(
     structure.packed.append(_packed_agrees(module, layer, hidden, keys, arguments, want))
     if watch:
         seen = watch.routing()
+        structure.top_k = max(structure.top_k, seen.k)
         _probe_sum(model, structure, layer, seen)
         structure.additive[layer] = _is_additive(module, layer, rows, arguments, block.module, seen, want)
     return want
+
+
+def _measure_memory(model: MoeModel, structure: Structure, hidden: torch.Tensor, keys: list[Any]) -> float:
+    """Bytes per token of a call of the first MoE layer, with rows like those of a sweep."""
+    layer = model.moe_layers[0]
+    module = model.layers[layer]
+
+    def call(n_tokens: int) -> None:
+        rows = hidden[:1].expand(max(1, n_tokens // _PROBE_TOKENS), -1, -1)
+        pieces = [Piece(rows, _PROBE_TOKENS, 0, [keys[0]] * rows.shape[0])]
+        if structure.packed[layer]:
+            call_packed(module, layer, pieces, structure.arguments)
+        else:
+            call_full(module, layer, pieces, [0], structure.arguments)
+
+    return bytes_per_token(call, small=10 * _PROBE_TOKENS, large=40 * _PROBE_TOKENS)
 
 
 def _packed_agrees(module, layer, hidden, keys, arguments, want) -> bool:  # noqa: ANN001

@@ -10,7 +10,7 @@ Knows steps and positions, not facts, kinds or tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +25,17 @@ from .progress import SILENT, Progress
 from .structure import Structure
 
 
+Plan = Callable[[BaseLayer], Sequence[Patch]]
+"""Gives the patches whose first layer is that of the base layer, once its unpatched runs are known."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """`patched` [n_patches, m] and `runs` [n_runs, m]: logits of the objects asked for, fp32. `final`: last hidden
-    state of each run [n_runs, d]. `activations`: of the runs that were computed, by run index."""
+    """`patches`: in the order in which the plan gave them; `patched` [n_patches, m] and `runs` [n_runs, m]: logits of
+    the objects asked for, fp32. `final`: last hidden state of each run [n_runs, d]. `activations`: of the runs that
+    were computed, by run index."""
 
+    patches: list[Patch]
     patched: torch.Tensor
     runs: torch.Tensor
     final: torch.Tensor
@@ -38,158 +44,259 @@ class Outcome:
 
 @dataclass
 class _Group:
-    """Patched rows with the same sequence length and start, in the order in which they join.
+    """Patched rows with the same sequence length and start, in the order in which they joined.
 
-    `rows`: patch indices; `joins[i]`: the layer that row i runs through first (n_layers: none any more);
-    `state`: [n, span, d], filled as rows join.
+    `rows`: indices of their patches; `state`: [n, span, d].
     """
 
     length: int
     start: int
     rows: list[int]
-    joins: list[int]
     state: torch.Tensor
-    live: int = 0
 
     @property
     def span(self) -> int:
         return self.length - self.start
 
 
+def listed(patches: Sequence[Patch]) -> Plan:
+    """The plan that gives a list of patches known beforehand."""
+    by_layer: dict[int, list[Patch]] = {}
+    for patch in patches:
+        by_layer.setdefault(patch.layer, []).append(patch)
+    return lambda base: by_layer.get(base.layer, ())
+
+
 def sweep(
     model: MoeModel,
     structure: Structure,
     runs: Sequence[Run],
-    patches: Sequence[Patch],
+    plan: Plan,
     *,
     objects: Sequence[Sequence[int]],
     chunk_tokens: int,
     keep: bool = True,
     progress: Progress = SILENT,
 ) -> Outcome:
-    """Run `runs` and `patches` (each in one of the runs) once through the model.
+    """Take `runs` and the patches that `plan` gives (each in one of the runs) once through the model.
 
     `objects[i]`: token ids whose logits are wanted at the last position of run i and of the patches in it (the same
     number for all). `chunk_tokens`: at most so many tokens go through a layer at a time. `keep`: return activations.
     """
     with model.lock, torch.no_grad(), packed_mode(model.model):
         base_runs = BaseRuns(model, structure, runs, chunk_tokens=chunk_tokens, keep=keep)
-        groups = _group(model, structure, runs, patches)
-        n_layers = model.n_layers
-        work = _Work(model, runs, groups, progress)
-        previous: BaseLayer | None = None
-        for layer in range(n_layers):
+        live = _Live(model, structure, base_runs, chunk_tokens)
+        work = _Work(model.n_layers, sum(run.length for run in runs if run.known is None), progress)
+        for layer in range(model.n_layers):
             progress.check()
             base = base_runs.step(layer)
-            work.advance(work.base_tokens)
-            for group in groups:
-                _join(model, structure, group, patches, layer, base.h_in)
-            _run_live(model, structure, base_runs, base, groups, patches, work, chunk_tokens)
-            _finish_layer(structure, base, groups, patches)
-            previous = base
-        assert previous is not None
+            early, late = live.admit(plan(base))
+            live.join(early, base.h_in)
+            live.run(base, work)
+            live.finish(base)
+            live.join_behind(late, base)
+            work.next_layer(live.tokens)
         finals = base_runs.final
         final = torch.stack([finals[i] for i in range(len(runs))])
         wanted = torch.as_tensor(objects)
-        run_logits = object_logits(model, final, wanted)
-        patched = torch.empty(len(patches), wanted.shape[1])
-        for group in groups:
-            at = torch.tensor(group.rows)
-            owners = torch.tensor([patches[i].run for i in group.rows])
-            patched[at] = object_logits(model, group.state[:, -1], wanted[owners])
-        return Outcome(patched, run_logits, final, base_runs.activations() if keep else {})
+        return Outcome(
+            patches=live.patches,
+            patched=live.logits(wanted),
+            runs=object_logits(model, final, wanted),
+            final=final,
+            activations=base_runs.activations() if keep else {},
+        )
 
 
 class _Work:
-    """Counts packed tokens × layers, so that progress is in units of equal cost."""
+    """Counts packed tokens × layers, so that progress is in units of equal cost; rows to come are extrapolated."""
 
-    def __init__(self, model: MoeModel, runs: Sequence[Run], groups: list[_Group], progress: Progress) -> None:
-        self.base_tokens = sum(run.length for run in runs if run.known is None)
-        self._progress = progress
-        self.total = model.n_layers * self.base_tokens + sum(
-            (model.n_layers - join) * group.span for group in groups for join in group.joins
-        )
-        self.done = 0
+    def __init__(self, n_layers: int, base_tokens: int, progress: Progress) -> None:
+        self._n_layers, self._base, self._progress = n_layers, base_tokens, progress
+        self._done = self._layers = self._alive = 0
 
     def advance(self, tokens: int) -> None:
+        """`tokens` patched tokens went through a layer."""
+        self._done += tokens
+        self._report()
+
+    def next_layer(self, alive: int) -> None:
+        """A layer is finished; `alive` patched tokens enter the next one."""
+        self._layers += 1
+        self._alive = alive
+        self._report()
+
+    def _report(self) -> None:
+        left = self._n_layers - self._layers
+        growth = self._alive / max(1, self._layers)
+        expected = sum(self._alive + growth * i for i in range(left))
+        done = self._done + self._base * self._layers
         self._progress.check()
-        self.done += tokens
-        self._progress.update(self.done, max(1, self.total), "tracing")
+        self._progress.update(done, max(done, 1, done + expected + self._base * left), "tracing")
 
 
-# ---- rows and how they join ------------------------------------------------------------------------------------------
+class _Live:
+    """The patched rows that are alive: admitted by layer, taken through the layers, read out at the end."""
+
+    def __init__(self, model: MoeModel, structure: Structure, base_runs: BaseRuns, chunk_tokens: int) -> None:
+        self.model, self.structure, self.base_runs = model, structure, base_runs
+        self.chunk_tokens = chunk_tokens
+        self.patches: list[Patch] = []
+        self.groups: dict[tuple[int, int], _Group] = {}
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(group.rows) * group.span for group in self.groups.values())
+
+    def admit(self, patches: Sequence[Patch]) -> tuple[list[int], list[int]]:
+        """Number new patches: those that must run through their first layer, and those that can join behind it.
+
+        A row can be made from its layer's unpatched output where all its first steps act on the stream, or on a
+        block output that is simply added to the stream.
+        """
+        early, late = [], []
+        for patch in patches:
+            first = [step for step in patch.steps if step.layer == patch.layer]
+            added = all(step.site == "residual" or self.structure.additive[step.layer] for step in first)
+            (late if added else early).append(len(self.patches))
+            self.patches.append(patch)
+        return early, late
+
+    def join(self, new: list[int], hidden: dict[int, torch.Tensor]) -> None:
+        """New rows begin as their run's own hidden states."""
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for i in new:
+            length = self.base_runs.runs[self.patches[i].run].length
+            by_shape.setdefault((length, self.patches[i].start), []).append(i)
+        for (length, start), members in by_shape.items():
+            rows = torch.stack([hidden[self.patches[i].run][start:] for i in members])
+            group = self.groups.get((length, start))
+            if group is None:
+                self.groups[length, start] = _Group(length, start, members, rows)
+            else:
+                group.rows = group.rows + members
+                group.state = torch.cat([group.state, rows])
+
+    def join_behind(self, new: list[int], base: BaseLayer) -> None:
+        """New rows begin as their run's output of this layer, with its steps applied."""
+        table = _table(base, [step for i in new for step in self.patches[i].steps if step.layer == base.layer])
+        self.join(new, base.h_out)
+        fresh = set(new)
+        for group in self.groups.values():
+            for row in range(len(group.rows) - 1, -1, -1):
+                if group.rows[row] not in fresh:
+                    break
+                patch = self.patches[group.rows[row]]
+                for step in patch.steps:
+                    if step.layer == base.layer:
+                        _apply(group.state[row], group.start, step, base, patch.run, table)
+
+    def finish(self, base: BaseLayer) -> None:
+        """After a layer: steps of its live rows on the residual stream."""
+        for group in self.groups.values():
+            for row, i in enumerate(group.rows):
+                for step in self.patches[i].steps:
+                    if step.layer == base.layer and step.site == "residual":
+                        _apply(group.state[row], group.start, step, base, self.patches[i].run, None)
+
+    def logits(self, wanted: torch.Tensor) -> torch.Tensor:
+        """Logits [n_patches, m] of each patch's objects (`wanted` has a row per run)."""
+        out = torch.empty(len(self.patches), wanted.shape[1])
+        for group in self.groups.values():
+            owners = torch.tensor([self.patches[i].run for i in group.rows])
+            out[torch.tensor(group.rows)] = object_logits(self.model, group.state[:, -1], wanted[owners])
+        return out
+
+    # ---- taking the live rows through a layer
+
+    def run(self, base: BaseLayer, work: _Work) -> None:
+        """Take every live row through the layer, in chunks."""
+        layer = base.layer
+        module, block = self.model.layers[layer], self.model.blocks.get(layer)
+        block_module = block.module if block else None
+        arguments = self.base_runs.arguments
+        table = _table(base, [s for g in self.groups.values() for i in g.rows for s in self._moe_steps(i, layer)])
+        for slices in self._chunks():
+            pieces = self._pieces(base, slices)
+            first = len(pieces) - len(slices)
+            edits = [
+                Edit(first + p, row - rows.start, pos, _vector(step, pos, base, table), step.mode == "restore")
+                for p, (group, rows) in enumerate(slices)
+                for row in rows
+                for step in self._moe_steps(group.rows[row], layer)
+                for pos in step.positions
+            ]
+            if self.structure.packed[layer]:
+                outs = call_packed(module, layer, pieces, arguments, block=block_module, edits=edits)[first:]
+            else:
+                outs = [None] * len(slices)
+                for members in rectangles(pieces):
+                    got = call_full(module, layer, pieces, members, arguments, block=block_module, edits=edits)
+                    for member, out in zip(members, got, strict=True):
+                        outs[member - first] = out
+            for (group, rows), out in zip(slices, outs, strict=True):
+                group.state[rows.start : rows.stop] = out
+            work.advance(sum(len(rows) * group.span for group, rows in slices))
+
+    def _moe_steps(self, i: int, layer: int) -> list[Step]:
+        return [step for step in self.patches[i].steps if step.layer == layer and step.site == "moe"]
+
+    def _chunks(self) -> Iterator[list[tuple[_Group, range]]]:
+        """Live rows of all groups, at most `chunk_tokens` tokens at a time."""
+        slices: list[tuple[_Group, range]] = []
+        tokens = 0
+        for group in self.groups.values():
+            at = 0
+            while at < len(group.rows):
+                if slices and tokens + group.span > self.chunk_tokens:
+                    yield slices
+                    slices, tokens = [], 0
+                room = max(1, (self.chunk_tokens - tokens) // group.span)
+                rows = range(at, min(len(group.rows), at + room))
+                slices.append((group, rows))
+                tokens += len(rows) * group.span
+                at = rows.stop
+        if slices:
+            yield slices
+
+    def _pieces(self, base: BaseLayer, slices: list[tuple[_Group, range]]) -> list[Piece]:
+        """The pieces of a chunk: first the unpatched prefixes that its rows need, then one piece per slice."""
+        owners: dict[int, dict[int, int]] = {}  # length -> {run: row in that length's prefix piece}
+        reach: dict[int, int] = {}
+        for group, rows in slices:
+            members = owners.setdefault(group.length, {})
+            for row in rows:
+                members.setdefault(self.patches[group.rows[row]].run, len(members))
+            reach[group.length] = max(reach.get(group.length, 0), group.start)
+        pieces: list[Piece] = []
+        at: dict[int, int] = {}
+        for length, members in owners.items():
+            if reach[length]:
+                at[length] = len(pieces)
+                hidden = torch.stack([base.h_in[run][: reach[length]] for run in members])
+                table = [self.base_runs.table_keys[run] for run in members]
+                pieces.append(Piece(hidden, length, 0, table, queries="none"))
+        queries = "last" if base.layer == self.model.n_layers - 1 else "all"
+        for group, rows in slices:
+            runs = [self.patches[group.rows[row]].run for row in rows]
+            table = [self.base_runs.table_keys[run] for run in runs]
+            prefix = None
+            if group.start:
+                members = owners[group.length]
+                prefix = (at[group.length], torch.tensor([members[run] for run in runs], device=group.state.device))
+            state = group.state[rows.start : rows.stop]
+            pieces.append(Piece(state, group.length, group.start, table, prefix, queries))
+        return pieces
 
 
-def _joins_late(structure: Structure, patch: Patch) -> bool:
-    """Whether the row can be made from the layer's unpatched output, instead of running through that layer."""
-    first = [step for step in patch.steps if step.layer == patch.layer]
-    return all(step.site == "residual" or structure.additive.get(step.layer, False) for step in first)
+# ---- what a step writes ----------------------------------------------------------------------------------------------
 
 
-def _group(model: MoeModel, structure: Structure, runs: Sequence[Run], patches: Sequence[Patch]) -> list[_Group]:
-    """Sort the patches into groups; allocate their states."""
-    by_shape: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for i, patch in enumerate(patches):
-        join = patch.layer + 1 if _joins_late(structure, patch) else patch.layer
-        by_shape.setdefault((runs[patch.run].length, patch.start), []).append((join, i))
-    groups = []
-    for (length, start), members in sorted(by_shape.items()):
-        members.sort()
-        state = torch.empty(
-            len(members), length - start, model.hidden, dtype=model.dtype, device=model.device
-        )  # fmt: skip
-        groups.append(_Group(length, start, [i for _, i in members], [join for join, _ in members], state))
-    return groups
-
-
-def _join(
-    model: MoeModel, structure: Structure, group: _Group, patches: Sequence[Patch], layer: int, h_in: dict[int, torch.Tensor]
-) -> None:
-    """Rows whose first patched layer is `layer` itself enter before it, as their run's own hidden states."""
-    while group.live < len(group.rows) and group.joins[group.live] == layer:
-        patch = patches[group.rows[group.live]]
-        group.state[group.live] = h_in[patch.run][group.start :]
-        group.live += 1
-
-
-def _finish_layer(structure: Structure, base: BaseLayer, groups: list[_Group], patches: Sequence[Patch]) -> None:
-    """After layer `base.layer`: residual steps of live rows, and rows that join behind it."""
-    layer = base.layer
-    table = _table(base, [p for g in groups for p in _steps_at(g, patches, layer, late=True)])
-    for group in groups:
-        for row in range(group.live):
-            for step in patches[group.rows[row]].steps:
-                if step.layer == layer and step.site == "residual":
-                    _apply(group.state[row], group.start, step, base, patches[group.rows[row]].run, table)
-        while group.live < len(group.rows) and group.joins[group.live] == layer + 1:
-            patch = patches[group.rows[group.live]]
-            state = group.state[group.live]
-            state.copy_(base.h_out[patch.run][group.start :])
-            for step in patch.steps:
-                if step.layer == layer:
-                    _apply(state, group.start, step, base, patch.run, table)
-            group.live += 1
-
-
-def _steps_at(group: _Group, patches: Sequence[Patch], layer: int, *, late: bool) -> Iterator[tuple[int, Step]]:
-    """(patch index, step) at `layer`: of rows that join behind it (`late`), or of rows already alive."""
-    if late:
-        members = range(group.live, len(group.rows))
-    else:
-        members = range(group.live)
-    for row in members:
-        if late and group.joins[row] > layer + 1:
-            break
-        for step in patches[group.rows[row]].steps:
-            if step.layer == layer:
-                yield group.rows[row], step
-
-
-def _table(base: BaseLayer, steps: Sequence[tuple[int, Step]]) -> ContributionTable | None:
+def _table(base: BaseLayer, steps: Sequence[Step]) -> ContributionTable | None:
     """Contributions for every update that the steps need at this layer."""
     places = [
         (run, pos)
-        for _, step in steps
+        for step in steps
         if isinstance(step.source, Updates)
         for run in (step.source.clean, step.source.corrupt)
         for pos in step.positions
@@ -229,101 +336,3 @@ def _apply(
             state[at] = vector.to(state.dtype)
         else:
             state[at] = (state[at].float() + vector.to(state.device)).to(state.dtype)
-
-
-# ---- taking the live rows through a layer ----------------------------------------------------------------------------
-
-
-def _run_live(
-    model: MoeModel,
-    structure: Structure,
-    base_runs: BaseRuns,
-    base: BaseLayer,
-    groups: list[_Group],
-    patches: Sequence[Patch],
-    work: _Work,
-    chunk_tokens: int,
-) -> None:
-    layer = base.layer
-    module, block = model.layers[layer], model.blocks.get(layer)
-    steps = [s for g in groups for s in _steps_at(g, patches, layer, late=False) if s[1].site == "moe"]
-    table = _table(base, steps)
-    edited = {i for i, _ in steps}
-    last = layer == model.n_layers - 1
-    for slices in _chunks(groups, chunk_tokens):
-        pieces, edits = _pieces(base_runs, base, slices, patches, last=last)
-        first = len(pieces) - len(slices)
-        for p, (group, rows) in enumerate(slices):
-            for row in rows:
-                patch = patches[group.rows[row]]
-                if group.rows[row] in edited:
-                    edits += [
-                        Edit(first + p, row - rows.start, pos, _vector(step, pos, base, table), step.mode == "restore")
-                        for step in patch.steps
-                        if step.layer == layer and step.site == "moe"
-                        for pos in step.positions
-                    ]
-        module_block = block.module if block else None
-        if structure.packed[layer]:
-            outs = call_packed(module, layer, pieces, base_runs.arguments, block=module_block, edits=edits)[first:]
-        else:
-            outs = [None] * len(slices)
-            for members in rectangles(pieces):
-                got = call_full(module, layer, pieces, members, base_runs.arguments, block=module_block, edits=edits)
-                for member, out in zip(members, got, strict=True):
-                    outs[member - first] = out
-        for (group, rows), out in zip(slices, outs, strict=True):
-            group.state[rows.start : rows.stop] = out
-        work.advance(sum(len(rows) * group.span for group, rows in slices))
-
-
-def _chunks(groups: list[_Group], chunk_tokens: int) -> Iterator[list[tuple[_Group, range]]]:
-    """Live rows of all groups, at most `chunk_tokens` tokens at a time."""
-    slices: list[tuple[_Group, range]] = []
-    tokens = 0
-    for group in groups:
-        at = 0
-        while at < group.live:
-            if slices and tokens + group.span > chunk_tokens:
-                yield slices
-                slices, tokens = [], 0
-            rows = range(at, min(group.live, at + max(1, (chunk_tokens - tokens) // group.span)))
-            slices.append((group, rows))
-            tokens += len(rows) * group.span
-            at = rows.stop
-    if slices:
-        yield slices
-
-
-def _pieces(
-    base_runs: BaseRuns, base: BaseLayer, slices: list[tuple[_Group, range]], patches: Sequence[Patch], *, last: bool
-) -> tuple[list[Piece], list[Edit]]:
-    """The pieces of a chunk: first the unpatched prefixes that its rows need, then one piece per slice."""
-    owners: dict[int, dict[int, int]] = {}  # length -> {run: row in that length's prefix piece}
-    reach: dict[int, int] = {}
-    for group, rows in slices:
-        members = owners.setdefault(group.length, {})
-        for row in rows:
-            members.setdefault(patches[group.rows[row]].run, len(members))
-        reach[group.length] = max(reach.get(group.length, 0), group.start)
-    pieces: list[Piece] = []
-    at: dict[int, int] = {}
-    for length, members in owners.items():
-        if reach[length]:
-            at[length] = len(pieces)
-            hidden = torch.stack([base.h_in[run][: reach[length]] for run in members])
-            table = [base_runs.table_keys[run] for run in members]
-            pieces.append(Piece(hidden, length, 0, table, queries="none"))
-    for group, rows in slices:
-        runs = [patches[group.rows[row]].run for row in rows]
-        prefix = None
-        if group.start:
-            members = owners[group.length]
-            prefix = (at[group.length], torch.tensor([members[run] for run in runs], device=group.state.device))
-        pieces.append(
-            Piece(
-                group.state[rows.start : rows.stop], group.length, group.start,
-                [base_runs.table_keys[run] for run in runs], prefix, queries="last" if last else "all",
-            )
-        )  # fmt: skip
-    return pieces, []

@@ -1,0 +1,353 @@
+"""What the store does not hold yet: which runs and patches a set of questions still needs, and computing them.
+
+Several facts and draws share a sweep; batches are cut to the memory that is free. Knows keys and row sets, not how
+answers are shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .activations import Activations
+from .answers import ENDS, LAYER, experts_part, parts_of
+from .base import BaseLayer, Run
+from .budget import Budget
+from .corruption import draw_noise
+from .head import all_logits
+from .moe import MoeModel
+from .patches import SHARED, Patch, expert_patch, layer_patch
+from .progress import Progress
+from .prompts import PreparedFact, with_foil
+from .requests import TraceRequest, digest
+from .sweep import listed, sweep
+
+TOP = 20  # next tokens kept per run
+_ROW_COLUMNS = ["kind", "layer", "pos", "expert", "clean_active", "router_weight_clean", "router_weight_corrupt"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request and its fact as token ids."""
+
+    request: TraceRequest
+    prepared: PreparedFact
+
+
+@dataclass
+class Answer:
+    """The parts of one answer. `tables[j]`: {part: row set} of draw j; `run_*` and `ranks`: clean run first, then
+    each corrupt one. `fresh_runs`, `fresh_rows`: what the store does not have yet."""
+
+    question: Question
+    sigma: float
+    noise: torch.Tensor
+    run_keys: list[str]
+    pair_keys: list[str] = field(default_factory=list)
+    tables: list[dict[str, pd.DataFrame]] = field(default_factory=list)
+    run_infos: list[dict[str, Any]] = field(default_factory=list)
+    routings: list[pd.DataFrame] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    fresh_runs: dict[str, tuple[Activations, dict[str, Any], pd.DataFrame]] = field(default_factory=dict)
+    fresh_rows: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def prepared(self) -> PreparedFact:
+        return self.question.prepared
+
+    @property
+    def parts(self) -> list[str]:
+        return parts_of(self.question.request, len(self.prepared.input_ids))
+
+    def write(self, store: Any, model: MoeModel, key: str, manifest: dict[str, Any]) -> None:
+        """Store everything new of this answer in one transaction."""
+        by_pair = dict(zip(self.pair_keys, self.tables, strict=True))
+        ranks = {pair: [self.ranks[0], rank] for pair, rank in zip(self.pair_keys, self.ranks[1:], strict=True)}
+        rows = [
+            (pair, part, by_pair[pair][part], {**manifest["provenance"], "ranks": ranks[pair]})
+            for pair, part in self.fresh_rows
+        ]
+        runs = [(k, acts.to_bytes(), info, routing) for k, (acts, info, routing) in self.fresh_runs.items()]
+        store.write(model=model.label, runs=runs, rows=rows, manifests=[(key, manifest)])
+
+
+def answer_missing(
+    model: MoeModel, items: Sequence[tuple[int, Question]], store: Any, progress: Progress
+) -> Iterator[tuple[int, Answer]]:
+    """Compute what `items` (index, question) need, batch by batch; yields answers as they are complete."""
+    if not items:
+        return
+    budget = Budget.measure(model)
+    answers = [(i, _begin(model, question)) for i, question in items]
+    _choose_foils(model, [answer for _, answer in answers], store, budget, progress)
+    for _, answer in answers:
+        ids = answer.prepared.true_id, answer.prepared.foil_id
+        answer.pair_keys = [digest("pair", answer.run_keys[0], key, ids) for key in answer.run_keys[1:]]
+        answer.tables = [{} for _ in answer.pair_keys]
+    answers.sort(key=lambda item: len(item[1].prepared.input_ids))  # rows of one length run together
+    sizes = [budget.rows_bytes(model, len(a.prepared.input_ids), a.prepared.subject_positions[0], len(a.pair_keys),
+                               a.question.request.experts) for _, a in answers]  # fmt: skip
+    total, done = sum(sizes), 0
+    for batch in budget.batches(sizes):
+        some = [answers[b][1] for b in batch]
+        _complete(model, some, store, budget, _Share(progress, done, sum(sizes[b] for b in batch), total))
+        done += sum(sizes[b] for b in batch)
+        for b in batch:
+            yield answers[b]
+
+
+class _Share(Progress):
+    """The part of the whole that one batch makes up."""
+
+    def __init__(self, outer: Progress, before: float, mine: float, total: float) -> None:
+        self._outer, self._before, self._mine, self._total = outer, before, mine, total
+
+    def update(self, done: float, total: float, label: str = "") -> None:
+        self._outer.update(self._before + self._mine * done / total, self._total, label)
+
+    def check(self) -> None:
+        self._outer.check()
+
+
+def _begin(model: MoeModel, question: Question) -> Answer:
+    request, prepared = question.request, question.prepared
+    sigma = request.noise * model.embedding_std
+    noise = draw_noise(
+        seed=request.seed, case_id=request.fact.case_id, draws=request.draws,
+        n_subject=len(prepared.subject_positions), hidden=model.hidden, sigma=sigma,
+    )  # fmt: skip
+    clean = digest("run", model.identity, prepared.input_ids)
+    corrupt = [
+        digest("run", clean, prepared.subject_positions, hashlib.sha256(draw.numpy().tobytes()).hexdigest())
+        for draw in noise
+    ]
+    return Answer(question, sigma, noise, [clean, *corrupt])
+
+
+def _run(answer: Answer, which: int, known: Activations | None) -> Run:
+    """Run 0 is the clean one, run j + 1 the corrupt one of draw j."""
+    noise = None if which == 0 else answer.noise[which - 1]
+    return Run(answer.prepared.input_ids, noise, answer.prepared.subject_positions, known)
+
+
+def _known(store: Any, key: str) -> Activations | None:
+    stored = None if store is None else store.get_run(key)
+    return None if stored is None else Activations.from_bytes(stored.payload)
+
+
+def _choose_foils(model: MoeModel, answers: list[Answer], store: Any, budget: Budget, progress: Progress) -> None:
+    """Where the foil is automatic: the model's most probable next token of the clean run other than the true one."""
+    waiting = [answer for answer in answers if answer.prepared.foil_id is None]
+    for answer in waiting:
+        known = _known(store, answer.run_keys[0])
+        if known is None:
+            outcome = sweep(
+                model, model.structure, [_run(answer, 0, None)], listed(()), objects=[(0,)],
+                chunk_tokens=budget.chunk_tokens, keep=False, progress=progress,
+            )  # fmt: skip
+            last = outcome.final
+        else:
+            last = known.resid[-1, -1:].to(model.device)
+        logits = all_logits(model, last)[0]
+        logits[answer.prepared.true_id] = -torch.inf
+        prepared = with_foil(answer.prepared, model.tokenizer, int(logits.argmax()))
+        answer.question = dataclasses.replace(answer.question, prepared=prepared)
+
+
+# ---- one batch -------------------------------------------------------------------------------------------------------
+
+
+def _complete(model: MoeModel, answers: list[Answer], store: Any, budget: Budget, progress: Progress) -> None:
+    """Fill in every answer of a batch: from the store where it has the rows and infos, by one sweep otherwise."""
+    jobs: list[_Job] = []
+    runs: list[Run] = []
+    objects: list[tuple[int, int]] = []
+    owners: list[tuple[Answer, int]] = []
+
+    def enter(answer: Answer, which: int) -> int:
+        owners.append((answer, which))
+        objects.append((answer.prepared.true_id, int(answer.prepared.foil_id)))  # type: ignore[arg-type]
+        runs.append(_run(answer, which, _known(store, answer.run_keys[which])))
+        return len(runs) - 1
+
+    for answer in answers:
+        missing = _recall(answer, store)
+        if not missing:
+            continue
+        clean = enter(answer, 0)
+        for draw, parts in missing.items():
+            jobs.append(_Job(answer, draw, clean, enter(answer, draw + 1), parts))
+    if not jobs:
+        return
+    collector = _Collector(model, runs, jobs)
+    outcome = sweep(
+        model, model.structure, runs, collector.plan, objects=objects, chunk_tokens=budget.chunk_tokens,
+        progress=progress,
+    )  # fmt: skip
+    collector.write_tables(outcome.patched.double().numpy(), outcome.runs.double().numpy())
+    for at, (info, rank) in enumerate(_describe(model, outcome.final, objects)):
+        answer, which = owners[at]
+        acts = outcome.activations.get(at) or runs[at].known
+        assert acts is not None
+        routing = routing_table(acts, model.moe_layers)
+        answer.run_infos[which], answer.routings[which], answer.ranks[which] = info, routing, rank
+        if runs[at].known is None:
+            answer.fresh_runs[answer.run_keys[which]] = (acts, info, routing)
+
+
+def _recall(answer: Answer, store: Any) -> dict[int, list[str]]:
+    """Take what the store has; {draw: parts} that are still missing.
+
+    A draw whose run's info or rank is missing counts as missing as a whole: its parts are computed again.
+    """
+    n = len(answer.run_keys)
+    answer.run_infos, answer.routings, answer.ranks = [{}] * n, [pd.DataFrame()] * n, [0] * n
+    if store is None:
+        answer.fresh_rows = [(pair, part) for pair in answer.pair_keys for part in answer.parts]
+        return {draw: answer.parts for draw in range(n - 1)}
+    wanted = [(pair, part) for pair in answer.pair_keys for part in answer.parts]
+    rows = store.get_many_rows(wanted)
+    infos = store.get_many_run_info(answer.run_keys)
+    notes = store.get_many_provenance([(pair, ENDS) for pair in answer.pair_keys])
+    missing: dict[int, list[str]] = {}
+    clean_there = answer.run_keys[0] in infos
+    for draw, pair in enumerate(answer.pair_keys):
+        answer.tables[draw] = {part: rows[pair, part] for part in answer.parts if (pair, part) in rows}
+        gaps = [part for part in answer.parts if part not in answer.tables[draw]]
+        described = clean_there and answer.run_keys[draw + 1] in infos and (pair, ENDS) in notes
+        if gaps or not described:
+            missing[draw] = gaps if described else answer.parts
+        if described:
+            answer.ranks[0], answer.ranks[draw + 1] = notes[pair, ENDS]["ranks"]
+            for which in (0, draw + 1):
+                answer.run_infos[which], answer.routings[which] = infos[answer.run_keys[which]]
+    answer.fresh_rows = [(answer.pair_keys[draw], part) for draw, parts in missing.items() for part in parts]
+    return missing
+
+
+@dataclass
+class _Job:
+    """The missing parts of one draw of one answer; `clean` and `corrupt` are run indices of the sweep."""
+
+    answer: Answer
+    draw: int
+    clean: int
+    corrupt: int
+    parts: list[str]
+
+
+class _Collector:
+    """Turns jobs into patches layer by layer, and the patches' logits into row sets."""
+
+    def __init__(self, model: MoeModel, runs: list[Run], jobs: list[_Job]) -> None:
+        self._model, self._runs, self._jobs = model, runs, jobs
+        self._rows: list[tuple] = []  # (job, part, *row, patch index or None where the run's own logits hold)
+        self._n_patches = 0
+
+    def plan(self, base: BaseLayer) -> list[Patch]:
+        """The patches of all jobs at one layer (see `core.sweep.Plan`)."""
+        if base.layer not in self._model.blocks:
+            return []
+        self._patches: list[Patch] = []
+        for j, job in enumerate(self._jobs):
+            start, length = job.answer.prepared.subject_positions[0], self._runs[job.clean].length
+            last_layer = base.layer == self._model.n_layers - 1
+            first = length - 1 if last_layer else start  # left of it a patch cannot change the last position
+            ends = {"clean": job.clean, "corrupt": job.corrupt, "layer": base.layer}
+            if LAYER in job.parts:
+                for pos in range(length):
+                    patch = layer_patch(**ends, pos=pos) if pos >= first else None
+                    self._add(j, LAYER, ("layer", base.layer, pos, None, None, None, None), patch)
+            for pos in range(length):
+                if (part := experts_part(pos)) in job.parts:
+                    self._add_experts(j, part, base, job, pos, ends, first)
+        return self._patches
+
+    def _add_experts(
+        self, j: int, part: str, base: BaseLayer, job: _Job, pos: int, ends: dict[str, int], first: int
+    ) -> None:
+        clean, corrupt = _routed(base, job.clean, pos), _routed(base, job.corrupt, pos)
+        for expert in sorted(clean.keys() | corrupt.keys()):
+            row = ("expert", base.layer, pos, expert, expert in clean, clean.get(expert, 0.0), corrupt.get(expert, 0.0))
+            self._add(j, part, row, expert_patch(**ends, pos=pos, expert=expert) if pos >= first else None)
+        if base.structure.has_shared:
+            row = ("shared", base.layer, pos, None, None, None, None)
+            self._add(j, part, row, expert_patch(**ends, pos=pos, expert=SHARED) if pos >= first else None)
+
+    def _add(self, j: int, part: str, row: tuple, patch: Patch | None) -> None:
+        self._rows.append((j, part, *row, -1 if patch is None else self._n_patches))
+        if patch is not None:
+            self._patches.append(patch)
+            self._n_patches += 1
+
+    def write_tables(self, patched: np.ndarray, runs: np.ndarray) -> None:
+        """Put the finished row sets into the answers. `patched` [n_patches, 2], `runs` [n_runs, 2]: true, foil logits."""
+        table = pd.DataFrame(self._rows, columns=["job", "part", *_ROW_COLUMNS, "patch"])
+        own = np.array([job.corrupt for job in self._jobs])[table.job.to_numpy(dtype=int)]
+        at = table.patch.to_numpy(dtype=int)
+        logits = runs[own].copy()
+        logits[at >= 0] = patched[at[at >= 0]]
+        table["true_logit"], table["foil_logit"] = logits[:, 0], logits[:, 1]
+        for (j, part), rows in table.groupby(["job", "part"], sort=False):
+            job = self._jobs[j]
+            job.answer.tables[job.draw][part] = rows.drop(columns=["job", "part", "patch"]).reset_index(drop=True)
+        for job in self._jobs:
+            if ENDS in job.parts:
+                job.answer.tables[job.draw][ENDS] = _ends(runs[job.clean], runs[job.corrupt])
+
+
+def _routed(base: BaseLayer, run: int, pos: int) -> dict[int, float]:
+    """{expert: router weight} at one place."""
+    weights: dict[int, float] = {}
+    for expert, weight in zip(base.index[run][pos].tolist(), base.weight[run][pos].float().tolist(), strict=True):
+        if expert < base.model.n_experts:  # some families mark an unused slot with an index past the last expert
+            weights[expert] = weights.get(expert, 0.0) + weight
+    return weights
+
+
+def _ends(clean: np.ndarray, corrupt: np.ndarray) -> pd.DataFrame:
+    frame = pd.DataFrame({"kind": ["clean", "corrupt"]})
+    for column in _ROW_COLUMNS[1:]:
+        frame[column] = None
+    frame["true_logit"], frame["foil_logit"] = [clean[0], corrupt[0]], [clean[1], corrupt[1]]
+    return frame
+
+
+def _describe(
+    model: MoeModel, finals: torch.Tensor, objects: Sequence[tuple[int, int]]
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """For each run: its info (log normaliser, most probable next tokens) and the rank of its true object."""
+    for at in range(0, finals.shape[0], 64):
+        logits = all_logits(model, finals[at : at + 64])
+        normaliser = logits.double().logsumexp(-1)
+        top = logits.topk(min(TOP, logits.shape[1]), dim=-1)
+        for row in range(logits.shape[0]):
+            true = logits[row, objects[at + row][0]]
+            probabilities = (top.values[row].double() - normaliser[row]).exp().tolist()
+            ids = top.indices[row].tolist()
+            pieces = [model.piece(i) for i in ids]
+            info = {
+                "log_normaliser": normaliser[row].item(),
+                "top": [list(entry) for entry in zip(ids, pieces, probabilities, strict=True)],
+            }
+            yield info, int((logits[row] > true).sum()) + 1
+
+
+def routing_table(acts: Activations, moe_layers: Sequence[int]) -> pd.DataFrame:
+    """One row per (layer, pos, slot): the routed expert, its router weight, and the layer's routing margin there."""
+    m, t, k = acts.index.shape
+    layer, pos, slot = np.meshgrid(np.asarray(moe_layers), np.arange(t), np.arange(k), indexing="ij")
+    return pd.DataFrame({
+        "layer": layer.ravel(), "pos": pos.ravel(), "slot": slot.ravel(),
+        "expert": acts.index.cpu().numpy().astype(np.int64).ravel(),
+        "router_weight": acts.weight.double().cpu().numpy().ravel(),
+        "margin": np.repeat(acts.margin.double().cpu().numpy().ravel(), k),
+        "near_tie": np.repeat(acts.near_tie.cpu().numpy().ravel(), k),
+    })  # fmt: skip

@@ -1,0 +1,45 @@
+"""What stands beside every number: which model, versions, implementations, tokens and settings made it."""
+
+from __future__ import annotations
+
+import datetime
+
+from .identity import versions
+from .moe import MoeModel
+from .prompts import PreparedFact
+from .results import Provenance
+
+
+def provenance_of(model: MoeModel, prepared: PreparedFact, sigma: float) -> Provenance:
+    """The provenance of an answer that is being computed now. `sigma`: std of the added noise, embedding units."""
+    assert prepared.foil_id is not None
+    notes = list(prepared.notes)
+    if model.structure.arguments.by_content:
+        notes.append(
+            "This family gives its layers further embeddings of the token ids; those of the subject are not "
+            "corrupted, so the corruption is partial."
+        )
+    return Provenance(
+        model=model.spec.name,
+        fingerprint=model.fingerprint,
+        revision=model.spec.revision,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
+        versions=versions(),
+        implementation=model.implementation(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        noise_sigma=sigma,
+        n_layers=model.n_layers,
+        moe_layers=model.moe_layers,
+        n_experts=model.n_experts,
+        top_k=model.top_k,
+        has_shared=model.structure.has_shared,
+        token_ids=list(prepared.input_ids),
+        tokens=list(prepared.tokens),
+        subject_positions=list(prepared.subject_positions),
+        true_id=prepared.true_id,
+        foil_id=prepared.foil_id,
+        true_token=prepared.true_token,
+        foil_token=prepared.foil_token,
+        notes=notes,
+    )

@@ -1,0 +1,153 @@
+"""Tracing: requests in, results out, through the store where there is one.
+
+`trace_many` prepares the facts, asks the store what is already there (activations of runs, row sets), runs what is
+missing in as few sweeps as memory allows, stores it and assembles the answers. `from_store` answers without a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from .answers import assemble, parts_of
+from .errors import InputError
+from .identity import manifest_key, recall_identity
+from .missing import Question, answer_missing
+from .moe import MoeModel
+from .progress import SILENT, Progress
+from .prompts import PreparedFact, prepare
+from .provenance import provenance_of
+from .requests import Fact, ModelSpec, TraceRequest
+from .results import TraceResult
+
+
+class StoreLike(Protocol):
+    """What tracing needs of `cache.store.Store`."""
+
+    def get_manifest(self, key: str) -> dict[str, Any] | None: ...
+    def get_many_run_info(self, keys: Sequence[str]) -> dict[str, Any]: ...
+    def get_many_rows(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Any]: ...
+
+
+def trace(
+    model: MoeModel,
+    fact: Fact | TraceRequest | None = None,
+    *,
+    prompt: str | None = None,
+    subject: str | None = None,
+    true: str | None = None,
+    foil: str | None = None,
+    case_id: int = 0,
+    store: Any = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> TraceResult:
+    """Trace one fact: give a `Fact` (or a whole `TraceRequest`), or `prompt`, `subject`, `true` and `foil`.
+
+    `foil="auto"` takes the model's most probable other token. `settings` are the fields of `TraceRequest`: noise,
+    draws, seed, special_tokens, object_tokens, first_token, experts. Raises `InputError` for wrong input.
+    """
+    if isinstance(fact, TraceRequest):
+        return trace_many(model, [fact], store=store, progress=progress)[0]
+    if fact is None:
+        given = {"prompt": prompt, "subject": subject, "true": true}
+        for name, value in given.items():
+            if value is None:
+                raise InputError(f"{name} is missing.", "Give a Fact, or prompt, subject, true and foil.", field=name)
+        auto = foil == "auto"
+        fact = Fact(prompt, subject, true, None if auto else foil, case_id=case_id, foil_auto=auto)  # type: ignore[arg-type]
+    request = TraceRequest(fact, model=model.spec, **settings)
+    return trace_many(model, [request], store=store, progress=progress)[0]
+
+
+def trace_many(
+    model: MoeModel, requests: Sequence[TraceRequest], *, store: Any = None, progress: Progress = SILENT
+) -> list[TraceResult]:
+    """Answer many requests about one model in as few sweeps as possible; results in the order of the requests.
+
+    Every request must be answerable: the first unusable fact raises `InputError` (see `core.prompts.prepare` to find
+    out beforehand).
+    """
+    questions = []
+    for request in requests:
+        request = request.replace(model=model.spec)
+        prepared = prepare(
+            model.tokenizer, request.fact, special_tokens=request.special_tokens,
+            object_tokens=request.object_tokens, first_token=request.first_token, max_length=model.max_length,
+        )  # fmt: skip
+        questions.append(Question(request, prepared))
+    return _answer(model, questions, store, progress)
+
+
+def trace_prepared(
+    model: MoeModel,
+    facts: Sequence[PreparedFact],
+    *,
+    store: Any = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> list[TraceResult]:
+    """As `trace_many` for facts that are token ids already; `settings` as in `trace`."""
+    questions = [Question(TraceRequest(f.fact, model=model.spec, **settings), f) for f in facts]
+    return _answer(model, questions, store, progress)
+
+
+def from_store(store: Any, request: TraceRequest) -> TraceResult | None:
+    """The stored answer to a request, or None. Needs no loaded model and imports no torch."""
+    identity = recall_identity(store, request.model)
+    if identity is None:
+        return None
+    manifest = store.get_manifest(manifest_key(request, identity))
+    return None if manifest is None else _recalled(store, request, manifest)
+
+
+def _recalled(store: StoreLike, request: TraceRequest, manifest: dict[str, Any]) -> TraceResult | None:
+    runs = [manifest["clean"], *manifest["corrupt"]]
+    infos = store.get_many_run_info(runs)
+    wanted = [(pair, part) for pair in manifest["pairs"] for part in manifest["parts"]]
+    rows = store.get_many_rows(wanted)
+    if any(key not in infos for key in runs) or any(key not in rows for key in wanted):
+        return None  # something was evicted since
+    return assemble(
+        request,
+        manifest["provenance"],
+        draws=[[rows[pair, part] for part in manifest["parts"]] for pair in manifest["pairs"]],
+        run_infos=[infos[key][0] for key in runs],
+        routings=[infos[key][1] for key in runs],
+        ranks=manifest["ranks"],
+        cached=True,
+    )
+
+
+def _answer(
+    model: MoeModel, questions: Sequence[Question], store: Any, progress: Progress
+) -> list[TraceResult]:
+    results: list[TraceResult | None] = [None] * len(questions)
+    open_questions = []
+    for i, question in enumerate(questions):
+        if store is not None:
+            manifest = store.get_manifest(manifest_key(question.request, model.identity))
+            results[i] = None if manifest is None else _recalled(store, question.request, manifest)
+        if results[i] is None:
+            open_questions.append(i)
+    for i, answer in answer_missing(model, [(i, questions[i]) for i in open_questions], store, progress):
+        question = questions[i]
+        provenance = dataclasses.asdict(provenance_of(model, answer.prepared, answer.sigma))
+        parts = parts_of(question.request, len(question.prepared.input_ids))
+        manifest = {
+            "request": question.request.to_dict(), "provenance": provenance, "clean": answer.run_keys[0],
+            "corrupt": answer.run_keys[1:], "pairs": answer.pair_keys, "parts": parts, "ranks": answer.ranks,
+        }  # fmt: skip
+        if store is not None:
+            answer.write(store, model, manifest_key(question.request, model.identity), manifest)
+        results[i] = assemble(
+            question.request,
+            provenance,
+            draws=[[tables[part] for part in parts] for tables in answer.tables],
+            run_infos=answer.run_infos,
+            routings=answer.routings,
+            ranks=answer.ranks,
+            cached=False,
+        )
+    return [result for result in results if result is not None]
