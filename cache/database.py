@@ -27,6 +27,8 @@ _BLOCK_SIZE = 16384
 
 _CONFIG = {
     "default_block_size": str(_BLOCK_SIZE),
+    # Queries here are small, and the processor is the model's.
+    "threads": "1",
     # Nothing is fetched from a network, and no Python variable is mistaken for a table.
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",

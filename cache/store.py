@@ -292,7 +292,7 @@ class Store:
         """Remember that these were used. Reads stay reads; a later write puts it into the file."""
         tick = self._database.tick()
         with self._lock:
-            self._touched.update({(table, entry): tick for entry in ids})
+            self._touched |= dict.fromkeys([(table, entry) for entry in ids], tick)
             many = len(self._touched) > _MAX_TOUCHES
         if many:
             self.flush()

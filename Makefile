@@ -1,0 +1,85 @@
+# make run    install what is needed into .venv and open the dashboard on http://127.0.0.1:8501
+# make test   the same with the test tools and a Chromium, then all tests
+# make bench  measure against the peers of bench/requirements.txt (an environment of its own)
+# make lint   ruff
+#
+# VENV=folder and PORT=8502 change where things go; ARGS="-k store" is passed to pytest (or to the benchmark);
+# TORCH_INDEX=URL takes torch from that index.
+
+VENV ?= .venv
+PORT ?= 8501
+ARGS ?=
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# On Linux the default torch brings several GB of CUDA libraries: without an NVIDIA card take the CPU-only build.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo auto)
+
+# Idle OpenMP threads must not spin: on a loaded machine that made the same work many times slower.
+export OMP_WAIT_POLICY = PASSIVE
+export GOMP_SPINCOUNT = 0
+
+.PHONY: run test bench lint chromium clean help
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# //p' Makefile | sed '/^VENV/,$$d'
+
+run: $(VENV)/.installed
+	$(BIN)/python -m streamlit run app.py --server.address 127.0.0.1 --server.port $(PORT)
+
+test: $(VENV)/.installed-test chromium
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/python -m ruff check .
+
+bench: bench/.venv/.installed
+	bench/.venv/bin/python -m bench $(ARGS)
+
+$(BIN)/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -m venv "$(VENV)" \
+		|| { echo "Python could not make a virtual environment (on Debian: apt-get install python3-venv)."; exit 1; }
+
+$(VENV)/.installed: requirements.txt constraints.txt | $(BIN)/python
+	$(call install,$(PIP),-r requirements.txt -c constraints.txt)
+	@touch $@
+
+$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+	$(PIP) install -r requirements-test.txt -c constraints.txt
+	@touch $@
+
+bench/.venv/.installed: bench/requirements.txt requirements.txt constraints.txt
+	"$(PYTHON)" -m venv bench/.venv
+	$(call install,bench/.venv/bin/python -m pip --disable-pip-version-check,-r bench/requirements.txt)
+	@touch $@
+
+# $(1): pip, $(2): what to install. The CPU index is used only if it can be reached at once.
+define install
+	@index="$(TORCH_INDEX)"; \
+	if [ "$$index" = auto ]; then \
+		index="$(TORCH_CPU_INDEX)"; \
+		"$(PYTHON)" -c "import urllib.request as r; r.urlopen('$$index/torch/', timeout=5)" 2>/dev/null || index=; \
+	fi; \
+	set -x; $(1) install $(2) $${index:+--extra-index-url "$$index"}
+endef
+
+# The browser tests: a Chromium of the system, else one from Debian's packages, else Playwright's own download.
+chromium: $(VENV)/.installed-test
+	@if [ -n "$$EXPERTSCOPE_CHROMIUM" ]; then exit 0; fi; \
+	for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		if command -v $$name >/dev/null 2>&1; then exit 0; fi; \
+	done; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	if command -v apt-get >/dev/null 2>&1 && $$sudo true 2>/dev/null \
+		&& $$sudo apt-get update -q \
+		&& $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+			chromium fonts-dejavu-core; then exit 0; fi; \
+	$(BIN)/python -m playwright install chromium
+
+clean:
+	rm -rf $(VENV) bench/.venv build .pytest_cache .ruff_cache

@@ -1,0 +1,38 @@
+"""What every test gets: a home of its own, no network by accident, few threads; and where Chromium is."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Before torch, transformers and huggingface_hub are imported: they read these once.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_session = tempfile.mkdtemp(prefix="expertscope-tests-")
+atexit.register(shutil.rmtree, _session, ignore_errors=True)
+os.environ["EXPERTSCOPE_HOME"] = str(Path(_session) / "home")  # for what outlives one test
+os.environ["HF_HOME"] = str(Path(_session) / "huggingface")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ExpertScope's folder (store and settings) of this one test; it does not exist yet."""
+    folder = tmp_path / "expertscope-home"
+    monkeypatch.setenv("EXPERTSCOPE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str | None:
+    """Path of a system Chromium for Playwright's `executable_path`; None where Playwright's own is to be used."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = [os.environ.get("EXPERTSCOPE_CHROMIUM"), *map(shutil.which, names)]
+    return next((path for path in found if path), None)
