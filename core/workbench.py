@@ -1,0 +1,281 @@
+"""What the pages talk to, one per process: the store, the one loaded model, the jobs, the tokenizers.
+
+Looking something up is quick and needs no loaded model; computing happens in the job worker only. Importing this
+module loads neither torch nor transformers: `warm_up` fetches them in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib
+import json
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import catalog
+from .errors import ExpertScopeError, ModelError, StoreError
+from .identity import locate
+from .jobs import Job, JobRegistry
+from .progress import Progress
+from .requests import Fact, ModelSpec, TraceRequest
+from .results import TraceResult
+
+# before torch is imported: spinning threads make the same work many times slower on a busy machine (engine.md)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+log = logging.getLogger(__name__)
+
+LOADED, ON_DISK, NOT_HERE = "loaded", "on disk", "not here"
+KEPT_RESULTS = 24
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The functions that compute, imported when they are first called. Tests pass their own."""
+
+    load_model: Callable[..., Any]
+    trace_many: Callable[..., list[TraceResult]]
+    from_store: Callable[..., TraceResult | None]
+
+
+def real_engine() -> Engine:
+    """The engine of this package."""
+
+    def late(module: str, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return getattr(importlib.import_module(f".{module}", __package__), name)(*args, **kwargs)
+
+        return call
+
+    return Engine(late("models", "load_model"), late("trace", "trace_many"), late("trace", "from_store"))
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """Where a model is. `state`: loaded, on disk or not here; `detail`: a sentence; `memory`: bytes that tracing takes."""
+
+    state: str
+    detail: str
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """How full the store is, in bytes; `models`: (name, bytes), most first; `error`: why there is none."""
+
+    size: int = 0
+    contents: int = 0
+    limit: int = 0
+    models: tuple[tuple[str, int], ...] = ()
+    error: str = ""
+
+
+class Workbench:
+    """See the module. All methods may be called from any thread."""
+
+    def __init__(self, store: Any, *, engine: Engine | None = None, jobs: JobRegistry | None = None, store_error: str = "") -> None:
+        """`store`: a `cache.store.Store`, or None (then nothing outlives the process and `store_error` says why)."""
+        self.jobs = jobs or JobRegistry()
+        self._store = store
+        self._store_error = store_error
+        self._engine = engine or real_engine()
+        self._lock = threading.Lock()
+        self._model_lock = threading.Lock()
+        self._model: Any = None
+        self._model_spec: ModelSpec | None = None
+        self._results: OrderedDict[TraceRequest, TraceResult] = OrderedDict()
+        self._tokenizers: dict[tuple[str, float], Any] = {}
+        self._warm: threading.Thread | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None = None) -> Workbench:
+        """With the store at `path` (default: its usual place). A store that cannot be opened is reported, not fatal."""
+        from cache import Store
+
+        try:
+            return cls(Store.open(path))
+        except StoreError as error:
+            return cls(None, store_error=str(error))
+
+    # -- results ------------------------------------------------------------------------------------------------
+
+    def lookup(self, request: TraceRequest) -> TraceResult | None:
+        """The stored answer, or None. Raises ExpertScopeError for a fact that has none (no such subject, ...)."""
+        with self._lock:
+            if request in self._results:
+                self._results.move_to_end(request)
+                return self._results[request]
+        if self._store is None:
+            return None
+        found = self._engine.from_store(self._store, request)
+        return None if found is None else self._keep(request, found)
+
+    def submit(self, request: TraceRequest, *, owner: Hashable | None = None) -> Job:
+        """Have the request answered by the job worker: load the model where needed, trace, store.
+
+        The job's result is the `TraceResult`. Asking for the same thing again joins the unfinished job.
+        """
+        title = f"{request.fact.subject.strip()} → {request.fact.true.strip()}"
+        return self.jobs.submit(("trace", request), title, lambda progress: self._answer(request, progress), owner=owner)
+
+    def pending(self, request: TraceRequest) -> Job | None:
+        """The unfinished job for this request, if there is one."""
+        return self.jobs.find(("trace", request))
+
+    def _answer(self, request: TraceRequest, progress: Progress) -> TraceResult:
+        found = self.lookup(request)
+        if found is not None:
+            return found
+        with self._model_lock:
+            model = self._load(request.model, progress)
+            result = self._engine.trace_many(model, [request], store=self._store, progress=progress)[0]
+        return self._keep(request, result)
+
+    def _load(self, spec: ModelSpec, progress: Progress) -> Any:
+        if self._model is not None and self._model_spec == spec:
+            return self._model
+        self._model, self._model_spec = None, None  # one at a time: the old one goes before the new one comes
+        gc.collect()
+        progress.update(0, 1, f"loading {spec.name}")
+        self._model = self._engine.load_model(
+            spec.name, revision=spec.revision, dtype=spec.dtype, device=spec.device, progress=progress, store=self._store
+        )
+        self._model_spec = spec
+        return self._model
+
+    def _keep(self, request: TraceRequest, result: TraceResult) -> TraceResult:
+        # the question is the one that was asked: the engine's copy names the loaded model's own settings
+        kept = dataclasses.replace(result, request=request, cached=True)
+        with self._lock:
+            kept = self._results.setdefault(request, kept)
+            self._results.move_to_end(request)
+            while len(self._results) > KEPT_RESULTS:
+                self._results.popitem(last=False)
+        return kept
+
+    # -- models -------------------------------------------------------------------------------------------------
+
+    def catalogue(self) -> list[catalog.CatalogEntry]:
+        """The bundled model, the known ones, and what else is on this machine."""
+        return catalog.catalogue()
+
+    def model_state(self, spec: ModelSpec) -> ModelState:
+        """Where the model is; reads folders only."""
+        entry = catalog.entry(spec.name, revision=spec.revision)
+        memory = entry.memory()
+        if self._model_spec == spec:
+            return ModelState(LOADED, "In memory, ready.", memory)
+        if entry.state == catalog.HERE:
+            return ModelState(ON_DISK, "On this machine; it is loaded when something is traced.", memory)
+        if entry.state == catalog.PARTLY:
+            return ModelState(NOT_HERE, "Some of its files are missing on this machine; loading fetches them.", memory)
+        return ModelState(NOT_HERE, "Not on this machine; loading downloads it from the Hugging Face hub.", memory)
+
+    def live(self, fact: Fact, spec: ModelSpec, *, special_tokens: str, object_tokens: str, first_token: bool) -> Any:
+        """`core.typed.live` with the model's tokenizer: how a fact that is being typed would be read.
+
+        Needs the tokenizer's files only. Raises ModelError where they are not on this machine.
+        """
+        from .typed import live
+
+        tokenizer, max_length = self._tokenizer(spec)
+        return live(
+            tokenizer, fact, special_tokens=special_tokens, object_tokens=object_tokens, first_token=first_token,
+            max_length=max_length,
+        )  # fmt: skip
+
+    def _tokenizer(self, spec: ModelSpec) -> tuple[Any, int | None]:
+        folder = locate(spec)
+        files = [] if folder is None else [p for p in Path(folder).glob("tokenizer*") if p.is_file()]
+        if not files:
+            raise ModelError(
+                f"The tokenizer of {spec.name} is not on this machine.", "Its tokens are shown once the model was loaded."
+            )
+        key = (str(folder), max(p.stat().st_mtime for p in files))
+        with self._lock:
+            if key in self._tokenizers:
+                return self._tokenizers[key]
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        except Exception as error:
+            log.exception("tokenizer of %s", spec.name)
+            raise ModelError(f"The tokenizer of {spec.name} cannot be read ({type(error).__name__}).") from error
+        found = tokenizer, _context(Path(folder))
+        with self._lock:
+            return self._tokenizers.setdefault(key, found)
+
+    # -- the store ----------------------------------------------------------------------------------------------
+
+    def store_status(self) -> StoreStatus:
+        """Size, limit and the models' shares."""
+        if self._store is None:
+            return StoreStatus(error=self._store_error or "There is no store.")
+        try:
+            usage = self._store.usage()
+            models = tuple((str(m), int(b)) for m, b in zip(usage.model, usage.bytes, strict=True))
+            return StoreStatus(self._store.size(), self._store.contents_bytes(), self._store.limit, models)
+        except ExpertScopeError as error:
+            return StoreStatus(error=str(error))
+
+    def clear_store(self, model: str | None = None) -> None:
+        """Forget everything of one model (as `store_status` names it), or all."""
+        if self._store is not None:
+            self._store.clear(model)
+        with self._lock:
+            self._results.clear()
+
+    def set_store_limit(self, limit_bytes: int) -> None:
+        """Keep at most this many bytes, for now and later."""
+        if self._store is not None:
+            self._store.set_limit(limit_bytes)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Import what computes in a daemon thread, so that the first page need not wait for it. Once."""
+        with self._lock:
+            if self._warm is not None:
+                return
+            self._warm = threading.Thread(target=_import_engine, name="expertscope-warm-up", daemon=True)
+        self._warm.start()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop the jobs, let go of the model, close the store."""
+        self.jobs.close(timeout)
+        self._model, self._model_spec = None, None
+        if self._store is not None:
+            self._store.close()
+
+
+def _import_engine() -> None:
+    begun = time.monotonic()
+    try:
+        for name in (".trace", ".models"):
+            importlib.import_module(name, __package__)
+        importlib.import_module("transformers").AutoTokenizer  # noqa: B018 - resolves a lazy import
+    except Exception:  # the job that needs it meets the same error and reports it
+        log.exception("warm-up failed")
+    log.info("engine imported in %.1f s", time.monotonic() - begun)
+
+
+def _context(folder: Path) -> int | None:
+    """The model's context in tokens, from its configuration."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for part in (config, config.get("text_config") or {}):
+        if isinstance(part.get("max_position_embeddings"), int):
+            return part["max_position_embeddings"]
+    return None

@@ -1,0 +1,65 @@
+"""How every page begins: page configuration, the one workbench of the process, the bundled facts."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+
+import streamlit as st
+
+from core import facts
+from core.errors import ExpertScopeError
+from core.requests import Fact
+from core.workbench import Workbench
+
+DEFAULT_SUBJECT, DEFAULT_OBJECT = "France", "Paris"
+
+
+def start_page(title: str) -> None:
+    """The first call of a page."""
+    st.set_page_config(
+        page_title=f"{title} · ExpertScope",
+        page_icon="🔬",
+        layout="wide",
+        menu_items={"About": "ExpertScope: which experts of a sparse model carry a fact."},
+    )
+    workbench().warm_up()
+
+
+@st.cache_resource(show_spinner=False)
+def workbench() -> Workbench:
+    """The process's workbench, shared by all sessions."""
+    bench = open_workbench()
+    atexit.register(bench.close)
+    return bench
+
+
+def open_workbench() -> Workbench:
+    """A new workbench with the store in its usual place."""
+    return Workbench.open()
+
+
+@functools.lru_cache(maxsize=1)
+def bundled() -> dict[int, Fact]:
+    """The bundled facts by case_id, in file order; empty where the file is missing (the page says so)."""
+    try:
+        return {fact.case_id: fact for fact in facts.bundled()}
+    except ExpertScopeError:
+        return {}
+
+
+def default_fact() -> Fact:
+    """The fact of a first visit: France and Paris where that is bundled."""
+    known = bundled().values()
+    for fact in known:
+        if fact.subject == DEFAULT_SUBJECT and fact.true == DEFAULT_OBJECT:
+            return fact
+    return next(iter(known), Fact("The capital of {} is", DEFAULT_SUBJECT, DEFAULT_OBJECT, "Rome"))
+
+
+def session_id() -> str:
+    """Who is looking: the owner of the jobs that this browser tab starts."""
+    from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+    context = get_script_run_ctx()
+    return context.session_id if context else "none"

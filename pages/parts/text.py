@@ -1,0 +1,97 @@
+"""Pieces of HTML and Markdown. Everything that a person or a model wrote is escaped here and nowhere else."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+from core.views import visible
+
+_MARK = "background:rgba(33,102,172,.18);border-bottom:2px solid #3f83c4;border-radius:4px;padding:.05em .25em"
+
+
+def escape(text: str) -> str:
+    """Text as HTML."""
+    return html.escape(text, quote=True)
+
+
+def plain(text: str) -> str:
+    """Text as Markdown that shows exactly this text."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:&@^=\"'])", r"\\\1", " ".join(text.split()))
+
+
+def marked_prompt(text: str, span: tuple[int, int] | None) -> str:
+    """The prompt with the characters of `span` marked."""
+    if span is None:
+        return escape(text)
+    start, end = span
+    inside = f'<mark style="{_MARK};color:inherit" title="subject">{escape(text[start:end])}</mark>'
+    return escape(text[:start]) + inside + escape(text[end:])
+
+
+def head(prompt_html: str, true: str, foil: str, first_token: bool) -> str:
+    """The head's sentence: prompt, true object, foil."""
+    first = " <span style='opacity:.65'>(first tokens)</span>" if first_token else ""
+    pill = "border-radius:1em;padding:.1em .6em;white-space:nowrap"
+    return (
+        f'<div style="font-size:1.3rem;line-height:1.7;overflow-wrap:anywhere">{prompt_html} '
+        f'<span style="opacity:.45">→</span> '
+        f'<span style="{pill};background:rgba(33,102,172,.22)" title="true object"><b>{escape(true)}</b></span> '
+        f'<span style="opacity:.65;font-size:1rem">against</span> '
+        f'<span style="{pill};background:rgba(178,96,10,.2)" title="foil">{escape(foil)}</span>{first}</div>'
+    )
+
+
+def tokens_row(tokens: Sequence[tuple[str, bool, bool]]) -> str:
+    """Tokens as chips: (piece, belongs to the subject, special)."""
+    chips = []
+    for pos, (piece, subject, special) in enumerate(tokens):
+        style = "border:1px solid rgba(128,128,128,.35);border-radius:5px;padding:.05em .35em;font-size:.85rem"
+        if subject:
+            style += ";background:rgba(33,102,172,.25);font-weight:600"
+        if special:
+            style += ";opacity:.6;font-style:italic"
+        title = f"position {pos}" + (", subject" if subject else "") + (", special token" if special else "")
+        chips.append(f'<span style="{style}" title="{title}">{escape(visible(piece))}</span>')
+    return f'<div style="display:flex;flex-wrap:wrap;gap:.25rem">{"".join(chips)}</div>'
+
+
+def next_tokens(title: str, rows: Sequence[tuple[str, float]], *, true: str, foil: str) -> str:
+    """A small bar list of next tokens with probabilities; the true object and the foil are named."""
+    lines = []
+    for token, p in rows:
+        role = "true" if token == true else "foil" if token == foil else ""
+        color = {"true": "rgba(33,102,172,.45)", "foil": "rgba(178,96,10,.4)"}.get(role, "rgba(128,128,128,.28)")
+        note = f' <span style="opacity:.6;font-size:.75rem">{role}</span>' if role else ""
+        lines.append(
+            '<div style="display:flex;align-items:center;gap:.5rem;font-size:.9rem;line-height:1.55">'
+            f'<span style="flex:0 0 42%;overflow:hidden;text-overflow:ellipsis;white-space:nowrap">'
+            f"{escape(visible(token))}{note}</span>"
+            f'<span style="flex:1;min-width:2rem"><span style="display:block;height:.75em;border-radius:3px;'
+            f'min-width:2px;width:{max(100 * p, 0):.1f}%;background:{color}"></span></span>'
+            f'<span style="flex:0 0 3.6rem;text-align:right;font-variant-numeric:tabular-nums">{p:.3f}</span></div>'
+        )
+    return (
+        f'<div style="font-size:.85rem;opacity:.7;margin-bottom:.2rem">{escape(title)}</div>{"".join(lines)}'
+        if lines
+        else ""
+    )
+
+
+def size(n_bytes: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000 or unit == "GB":
+            return f"{n_bytes:.0f} {unit}" if n_bytes >= 10 or unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return ""
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    if value < 1:
+        return "under 1 s"
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
