@@ -12,9 +12,9 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .console import TerminalProgress, tolerant, visible
 from .errors import ExpertScopeError, InputError, StoreError
@@ -31,6 +31,9 @@ from .requests import (
     ModelSpec,
     TraceRequest,
 )
+
+if TYPE_CHECKING:
+    from .results import TraceResult
 
 EPILOG = """\
 A fact is typed in (--prompt, --subject, --true, --foil), taken from the bundled list (--fact N [N ...]), or many are
@@ -80,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     trace = commands.add_parser(
         "trace",
         help="trace one fact or many",
-        description="Trace facts: corrupt the subject, restore MoE outputs one by one, see what brings the answer back.",
+        description="Trace facts: corrupt the subject, restore MoE outputs one by one, see what brings back the answer.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -141,11 +144,11 @@ def run_trace(arguments: argparse.Namespace) -> int:
         experts=_experts(arguments.experts),
     )
     facts = _facts(arguments)
-    left_out: list[tuple[Fact, InputError]] = []
+    progress = TerminalProgress()
 
-    def keep(candidates: list[Fact], check: Any) -> list[Fact]:
-        """The facts that pass; a single fact's error is the command's error."""
-        good = []
+    def keep(candidates: list[Fact], check: Callable[[Fact], Any]) -> list[Fact]:
+        """The facts that pass; the others are named. A single fact's error is the command's error."""
+        good, left_out = [], []
         for fact in candidates:
             try:
                 check(fact)
@@ -154,8 +157,10 @@ def run_trace(arguments: argparse.Namespace) -> int:
                 if len(facts) == 1:
                     raise
                 left_out.append((fact, error))
-        if not good:
+        if left_out:
+            progress.close()
             _report_left_out(left_out, len(facts))
+        if not good:
             raise InputError("None of the facts can be traced.", "", field="facts")
         return good
 
@@ -164,26 +169,14 @@ def run_trace(arguments: argparse.Namespace) -> int:
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    progress = TerminalProgress()
     try:
-        from .models import load_model
-        from .trace import trace_many
+        from .trace import from_store
 
         with _store(arguments.no_cache) as store:
-            model = load_model(
-                spec.name, revision=spec.revision, dtype=spec.dtype, device=spec.device, progress=progress, store=store
-            )
-            options = {
-                "special_tokens": template.special_tokens,
-                "object_tokens": template.object_tokens,
-                "first_token": template.first_token,
-                "max_length": getattr(model, "max_length", None),
-            }
-            usable = keep(usable, lambda fact: prepare(model.tokenizer, fact, **options))
-            progress.close()
-            _report_left_out(left_out, len(facts))
             requests = [template.replace(fact=fact) for fact in usable]
-            results = trace_many(model, requests, store=store, progress=progress)
+            results = None if store is None else _all_stored(from_store, store, requests)
+            if results is None:
+                results = _compute(requests, store, progress, keep)
     finally:
         progress.close()
 
@@ -197,6 +190,47 @@ def run_trace(arguments: argparse.Namespace) -> int:
     if out is not None:
         print(f"{len(table):,} rows written to {out}")
     return 0
+
+
+def _all_stored(from_store: Any, store: Any, requests: list[TraceRequest]) -> list[TraceResult] | None:
+    """The stored answers if all are there: then the model need not be loaded."""
+    results = []
+    for request in requests:
+        result = from_store(store, request)
+        if result is None:
+            return None
+        results.append(result)
+    return results
+
+
+def _compute(
+    requests: list[TraceRequest],
+    store: Any,
+    progress: TerminalProgress,
+    keep: Callable[[list[Fact], Callable[[Fact], Any]], list[Fact]],
+) -> list[TraceResult]:
+    """Load the model, leave out what its tokenizer cannot represent, trace the rest in packed sweeps."""
+    from .models import load_model
+    from .trace import trace_many
+
+    spec, options = requests[0].model, requests[0]
+    model = load_model(
+        spec.name, revision=spec.revision, dtype=spec.dtype, device=spec.device, progress=progress, store=store
+    )
+
+    def check(fact: Fact) -> None:
+        prepare(
+            model.tokenizer,
+            fact,
+            special_tokens=options.special_tokens,
+            object_tokens=options.object_tokens,
+            first_token=options.first_token,
+            max_length=model.max_length,
+        )
+
+    progress.update(0, 1, "tokenising")
+    good = keep([request.fact for request in requests], check)
+    return trace_many(model, [options.replace(fact=fact) for fact in good], store=store, progress=progress)
 
 
 def run_models(arguments: argparse.Namespace) -> int:
@@ -329,8 +363,6 @@ def _store(no_cache: bool) -> Any:
 
 
 def _report_left_out(left_out: list[tuple[Fact, InputError]], total: int) -> None:
-    if not left_out:
-        return
     _say(f"{len(left_out)} of {total} facts cannot be traced and are left out:")
     for fact, error in left_out[:_LEFT_OUT_SHOWN]:
         _say(f"  case_id {fact.case_id}: {error}")

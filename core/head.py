@@ -36,12 +36,15 @@ def object_logits(model: MoeModel, states: torch.Tensor, ids: torch.Tensor) -> t
 
 
 @torch.no_grad()
-def all_logits(model: MoeModel, states: torch.Tensor) -> torch.Tensor:
-    """Logits of the whole vocabulary for states [R, d]: [R, V], fp32, on the CPU. For few rows."""
+def all_logits(model: MoeModel, states: torch.Tensor, *, normed: bool = False) -> torch.Tensor:
+    """Logits of the whole vocabulary for states [R, d]: [R, V], fp32, on the CPU. For few rows.
+
+    `normed`: the states are what the unembedding receives, the final norm behind them.
+    """
     weight, bias = model.unembedding.weight, getattr(model.unembedding, "bias", None)
 
     def product(hidden):  # noqa: ANN001, ANN202
-        hidden = hidden.float().to(weight.device)
+        hidden = (states[:, None] if normed else hidden).float().to(weight.device)
         parts = [hidden @ weight[at : at + _VOCABULARY].float().T for at in range(0, weight.shape[0], _VOCABULARY)]
         logits = torch.cat(parts, -1)
         return logits if bias is None else logits + bias.float()

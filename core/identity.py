@@ -15,11 +15,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from .catalog import DEMO_FOLDER
 from .prompts import subject_span
 from .requests import ModelSpec, TraceRequest, digest
 
 DEMO = "demo"
-DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "model"
 _WHOLE = 64 * 2**20  # files up to this size are hashed by content, larger ones known by name, size and time
 _SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 

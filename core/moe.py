@@ -76,6 +76,7 @@ class MoeModel:
         self.lock = threading.RLock()
         self._structure: Structure | None = None
         self.layers, self.blocks = find_blocks(model)
+        refuse_shared_outside(self.layers, self.blocks)
         self.config = model.config.get_text_config()
         self.embedding = model.get_input_embeddings()
         self.unembedding = model.get_output_embeddings()
@@ -182,6 +183,21 @@ def find_blocks(model: nn.Module) -> tuple[nn.ModuleList, dict[int, Block]]:
         )
     main = max(stacks, key=lambda stack: len(stacks[stack]))
     return modules[main], stacks[main]
+
+
+def refuse_shared_outside(layers: nn.ModuleList, blocks: dict[int, Block]) -> None:
+    """Raise `ModelRefused` where a layer holds its shared expert beside the MoE block.
+
+    The MoE-block output of the protocol includes the shared expert; here it would be missing from every cell.
+    """
+    for index, block in blocks.items():
+        inside = set(block.module.modules())
+        for name, child in layers[index].named_children():
+            if "shared" in name and child not in inside:
+                raise ModelRefused(
+                    f"Layer {index} adds a shared expert ({name}) outside its MoE block.",
+                    "Families built like this are not supported.",
+                )
 
 
 def _enclosing_list(name: str, modules: dict[str, nn.Module]) -> tuple[str | None, int]:

@@ -60,7 +60,7 @@ def summary(result: TraceResult, *, best: int = BEST) -> str:
     if rows:
         headings = ["expert", "position", "restoration", "rescue", "router weight, clean → corrupt"]
         lines += ["", *_block("Best experts (expert patch)", headings, rows, request.draws)]
-    lines += [f"Note: {visible(note)}." for note in where.notes]
+    lines += [f"Note: {visible(note).rstrip('.')}." for note in where.notes]
     return "\n".join(lines)
 
 

@@ -1,0 +1,257 @@
+"""Before a model is traced: is the sweep right on it? If not, it is refused in plain words.
+
+Two checks. On a tiny random copy of the model's configuration, cells and expert patches of the sweep against naive
+forward hooks. On the real weights, Σ contributions + shared = block output (while probing the structure), a no-op
+patch, and the sweep's clean and corrupt logits against plain forwards. The verdict is stored per model and library
+versions, so that this runs once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .base import Run
+from .corruption import draw_noise, noised
+from .errors import ModelRefused
+from .head import all_logits
+from .hooks import hooks, retuple, untuple
+from .moe import MoeModel
+from .patches import Nothing, Patch, Step, expert_patch, layer_patch
+from .progress import SILENT, Progress
+from .requests import digest
+from .shrink import shrunken_model
+from .structure import Structure
+from .sweep import listed, sweep
+
+_TOKENS, _SUBJECT = 8, (2, 3)
+_SMALL_LIMIT = 2e-4  # on the copy, relative to how far the patches move the logits
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: the largest difference seen, and what is allowed."""
+
+    name: str
+    difference: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.allowed  # a NaN does not pass
+
+
+def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILENT) -> list[Check]:
+    """Check the model unless the store says that it passed before; sets its structure. Raises `ModelRefused`."""
+    key = digest("checks", model.identity)
+    noted = None if store is None else store.get_verdict(key)
+    if noted is not None:
+        checks = [Check(**check) for check in noted["checks"]]
+        _refuse_failures(checks)
+        model.structure = Structure.from_dict(noted["structure"], model)
+        model.embedding_std = noted["embedding_std"]
+        return checks
+    progress.update(0, 3, "checking the model")
+    checks = [*check_copy(model, progress)]
+    progress.update(1, 3, "checking the model")
+    structure = model.structure  # probes the real weights; refuses where contributions do not add up
+    progress.update(2, 3, "checking the model")
+    half = model.dtype != torch.float32
+    checks.append(Check("Σ contributions + shared = block output", structure.sum_error, 2.0**-7 if half else 5e-6))
+    checks += check_weights(model)
+    if store is not None:
+        noted = {
+            "checks": [asdict(check) for check in checks], "structure": structure.to_dict(),
+            "embedding_std": model.embedding_std,
+        }  # fmt: skip
+        store.put_verdict(key, model.label, noted)
+    _refuse_failures(checks)
+    return checks
+
+
+def _refuse_failures(checks: list[Check]) -> None:
+    for check in checks:
+        if not check.passed:
+            raise ModelRefused(
+                f"The model failed a load-time check ({check.name}: difference {check.difference:.2g}, allowed "
+                f"{check.allowed:.2g}).",
+                "A trace of it would be wrong, so it is refused. Choose another model, or report its family.",
+            )
+
+
+# ---- the copy against naive hooks --------------------------------------------------------------------------------------
+
+
+def check_copy(model: MoeModel, progress: Progress = SILENT) -> list[Check]:
+    """Every layer patch, and every expert patch at the last subject token and the last token, on a tiny copy."""
+    try:
+        small = MoeModel(shrunken_model(model.config, attention=model.implementation()["attention"]))
+    except ModelRefused:
+        raise
+    except Exception as error:  # noqa: BLE001 - configuration classes raise anything; the model is refused in words
+        raise ModelRefused(
+            f"No tiny copy of the model's configuration could be built to check the sweep on ({error}).",
+            "This family is not supported.",
+        ) from error
+    return compare_with_hooks(small, progress=progress)
+
+
+def compare_with_hooks(model: MoeModel, *, progress: Progress = SILENT) -> list[Check]:
+    """The sweep's patched logits on this (small) model against one hooked forward per patch."""
+    runs, ids = _probe_runs(model)
+    objects = [_objects(model)] * 2
+    positions = (_SUBJECT[-1], _TOKENS - 1)
+    seen: dict[str, list[torch.Tensor]] = {"cells": [], "experts": []}
+
+    def plan(base: Any) -> list[Patch]:
+        if base.layer not in model.blocks:
+            return []
+        patches = [layer_patch(clean=0, corrupt=1, layer=base.layer, pos=pos) for pos in range(_SUBJECT[0], _TOKENS)]
+        for pos in positions:
+            routed = sorted({*base.index[0][pos].tolist(), *base.index[1][pos].tolist()})
+            patches += [
+                expert_patch(clean=0, corrupt=1, layer=base.layer, pos=pos, expert=expert)
+                for expert in routed
+                if expert < model.n_experts
+            ]
+        return patches
+
+    outcome = sweep(model, model.structure, runs, plan, objects=objects, chunk_tokens=_CHUNK, keep=False)
+    naive = _Naive(model, ids, runs[1])
+    for patch, got in zip(outcome.patches, outcome.patched, strict=True):
+        progress.check()
+        (step,) = patch.steps
+        expert = getattr(step.source, "experts", (None,))[0]
+        want = naive.patched(step.layer, step.positions[0], expert)[list(objects[0])]
+        seen["cells" if expert is None else "experts"].append(torch.stack([got, want]))
+    found = []
+    for name, pairs in seen.items():
+        values = torch.stack(pairs)  # [patches, (sweep, hooks), objects]
+        reach = (values[:, 1].amax(0) - values[:, 1].amin(0)).max().item()
+        worst = (values[:, 0] - values[:, 1]).abs().max().item()
+        found.append(Check(f"{name} against hooks", worst, _SMALL_LIMIT * reach))
+    return found
+
+
+class _Naive:
+    """Plain hooked forwards, one per patch: slow and obvious."""
+
+    def __init__(self, model: MoeModel, ids: torch.Tensor, corrupt: Run) -> None:
+        self._model, self._ids, self._corrupt = model, ids, corrupt
+        self._clean_y = self._record(lambda layer: model.blocks[layer].module, _output, None)
+        self._clean_experts = self._record(lambda layer: model.blocks[layer].experts, _inputs, None)
+        self._corrupt_experts = self._record(lambda layer: model.blocks[layer].experts, _inputs, corrupt)
+
+    def _forward(self, corrupt: Run | None) -> torch.Tensor:
+        noise, subject = (corrupt.noise, corrupt.subject) if corrupt else (None, ())
+        with torch.no_grad(), noised(self._model.embedding, [noise], [subject]):
+            return self._model.model(input_ids=self._ids, use_cache=False).logits[0, -1].float().cpu()
+
+    def _record(self, module_of: Callable, pick: Callable, corrupt: Run | None) -> dict[int, Any]:
+        out: dict[int, Any] = {}
+        handles = [
+            module_of(layer).register_forward_hook(
+                lambda module, args, kwargs, output, layer=layer: out.__setitem__(layer, pick(args, kwargs, output)),
+                with_kwargs=True,
+            )
+            for layer in self._model.moe_layers
+        ]
+        with hooks(*handles):
+            self._forward(corrupt)
+        return out
+
+    def _contribution(self, seen: tuple, layer: int, pos: int, expert: int) -> torch.Tensor:
+        """c[l, t, e]: the experts run as they did, with every other router weight set to zero."""
+        x, index, weight = seen
+        only = torch.where(index == expert, weight, torch.zeros_like(weight))
+        with torch.no_grad():
+            out = untuple(self._model.blocks[layer].experts(x, index, only))
+        return out.reshape(x.shape[0], -1)[pos]
+
+    def patched(self, layer: int, pos: int, expert: int | None) -> torch.Tensor:
+        """Logits [V] of the corrupt run with one layer patch (`expert` None) or one expert patch."""
+
+        def change(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
+            first = untuple(output)
+            flat = first.reshape(-1, first.shape[-1]).clone()
+            if expert is None:
+                flat[pos] = self._clean_y[layer][pos]
+            else:
+                clean = self._contribution(self._clean_experts[layer], layer, pos, expert)
+                corrupt = self._contribution(self._corrupt_experts[layer], layer, pos, expert)
+                flat[pos] = flat[pos] + clean - corrupt
+            return retuple(output, flat.view(first.shape))
+
+        with hooks(self._model.blocks[layer].module.register_forward_hook(change)):
+            return self._forward(self._corrupt)
+
+
+def _output(args: tuple, kwargs: dict, output: Any) -> torch.Tensor:
+    out = untuple(output)
+    return out.reshape(-1, out.shape[-1]).clone()
+
+
+def _inputs(args: tuple, kwargs: dict, output: Any) -> tuple:
+    x, index, weight = [*args, *kwargs.values()][:3]
+    x, index = x.reshape(-1, x.shape[-1]), index.reshape(-1, index.shape[-1])
+    return x.clone(), index.clone(), weight.reshape(index.shape).clone()
+
+
+# ---- the real weights --------------------------------------------------------------------------------------------------
+
+
+def check_weights(model: MoeModel) -> list[Check]:
+    """The sweep's clean and corrupt logits, and no-op patches, against plain forwards, on the model's own weights."""
+    runs, ids = _probe_runs(model)
+    last = model.moe_layers[-1]
+    patches = [
+        Patch(run, (Step("moe", layer, (pos,), "add", Nothing()),))
+        for run in (0, 1)
+        for layer in (model.moe_layers[0], last)
+        for pos in (_SUBJECT[0], _TOKENS - 1)
+    ]
+    objects = [_objects(model)] * 2
+    outcome = sweep(model, model.structure, runs, listed(patches), objects=objects, chunk_tokens=_CHUNK, keep=False)
+    logits = all_logits(model, torch.stack(list(_plain_finals(model, ids, runs))), normed=True)
+    swept = all_logits(model, outcome.final)
+    # half precision: rounding differs with the shapes of the matrix products; a wrong sweep is off by whole spreads
+    spread = logits.std(-1).max().item()
+    allowed = 1e-3 * max(1.0, spread) if model.dtype == torch.float32 else 0.15 * spread
+    noop = max(
+        (outcome.patched[i] - logits[patch.run, list(objects[0])]).abs().max().item()
+        for i, patch in enumerate(outcome.patches)
+    )
+    return [
+        Check("clean logits against a plain forward", (swept[0] - logits[0]).abs().max().item(), allowed),
+        Check("corrupt logits against a plain forward", (swept[1] - logits[1]).abs().max().item(), allowed),
+        Check("a patch that changes nothing", noop, allowed),
+    ]
+
+
+def _plain_finals(model: MoeModel, ids: torch.Tensor, runs: list[Run]) -> Iterator[torch.Tensor]:
+    """What the unembedding receives at the last position in plain forwards of the runs, [d] each."""
+    for run in runs:
+        seen: list[torch.Tensor] = []
+        handle = model.unembedding.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        with model.lock, torch.no_grad(), hooks(handle), noised(model.embedding, [run.noise], [run.subject]):
+            model.model(input_ids=ids, use_cache=False)
+        yield seen[0][0, -1]
+
+
+def _probe_runs(model: MoeModel) -> tuple[list[Run], torch.Tensor]:
+    """A clean and a corrupt run over arbitrary tokens."""
+    ids = (torch.arange(_TOKENS) * 7919 + 101).remainder(int(model.config.vocab_size))
+    noise = draw_noise(
+        seed=0, case_id=0, draws=1, n_subject=len(_SUBJECT), hidden=model.hidden, sigma=3 * model.embedding_std
+    )  # fmt: skip
+    tokens = tuple(ids.tolist())
+    return [Run(tokens), Run(tokens, noise[0], _SUBJECT)], ids[None].to(model.device)
+
+
+def _objects(model: MoeModel) -> tuple[int, int]:
+    vocabulary = int(model.config.vocab_size)
+    return vocabulary // 3, vocabulary // 2

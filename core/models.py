@@ -1,0 +1,312 @@
+"""Loading a model: the demo, a hub id or a local folder, checked before and after its weights are read.
+
+Safetensors only, no code from model repositories, memory estimated before anything large is read. Errors say what
+happened and what to do. Knows files and transformers; what makes a model traceable is in `moe` and `checks`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from .catalog import DEMO_FOLDER
+from .checks import ensure_checked
+from .errors import InputError, ModelError, ModelRefused
+from .identity import DEMO, fingerprint, remember_identity
+from .memory import available_bytes
+from .moe import MoeModel, find_blocks
+from .progress import SILENT, Progress
+from .requests import ModelSpec
+
+_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HEADROOM = 1.1  # of the weights: what tracing needs beside them
+GIB = 2**30
+
+
+def load_model(
+    name: str = DEMO,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress = SILENT,
+    store: Any = None,
+) -> MoeModel:
+    """Load, check and return a model that can be traced.
+
+    `name`: `demo`, a hub id or a local folder; `revision`: a hub branch, tag or commit. `dtype` auto: fp32 on the CPU
+    where it fits, else the checkpoint's own; `device` auto: a GPU if there is one. With a `store` the load-time checks
+    run once per model and library versions. Raises `ModelError` or `ModelRefused`, in words.
+    """
+    spec = ModelSpec(name=name, revision=revision, dtype=dtype, device=device)
+    folder = fetch(spec, progress)
+    config = read_config(folder)
+    skeleton = _skeleton(config)
+    place = _device(spec.device)
+    number_format = _number_format(spec, config, skeleton, place)
+    device_map = _placement(skeleton, number_format, place)
+    tokenizer = load_tokenizer(folder)
+    del skeleton
+    with _report_loading(progress):
+        model = _read_weights(folder, config, number_format, device_map)
+    moe = MoeModel(model, tokenizer, spec=spec, fingerprint=fingerprint(folder))
+    moe.quantisation = str(getattr(config, "quantization_config", "") or "")
+    ensure_checked(moe, store, progress)
+    if store is not None:
+        remember_identity(store, spec, moe.identity)
+    return moe
+
+
+def release(model: MoeModel) -> None:
+    """Give a model's memory back; it cannot be used afterwards."""
+    with model.lock:
+        model.model.to("meta")
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ---- files -------------------------------------------------------------------------------------------------------------
+
+
+def fetch(spec: ModelSpec, progress: Progress = SILENT) -> Path:
+    """The folder with the model's files; a hub model is downloaded if it is not here. Raises `ModelError`."""
+    if spec.name == DEMO:
+        return _complete(DEMO_FOLDER, "The demo model")
+    folder = Path(spec.name).expanduser()
+    if folder.is_dir():
+        return _complete(folder, f"The folder {folder}")
+    if folder.is_absolute() or spec.name.startswith((".", "~")):
+        raise ModelError(f"There is no folder {folder}.", "Check the path, or give a hub id such as org/name.")
+    progress.update(0, 1, "looking for the model's files")
+    return _complete(_download(spec), f"The model {spec.name}")
+
+
+def _download(spec: ModelSpec) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors as hub
+
+    try:
+        return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=_PATTERNS))
+    except hub.HFValidationError:
+        raise InputError(
+            f"{spec.name!r} is neither a folder on this machine nor a hub id.",
+            "Write demo, a folder, or an id such as Qwen/Qwen3-30B-A3B-Base.", field="model",
+        ) from None  # fmt: skip
+    except hub.GatedRepoError:
+        raise ModelError(
+            f"The model {spec.name} is gated.", "Accept its terms on the hub and log in with `hf auth login`."
+        ) from None
+    except hub.RevisionNotFoundError:
+        raise ModelError(
+            f"The model {spec.name} has no revision {spec.revision!r}.", "Give a branch, tag or commit that exists."
+        ) from None
+    except hub.RepositoryNotFoundError:
+        raise ModelError(
+            f"The hub has no model {spec.name} (or it is private).", "Check the spelling, or log in with `hf auth login`."
+        ) from None
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        raise ModelError(
+            f"The model {spec.name} is not on this machine and the hub cannot be reached ({type(error).__name__}).",
+            "Check the network, or copy the model here and give its folder.",
+        ) from None
+
+
+def _complete(folder: Path, what: str) -> Path:
+    """Refuse a folder without configuration, safetensors weights or one of its shards."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{what} has no config.json.", "Give a folder in the layout of the Hugging Face hub.")
+    weights = list(folder.glob("*.safetensors"))
+    if not weights:
+        other = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        found = f"only {other[0]}, a format that can run code" if other else "none"
+        raise ModelError(
+            f"{what} has no safetensors weights ({found}).", "Only safetensors are read; convert the weights first."
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        import json
+
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            raise ModelError(f"{what} has a damaged model.safetensors.index.json.", "Copy the file again.") from None
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise ModelError(
+                f"{what} lacks {len(missing)} of {len(shards)} weight files ({missing[0]}, ...).",
+                "Finish the download or the copy.",
+            )
+    return folder
+
+
+def read_config(folder: Path) -> Any:
+    """The model's configuration. No code from the repository is ever run."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "Code from model repositories is never run; only families that transformers itself has are supported."
+        raise ModelRefused(f"The model's configuration cannot be read: {reason}", hint) from None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer; it must report character offsets (checked when a fact is tokenised)."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - tokenizer classes raise anything
+        raise ModelError(
+            f"The model's tokenizer cannot be read ({type(error).__name__}).",
+            "The folder needs tokenizer.json, or the files its tokenizer class is built from.",
+        ) from None
+
+
+# ---- before the weights ------------------------------------------------------------------------------------------------
+
+
+def _skeleton(config: Any) -> torch.nn.Module:
+    """The model without memory for its weights; refuses what is not a MoE language model."""
+    try:
+        with torch.device("meta"), transformers_logging_silenced():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelRefused(
+            f"{type(config).__name__} is not a causal language model that transformers {transformers.__version__} "
+            f"can build ({str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__}).",
+            "Choose a causal MoE language model.",
+        ) from None
+    find_blocks(model)
+    return model
+
+
+def _device(device: str) -> torch.device:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no GPU that torch can use.", "Choose device cpu or auto.", field="device")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def weight_bytes(skeleton: torch.nn.Module, dtype: torch.dtype) -> int:
+    """Memory that the weights take in `dtype` (tied weights once)."""
+    seen = {id(p): p for p in skeleton.parameters()}
+    return sum(p.numel() * dtype.itemsize for p in seen.values())
+
+
+def _number_format(spec: ModelSpec, config: Any, skeleton: torch.nn.Module, place: torch.device) -> torch.dtype:
+    if spec.dtype != "auto":
+        return _DTYPES[spec.dtype]
+    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    own = own if isinstance(own, torch.dtype) else torch.float32
+    if place.type == "cuda":
+        return own
+    fits = weight_bytes(skeleton, torch.float32) * _HEADROOM <= available_bytes(place)
+    return torch.float32 if fits else own
+
+
+def _placement(skeleton: torch.nn.Module, dtype: torch.dtype, place: torch.device) -> Any:
+    """accelerate's device map: everything on one device where it fits, GPU and CPU together where only that does."""
+    needed = int(weight_bytes(skeleton, dtype) * _HEADROOM)
+    free = available_bytes(place)
+    if needed <= free:
+        return {"": place}
+    if place.type == "cuda":
+        together = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+        together += available_bytes("cpu")
+        if needed <= together:
+            return "auto"
+        free = together
+    raise ModelError(
+        f"The model needs about {needed / GIB:.1f} GiB in {str(dtype).removeprefix('torch.')}, "
+        f"and {free / GIB:.1f} GiB are free.",
+        "Choose a smaller dtype (bfloat16), free memory, use a machine with more, or choose a smaller model.",
+    )
+
+
+# ---- the weights -------------------------------------------------------------------------------------------------------
+
+
+def _read_weights(folder: Path, config: Any, dtype: torch.dtype, device_map: Any) -> torch.nn.Module:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False,
+            local_files_only=True, output_loading_info=True,
+        )  # fmt: skip
+    except torch.cuda.OutOfMemoryError:
+        raise ModelError("The GPU ran out of memory while loading.", "Choose device cpu, or a smaller dtype.") from None
+    except MemoryError:
+        raise ModelError("The machine ran out of memory while loading.", "Choose a smaller dtype or model.") from None
+    except Exception as error:  # noqa: BLE001 - damaged files surface as many types
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        raise ModelError(
+            f"The weights cannot be read ({type(error).__name__}: {reason}).", "Copy or download the model again."
+        ) from None
+    missing = sorted(info.get("missing_keys") or ())
+    mismatched = sorted(str(key) for key in info.get("mismatched_keys") or ())
+    if missing or mismatched:
+        raise ModelError(
+            f"The files lack {len(missing)} of the model's weights and {len(mismatched)} have another shape "
+            f"({(missing + mismatched)[0]}, ...): the rest would be random.",
+            "Copy or download the model again.",
+        )
+    return model
+
+
+class _LoadingBar:
+    """Stands in for tqdm while transformers reads weights: passes the counts on as progress."""
+
+    def __init__(self, progress: Progress, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._progress = progress
+        self._items = args[0] if args else kwargs.get("iterable")
+        self._total = kwargs.get("total") or (len(self._items) if hasattr(self._items, "__len__") else 0)
+        self._done = 0
+
+    def update(self, n: float = 1) -> None:
+        self._done += n
+        self._progress.check()
+        self._progress.update(self._done, max(self._total, self._done, 1), "loading the model")
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._items or ():
+            yield item
+            self.update()
+
+    def __enter__(self) -> _LoadingBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:  # the rest of tqdm's interface: nothing to show
+        return lambda *args, **kwargs: None
+
+
+@contextlib.contextmanager
+def _report_loading(progress: Progress) -> Iterator[None]:
+    """Pass transformers' loading bar on to `progress` (it is a setting of the whole process)."""
+    previous = transformers_logging.set_tqdm_hook(lambda factory, args, kwargs: _LoadingBar(progress, args, kwargs))
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+@contextlib.contextmanager
+def transformers_logging_silenced() -> Iterator[None]:
+    """No warnings from transformers while something is only tried out."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
