@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     trace = commands.add_parser(
         "trace",
         help="trace one fact or many",
-        description="Trace facts: corrupt the subject, restore MoE outputs one by one, see what brings back the answer.",
+        description="Corrupt the subject, restore MoE outputs one by one, see what brings the answer back.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -26,7 +26,9 @@ class TerminalProgress(Progress):
     def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
-        self._tty = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._tty = False
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed stream is no terminal
+            self._tty = bool(self._stream.isatty())
         self._label = ""
         self._began = (0.0, 0.0)  # (time, done) when the label was first seen
         self._last_shown = float("-inf")
