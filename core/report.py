@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from .console import visible
 from .results import MIN_DROP, TraceResult, expert_name
-from .views import filter_problems, patches
+from .views import PAPER_CLEAN, PAPER_DROP, filter_problems, patches
 
 BEST = 5
 MAX_FACT_LINES = 30
@@ -87,56 +88,71 @@ def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
     if len(results) > MAX_FACT_LINES:
         lines.append(f"… and {len(results) - MAX_FACT_LINES} more; all rows are in the table (--out).")
     n = len(results)
-    drop = sum(r.drop for r in results) / n
-    clean, corrupt = (sum(getattr(r, f"{name}_contrast") for r in results) / n for name in ("clean", "corrupt"))
+    rows_of_all = _stacked(results)
+    ends = rows_of_all[rows_of_all.kind.isin(["clean", "corrupt"])].groupby(["fact", "kind"]).contrast.mean().unstack()
+    drops = ends.clean - ends.corrupt
+    clean, corrupt, drop = ends.clean.mean(), ends.corrupt.mean(), drops.mean()
     lines += ["", f"Over {n} facts: clean contrast {_signed(clean)}, corrupt {_signed(corrupt)}, drop {_signed(drop)}"]
-    failing = sum(1 for r in results if filter_problems(r))
+    failing = int(((ends.clean < PAPER_CLEAN) | (drops < PAPER_DROP)).sum())
     if failing:
-        lines.append(f"{failing} of them fail the paper's filter (clean contrast ≥ 1, drop ≥ 0.5).")
-    sites = _sites(results)
-    rows = [[f"L{s.layer}", s.site, _ratio(s.rescue / drop if drop >= MIN_DROP else math.nan), _signed(s.rescue)]
-            for s in _best(sites, best).itertuples()]  # fmt: skip
+        lines.append(
+            f"{failing} of them {'fail' if failing > 1 else 'fails'} the paper's filter "
+            f"(clean contrast ≥ {PAPER_CLEAN:g}, drop ≥ {PAPER_DROP:g})."
+        )
+
+    def restored(rescue: float) -> str:
+        return _ratio(rescue / drop if drop >= MIN_DROP else math.nan)
+
+    runs = n * results[0].request.draws
+    sites = _best(_sites(rows_of_all, runs), best)
+    rows = [[f"L{s.layer}", s.site, restored(s.rescue), _signed(s.rescue)] for s in sites.itertuples()]
     lines += ["", "Best sites (layer patch; mean rescue ÷ mean drop)"]
     lines += _columns(["layer", "position", "restoration", "rescue"], rows)
-    experts = _experts_over_facts(results)
+    experts = _best(_experts(rows_of_all, runs), best)
     if len(experts):
         rows = [
-            [
-                expert_name(e.layer, e.expert), _ratio(e.rescue / drop if drop >= MIN_DROP else math.nan),
-                _signed(e.rescue), f"{e.active}/{n}",
-            ]
-            for e in _best(experts, best).itertuples()
-        ]  # fmt: skip
+            [expert_name(e.layer, e.expert), restored(e.rescue), _signed(e.rescue), f"{e.active}/{n}"]
+            for e in experts.itertuples()
+        ]
         lines += ["", "Best experts at the last position (facts without the expert count 0)"]
         lines += _columns(["expert", "restoration", "rescue", "clean-active"], rows)
     return "\n".join(lines)
 
 
-def _sites(results: Sequence[TraceResult]) -> pd.DataFrame:
-    """Mean rescue over facts of the layer patch at the last subject token and at the last token."""
-    parts = []
-    for result in results:
-        cells = patches(result, ("layer",))
-        for site, pos in (
-            ("last subject token", max(result.provenance.subject_positions)),
-            ("last token", len(result.provenance.tokens) - 1),
-        ):
-            parts.append(cells.loc[cells.pos == pos, ["layer", "rescue"]].assign(site=site))
-    rows = pd.concat(parts, ignore_index=True)
-    return rows.groupby(["layer", "site"], as_index=False, sort=False).rescue.mean()
-
-
-def _experts_over_facts(results: Sequence[TraceResult]) -> pd.DataFrame:
-    """Per expert at the last position: sum of rescues ÷ number of facts, and in how many it is clean-active."""
-    parts = [patches(r, ("expert",), pos=len(r.provenance.tokens) - 1) for r in results]
-    rows = pd.concat(parts, ignore_index=True)
-    if not len(rows):
-        return rows
-    out = rows.groupby(["layer", "expert"], as_index=False, sort=False).agg(
-        rescue=("rescue", "sum"), active=("clean_active", "sum")
-    )
-    out["rescue"] /= len(results)
+def _stacked(results: Sequence[TraceResult]) -> pd.DataFrame:
+    """The frames of all results in one; `fact`: index of the result, `last`, `last_subject`: whether pos is that."""
+    columns = ["kind", "draw", "layer", "pos", "expert", "clean_active", "contrast", "rescue"]
+    lengths = [len(r.frame) for r in results]
+    out = pd.concat([r.frame[columns] for r in results], ignore_index=True)
+    out["fact"] = np.repeat(np.arange(len(results)), lengths)
+    last = np.repeat([len(r.provenance.tokens) - 1 for r in results], lengths)
+    last_subject = np.repeat([max(r.provenance.subject_positions) for r in results], lengths)
+    pos = out.pos.astype("Float64").fillna(-1).astype(int).to_numpy()
+    out["last"], out["last_subject"] = pos == last, pos == last_subject
     return out
+
+
+def _sites(rows: pd.DataFrame, runs: int) -> pd.DataFrame:
+    """Mean rescue over `runs` (facts × draws) of the layer patch at the last subject token and at the last token."""
+    layer = rows[rows.kind == "layer"]
+    parts = []
+    for column, site in (("last_subject", "last subject token"), ("last", "last token")):
+        sums = layer[layer[column]].groupby("layer").rescue.sum() / runs
+        parts.append(sums.reset_index().assign(site=site))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _experts(rows: pd.DataFrame, runs: int) -> pd.DataFrame:
+    """Per expert at the last position: sum of rescues ÷ `runs` (facts × draws); `active`: facts where clean-active.
+
+    A run without a row for an expert has it routed neither in its clean nor in its corrupt run: its rescue is 0.
+    """
+    experts = rows[(rows.kind == "expert") & rows["last"]]
+    grouped = experts.groupby(["layer", "expert"])
+    out = (grouped.rescue.sum() / runs).reset_index()
+    active = experts[experts.clean_active.astype("boolean").fillna(False).astype(bool)]
+    counts = active.groupby(["layer", "expert"]).fact.nunique().rename("active").reset_index()
+    return out.merge(counts, on=["layer", "expert"], how="left").fillna({"active": 0}).astype({"active": int})
 
 
 def _best(rows: pd.DataFrame, n: int) -> pd.DataFrame:

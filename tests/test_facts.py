@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core import facts
-from core.errors import InputError
+from core.errors import ExpertScopeError, InputError
 from core.requests import Fact
 
 
@@ -403,3 +403,33 @@ def test_relations_and_find():
     with pytest.raises(InputError) as caught:
         facts.find(CITIES, 99)
     assert "99" in caught.value.what and "12" in caught.value.next
+
+
+# -- the bundled list ----------------------------------------------------------------------------------------------
+
+
+def test_bundled_facts_are_the_records_of_the_file():
+    lines = facts.BUNDLED.read_text(encoding="utf-8").splitlines()
+    listed = facts.bundled()
+    assert len(listed) == len(lines)
+    for line, fact in zip(lines, listed, strict=True):
+        record = json.loads(line)
+        rewrite = record["requested_rewrite"]
+        assert fact == Fact(
+            prompt=rewrite["prompt"],
+            subject=rewrite["subject"],
+            true=rewrite["target_true"]["str"],
+            foil=rewrite["target_new"]["str"],
+            case_id=record["case_id"],
+            relation=rewrite["relation_id"],
+        )
+    assert listed is not facts.bundled()  # a caller may sort or filter its own
+
+
+def test_a_missing_bundled_list_is_a_failure_with_advice(monkeypatch, tmp_path):
+    monkeypatch.setattr(facts, "BUNDLED", tmp_path / "facts.jsonl")
+    facts._bundled.cache_clear()
+    with pytest.raises(ExpertScopeError) as caught:
+        facts.bundled()
+    facts._bundled.cache_clear()
+    assert caught.value.exit_code == 1 and "--facts" in caught.value.next
