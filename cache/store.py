@@ -257,7 +257,7 @@ class Store:
         table = pd.DataFrame(found, columns=["model", "runs", "row_sets", "manifests", "bytes", "last_used"])
         table["model"] = table["model"].astype("str")
         table["last_used"] = pd.to_datetime(table["last_used"], unit="us", utc=True)
-        return table.astype({name: "int64" for name in ("runs", "row_sets", "manifests", "bytes")})
+        return table.astype(dict.fromkeys(("runs", "row_sets", "manifests", "bytes"), "int64"))
 
     def clear(self, model: str | None = None) -> None:
         """Delete everything of a model (verdicts too), or of all models; settings stay. The file is then compacted."""
