@@ -39,7 +39,7 @@ NONE = "-"  #: in a source file: this fact is left out
 FROM_PACKAGE = "="  #: in countries.psv: take the value from the data package
 IUPAC = {"aluminum": "aluminium", "cesium": "caesium"}  #: periodictable's American spellings
 
-#: Files with one subject and its objects per line: file name -> (source label, relation of each further column).
+#: Files with one subject and its objects per line: file name -> the relation of each further column.
 TABLES = {
     "people": ("person_job", "person_country", "person_birthplace"),
     "books": ("book_author",),
@@ -60,6 +60,7 @@ COUNTRY_RELATIONS = (
     "country_language",
     "country_dial",
     "country_demonym",
+    "country_code",
 )
 
 
@@ -119,6 +120,8 @@ def add_elements(table: FactTable) -> None:
 
 def package_value(relation: str, country: dict, locale: Locale) -> tuple[str, str]:
     """What the data packages say about a country, and which package says it."""
+    if relation == "country_code":
+        return country["iso"], "GeoNames"
     if relation == "country_capital":
         return country["capital"], "GeoNames"
     if relation == "country_dial":
@@ -135,7 +138,6 @@ def add_countries(table: FactTable) -> None:
     for code, name, *values in read_psv("countries"):
         if code not in countries or len(values) != len(COUNTRY_RELATIONS):
             raise SourceError(f"countries.psv: bad row {code}|{name}")
-        table.add("country_code", name, code, "GeoNames")
         for relation, value in zip(COUNTRY_RELATIONS, values, strict=True):
             source = "hand-written (countries.psv)"
             if value == FROM_PACKAGE:
@@ -197,6 +199,8 @@ def add_cities(table: FactTable) -> None:
 def read_foil_rules(table: FactTable) -> dict[str, list[set[str]]]:
     """Second truths go into the table; the groups of overlapping objects are returned, by relation."""
     for relation, subject, objects in read_psv("also_true"):
+        if subject not in table.facts.get(relation, {}):
+            raise SourceError(f"also_true.psv: there is no fact {relation} of {subject!r}")
         table.also_true[relation, subject] |= {name.strip() for name in objects.split(",")}
     groups: dict[str, list[set[str]]] = defaultdict(list)
     for relation, objects in read_psv("foil_groups"):
