@@ -46,7 +46,13 @@ class Picture:
         """A spec of plain JSON values with everything in it, of a fixed width in pixels."""
         spec = self.spec | {"datasets": {name: _records(table) for name, table in self.tables.items()}, "width": width}
         if title:
-            spec["title"] = {"text": title, "subtitle": subtitle or [], "anchor": "start", "frame": "group", "offset": 12}
+            spec["title"] = {
+                "text": title,
+                "subtitle": subtitle or [],
+                "anchor": "start",
+                "frame": "group",
+                "offset": 12,
+            }
         return spec
 
 
@@ -67,9 +73,7 @@ def row_height(n_rows: int) -> int:
 
 
 @_unchecked
-def layer_token(
-    result: TraceResult, *, view: View = View(), palette: Palette = LIGHT
-) -> Picture:
+def layer_token(result: TraceResult, *, view: View = View(), palette: Palette = LIGHT) -> Picture:
     """Layer × token heat map of layer patches. Selection `cell` with fields layer and pos; the view's cell is preset.
 
     Dense layers are rows of their own colour; where the view names an expert, a dot marks every token of that layer
@@ -89,7 +93,10 @@ def layer_token(
     )  # fmt: skip
     base = alt.Chart(tables(cells[columns]))
     heat = base.mark_rect(cursor="pointer").encode(
-        x=x, y=y, color=_diverging(cells.value, view.measure, palette, palette.missing), tooltip=_tooltip(cell_tooltips.columns)
+        x=x,
+        y=y,
+        color=_diverging(cells.value, view.measure, palette, palette.missing),
+        tooltip=_tooltip(cell_tooltips.columns),
     )
     layers: list[alt.Chart] = [heat.add_params(chosen)]
     if dense := [layer for layer in range(prov.n_layers) if layer not in prov.moe_layers]:
@@ -150,7 +157,9 @@ def layer_expert(
         .encode(x=x, y=y, color=scale, tooltip=_tooltip(expert_tooltips.columns))
         .add_params(chosen),
         alt.Chart(tables(grid.loc[grid.ring, ["layer", "column"]]))
-        .mark_point(size=16 if prov.n_experts > 32 else 30, stroke=palette.muted, strokeWidth=1.2, fill=None, tooltip=None)
+        .mark_point(
+            size=16 if prov.n_experts > 32 else 30, stroke=palette.muted, strokeWidth=1.2, fill=None, tooltip=None
+        )
         .encode(x=x, y=y),
     ]
     undefined = grid.routed & grid.value.isna()
@@ -261,7 +270,11 @@ def expert_bars(
         scale=alt.Scale(domain=["true object lifted", "foil put down"], range=[palette.high, palette.joined]),
         legend=alt.Legend(title=None, orient="top"),
     )
-    tip = [alt.Tooltip("name:N", title="expert"), alt.Tooltip("part:N"), alt.Tooltip("value:Q", format="+.3f", title="logits")]
+    tip = [
+        alt.Tooltip("name:N", title="expert"),
+        alt.Tooltip("part:N"),
+        alt.Tooltip("value:Q", format="+.3f", title="logits"),
+    ]
     bars = alt.Chart(tables(long)).mark_bar().encode(x=x, y=y, color=color, tooltip=tip)
     ticks = (
         alt.Chart(tables(table[["name", "rescue"]]))
@@ -339,7 +352,10 @@ def _outline(base: alt.Chart, color: str, width: float = 2.5) -> alt.Chart:
 
 
 def _tooltip(columns: list[str]) -> list[alt.Tooltip]:
-    return [alt.Tooltip(f"{name}:N", title="title" if i == 0 else name[2:].replace("_", " ")) for i, name in enumerate(columns)]
+    return [
+        alt.Tooltip(f"{name}:N", title="title" if i == 0 else name[2:].replace("_", " "))
+        for i, name in enumerate(columns)
+    ]
 
 
 def _gap(n: int) -> float:
@@ -366,13 +382,16 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in clean.to_dict("records")]
 
 
-def _finish(chart: alt.LayerChart, tables: _Tables, n_marks: int, n_rows: int, palette: Palette, step: int | None = None) -> Picture:
+def _finish(
+    chart: alt.LayerChart, tables: _Tables, n_marks: int, n_rows: int, palette: Palette, step: int | None = None
+) -> Picture:
     renderer = "canvas" if n_marks > CANVAS_MARKS else "svg"
     text = {"labelFont": FONT, "titleFont": FONT, "labelColor": palette.ink, "titleColor": palette.muted}
     lines = {"gridColor": palette.grid, "domainColor": palette.grid, "tickColor": palette.grid}
     chart = (
         chart.properties(
             width="container",
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
             height=max(n_rows * (step or row_height(n_rows)), 60),
             usermeta={"embedOptions": {"renderer": renderer, "actions": False}},
         )

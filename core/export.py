@@ -55,7 +55,12 @@ def caption(result: TraceResult) -> list[str]:
 
 def file_stem(result: TraceResult, what: str) -> str:
     """A file name without ending: plain ASCII whatever the subject is."""
-    parts = [what, result.request.model.name.split("/")[-1], result.request.fact.subject, str(result.request.fact.case_id)]
+    parts = [
+        what,
+        result.request.model.name.split("/")[-1],
+        result.request.fact.subject,
+        str(result.request.fact.case_id),
+    ]
     return re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(parts)).strip("_.-")[:100]
 
 
@@ -137,7 +142,9 @@ def _one_line(text: str) -> str:
 
 
 def _xml(text: str) -> str:
-    return "".join(c for c in text if c in "\t\n\r" or c >= " " and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff")
+    return "".join(
+        c for c in text if c in "\t\n\r" or c >= " " and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff"
+    )
 
 
 _PAGE = """<!DOCTYPE html>

@@ -284,7 +284,9 @@ class JobRegistry:
 def _in_words(error: BaseException) -> ExpertScopeError:
     """A general sentence for what we did not foresee; the log has the rest."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ExpertScopeError("There was not enough memory for this.", "Ask for fewer draws or positions, or a smaller model.")
+        return ExpertScopeError(
+            "There was not enough memory for this.", "Ask for fewer draws or positions, or a smaller model."
+        )
     return ExpertScopeError(
         f"Something went wrong inside ExpertScope ({type(error).__name__}).", "The server's log has the details."
     )

@@ -134,7 +134,9 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
     return Link(request, view, is_bundled, tuple(read.problems))
 
 
-def check_view(view: View, *, n_tokens: int, moe_layers: list[int], n_layers: int, n_experts: int, shared: bool) -> tuple[View, list[str]]:
+def check_view(
+    view: View, *, n_tokens: int, moe_layers: list[int], n_layers: int, n_experts: int, shared: bool
+) -> tuple[View, list[str]]:
     """The view with everything dropped that this result does not have, and a sentence about each."""
     problems = []
     if view.pos is not None and view.pos >= n_tokens:
@@ -159,7 +161,9 @@ def _fact(read: _Reader, params: Mapping[str, str], bundled, default: Fact) -> t
     if any(name in params for name in _TYPED) and "fact" not in params:
         missing = [name for name in ("prompt", "subject", "true") if not params.get(name, "").strip()]
         if missing:
-            read.problems.append(f"The link's fact has no {' and no '.join(missing)}; the default fact is shown instead.")
+            read.problems.append(
+                f"The link's fact has no {' and no '.join(missing)}; the default fact is shown instead."
+            )
             return default, True
         auto = read.choice("foil_auto", ("0", "1"), "0") == "1"
         return Fact(

@@ -28,6 +28,7 @@ from .requests import ModelSpec
 
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _HEADROOM = 1.1  # of the weights: what tracing needs beside them
 GIB = 2**30
 
@@ -92,7 +93,6 @@ def fetch(spec: ModelSpec, progress: Progress = SILENT) -> Path:
 
 
 def _download(spec: ModelSpec) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
 
@@ -115,7 +115,7 @@ def _download(spec: ModelSpec) -> Path:
         raise ModelError(
             f"The hub has no model {spec.name} (or it is private).", "Check the spelling, or log in with `hf auth login`."
         ) from None
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - no network has many names, by HTTP library and version
         raise ModelError(
             f"The model {spec.name} is not on this machine and the hub cannot be reached ({type(error).__name__}).",
             "Check the network, or copy the model here and give its folder.",
@@ -161,7 +161,12 @@ def read_config(folder: Path) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer; it must report character offsets (checked when a fact is tokenised)."""
+    """The model's tokenizer; it must report character offsets (checked when a fact is tokenised).
+
+    Without any of its files transformers would make an empty one of the family's class, so they are looked for here.
+    """
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(f"The folder {folder} has no tokenizer.", "Copy tokenizer.json to it.")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - tokenizer classes raise anything

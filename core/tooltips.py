@@ -121,7 +121,9 @@ def margin(row) -> str:
 
 def _references(result: TraceResult) -> tuple[tuple[float, float], tuple[float, float]]:
     """(true, foil) logits of the corrupt runs (mean over draws) and of the clean run."""
-    means = result.frame[result.frame.kind.isin(["clean", "corrupt"])].groupby("kind")[["true_logit", "foil_logit"]].mean()
+    means = (
+        result.frame[result.frame.kind.isin(["clean", "corrupt"])].groupby("kind")[["true_logit", "foil_logit"]].mean()
+    )
     return tuple(means.loc["corrupt"]), tuple(means.loc["clean"])
 
 

@@ -135,7 +135,9 @@ def layer_cells(result: TraceResult) -> pd.DataFrame:
     clean = result.routing[result.routing.run == "clean"].sort_values("router_weight", ascending=False)
     text = [f"E{e:03d} {w:.2f}" for e, w in zip(clean.expert, clean.router_weight, strict=True)]
     listed = clean.assign(text=text).groupby(["layer", "pos"]).text.agg(", ".join).rename("experts_clean")
-    return cells.merge(listed.reset_index(), on=["layer", "pos"], how="left").sort_values(["layer", "pos"], ignore_index=True)
+    return cells.merge(listed.reset_index(), on=["layer", "pos"], how="left").sort_values(
+        ["layer", "pos"], ignore_index=True
+    )
 
 
 def margins(result: TraceResult) -> pd.DataFrame:

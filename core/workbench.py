@@ -82,7 +82,9 @@ class StoreStatus:
 class Workbench:
     """See the module. All methods may be called from any thread."""
 
-    def __init__(self, store: Any, *, engine: Engine | None = None, jobs: JobRegistry | None = None, store_error: str = "") -> None:
+    def __init__(
+        self, store: Any, *, engine: Engine | None = None, jobs: JobRegistry | None = None, store_error: str = ""
+    ) -> None:
         """`store`: a `cache.store.Store`, or None (then nothing outlives the process and `store_error` says why)."""
         self.jobs = jobs or JobRegistry()
         self._store = store
@@ -125,7 +127,9 @@ class Workbench:
         The job's result is the `TraceResult`. Asking for the same thing again joins the unfinished job.
         """
         title = f"{request.fact.subject.strip()} → {request.fact.true.strip()}"
-        return self.jobs.submit(("trace", request), title, lambda progress: self._answer(request, progress), owner=owner)
+        return self.jobs.submit(
+            ("trace", request), title, lambda progress: self._answer(request, progress), owner=owner
+        )
 
     def pending(self, request: TraceRequest) -> Job | None:
         """The unfinished job for this request, if there is one."""
@@ -147,7 +151,12 @@ class Workbench:
         gc.collect()
         progress.update(0, 1, f"loading {spec.name}")
         self._model = self._engine.load_model(
-            spec.name, revision=spec.revision, dtype=spec.dtype, device=spec.device, progress=progress, store=self._store
+            spec.name,
+            revision=spec.revision,
+            dtype=spec.dtype,
+            device=spec.device,
+            progress=progress,
+            store=self._store,
         )
         self._model_spec = spec
         return self._model
@@ -198,7 +207,8 @@ class Workbench:
         files = [] if folder is None else [p for p in Path(folder).glob("tokenizer*") if p.is_file()]
         if not files:
             raise ModelError(
-                f"The tokenizer of {spec.name} is not on this machine.", "Its tokens are shown once the model was loaded."
+                f"The tokenizer of {spec.name} is not on this machine.",
+                "Its tokens are shown once the model was loaded.",
             )
         key = (str(folder), max(p.stat().st_mtime for p in files))
         with self._lock:

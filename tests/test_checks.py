@@ -1,0 +1,131 @@
+"""The load-time checks: they pass on sound engines and real configurations, and catch every planted mistake."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from cache.store import Store
+from core import checks, sweep
+from core.base import ContributionTable
+from core.checks import Check, compare_with_hooks, ensure_checked
+from core.errors import ModelRefused
+from core.moe import MoeModel
+from core.shrink import shrunken_config, shrunken_model
+
+GRANITE = {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 6.0}
+REAL = ["qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "granitemoe", "gpt_oss", "phimoe", "qwen3_next", "jamba"]
+
+
+@pytest.mark.parametrize("family", REAL)
+def test_a_tiny_copy_of_a_full_size_configuration_agrees_with_hooks(family: str) -> None:
+    config = CONFIG_MAPPING[family](**(GRANITE if family == "granitemoe" else {}))
+    small = shrunken_model(config)
+    assert sum(p.numel() for p in small.parameters()) < 3_000_000
+    model = MoeModel(small)
+    found = compare_with_hooks(model)
+    assert [check.name for check in found] == ["cells against hooks", "experts against hooks"]
+    for check in found:
+        assert check.passed, check
+        assert check.difference < check.allowed / 3  # sound engines pass with room
+
+
+def test_the_copy_keeps_what_is_structural() -> None:
+    config = CONFIG_MAPPING["deepseek_v3"](norm_topk_prob=False, routed_scaling_factor=1.7, num_hidden_layers=61)
+    small = shrunken_config(config)
+    assert (small.norm_topk_prob, small.routed_scaling_factor) == (False, 1.7)
+    assert small.first_k_dense_replace == config.first_k_dense_replace
+    assert small.num_hidden_layers == 8 and small.hidden_size == 64 and small.vocab_size == 256
+
+
+def _model() -> MoeModel:
+    return MoeModel(tiny_models.build("qwen2_moe"))
+
+
+def _next_position(table: ContributionTable, run: int, pos: int, expert: int) -> torch.Tensor:
+    other = next(p for (r, p) in table._row if r == run and p != pos)
+    return _expert(table, run, other, expert)
+
+
+_expert = ContributionTable.expert
+
+
+def _unweighted(table: ContributionTable, run: int, pos: int, expert: int) -> torch.Tensor:
+    row = table._row[run, pos]
+    weights = table._base.weight[run][pos][table._index[row] == expert]
+    return _expert(table, run, pos, expert) / (weights.float().sum() if len(weights) else 1.0)
+
+
+def _rolled(step, pos, base, table):  # noqa: ANN001, ANN202
+    vector = _vector(step, pos, base, table)
+    return vector.roll(1)
+
+
+_vector = sweep._vector
+
+
+@pytest.mark.parametrize("mistake", ["position", "unweighted", "vector"])
+def test_a_planted_mistake_is_refused(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if mistake == "position":
+        monkeypatch.setattr(ContributionTable, "expert", _next_position)
+    elif mistake == "unweighted":
+        monkeypatch.setattr(ContributionTable, "expert", _unweighted)
+    else:
+        monkeypatch.setattr(sweep, "_vector", _rolled)
+    with pytest.raises(ModelRefused, match="failed a load-time check .* against hooks"):
+        ensure_checked(_model())
+
+
+def test_contributions_that_do_not_add_up_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from core import structure
+
+    true = structure.contributions
+    monkeypatch.setattr(structure, "contributions", lambda *args: true(*args) * 1.001)
+    with pytest.raises(ModelRefused, match="do not add up"):
+        _model().structure  # noqa: B018 - probing is what raises
+
+
+def test_a_sweep_that_differs_from_plain_forwards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model()
+    assert all(check.passed for check in checks.check_weights(model))
+    step = checks.sweep
+
+    def shifted(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+        outcome = step(*args, **kwargs)
+        return type(outcome)(
+            outcome.patches, outcome.patched + 0.05, outcome.runs, outcome.final * 1.01, outcome.activations
+        )
+
+    monkeypatch.setattr(checks, "sweep", shifted)
+    names = {check.name for check in checks.check_weights(model) if not check.passed}
+    assert "a patch that changes nothing" in names
+
+
+def test_nan_never_passes() -> None:
+    assert not Check("anything", float("nan"), 1.0).passed
+
+
+def test_the_verdict_is_stored_and_spares_the_second_check(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+    module = tiny_models.build("qwen2_moe")
+    with Store.open(tmp_path / "store.duckdb") as store:
+        first = MoeModel(module, fingerprint="same")
+        found = ensure_checked(first, store)
+        monkeypatch.setattr(checks, "check_copy", lambda *args: pytest.fail("checked again"))
+        second = MoeModel(module, fingerprint="same")
+        assert ensure_checked(second, store) == found
+        assert second.structure.to_dict() == first.structure.to_dict()
+        with pytest.raises(pytest.fail.Exception):
+            ensure_checked(MoeModel(module, fingerprint="another"), store)
+
+
+def test_a_stored_refusal_is_refused_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+    module = tiny_models.build("qwen2_moe")
+    with Store.open(tmp_path / "store.duckdb") as store:
+        with monkeypatch.context() as planted:
+            planted.setattr(sweep, "_vector", _rolled)
+            with pytest.raises(ModelRefused):
+                ensure_checked(MoeModel(module, fingerprint="same"), store)
+        with pytest.raises(ModelRefused, match="load-time check"):
+            ensure_checked(MoeModel(module, fingerprint="same"), store)
