@@ -219,7 +219,7 @@ def _compute(
     )
 
     def check(fact: Fact) -> None:
-        prepare(
+        prepared = prepare(
             model.tokenizer,
             fact,
             special_tokens=options.special_tokens,
@@ -227,6 +227,14 @@ def _compute(
             first_token=options.first_token,
             max_length=model.max_length,
         )
+        n = len(prepared.input_ids)
+        beyond = [] if isinstance(options.experts, str) else [pos for pos in options.experts if pos >= n]
+        if beyond:
+            raise InputError(
+                f"--experts names position {beyond[0]}, but the prompt has {n} tokens.",
+                f"Positions go from 0 to {n - 1}.",
+                field="experts",
+            )
 
     progress.update(0, 1, "tokenising")
     good = keep([request.fact for request in requests], check)
