@@ -120,15 +120,25 @@ def _recalled(store: StoreLike, request: TraceRequest, manifest: dict[str, Any])
     )
 
 
-def _answer(
-    model: MoeModel, questions: Sequence[Question], store: Any, progress: Progress
-) -> list[TraceResult]:
+def _is_about(manifest: dict[str, Any], prepared: PreparedFact) -> bool:
+    """Whether the stored answer is about these very token ids (facts given as ids need not follow from their text)."""
+    stored = manifest["provenance"]
+    return (
+        stored["token_ids"] == list(prepared.input_ids)
+        and stored["subject_positions"] == list(prepared.subject_positions)
+        and stored["true_id"] == prepared.true_id
+        and prepared.foil_id in (None, stored["foil_id"])
+    )
+
+
+def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress: Progress) -> list[TraceResult]:
     results: list[TraceResult | None] = [None] * len(questions)
     open_questions = []
     for i, question in enumerate(questions):
         if store is not None:
             manifest = store.get_manifest(manifest_key(question.request, model.identity))
-            results[i] = None if manifest is None else _recalled(store, question.request, manifest)
+            if manifest is not None and _is_about(manifest, question.prepared):
+                results[i] = _recalled(store, question.request, manifest)
         if results[i] is None:
             open_questions.append(i)
     for i, answer in answer_missing(model, [(i, questions[i]) for i in open_questions], store, progress):
