@@ -88,7 +88,7 @@ def catalogue() -> list[CatalogEntry]:
 def entry(name: str, *, revision: str | None = None) -> CatalogEntry:
     """What is known of a model: `demo`, a hub id or a local folder. Never fails: unknown figures are None."""
     folder = DEMO_FOLDER if name == "demo" else Path(name).expanduser()
-    if name == "demo" or folder.is_dir():
+    if name == "demo" or _is_folder(folder):
         return _from_folder(name, folder)
     known = next((k for k in KNOWN if k.id == name), None)
     snapshot = _snapshot(name, revision)
@@ -98,6 +98,13 @@ def entry(name: str, *, revision: str | None = None) -> CatalogEntry:
     if known is None:
         return found
     return CatalogEntry(**{**known.__dict__, "state": found.state, "path": found.path})
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long for this file system
+        return False
 
 
 def _from_folder(name: str, folder: Path) -> CatalogEntry:
