@@ -15,7 +15,7 @@ import pandas as pd
 
 from .requests import TraceRequest
 from .results import (
-    FRAME_COLUMNS, NEXT_TOKEN_COLUMNS, ROUTING_COLUMNS, TraceResult, complete, provenance_from_dict,
+    FRAME_COLUMNS, MIN_DROP, NEXT_TOKEN_COLUMNS, ROUTING_COLUMNS, TraceResult, complete, provenance_from_dict,
 )  # fmt: skip
 
 _TYPES = {
@@ -91,17 +91,18 @@ def _draw(draw: int | None) -> Any:
 
 def _frame(case_id: int, tokens: list[str], ids: list[int], draws: Sequence[Sequence[pd.DataFrame]]) -> pd.DataFrame:
     """The long table: clean row once, then each draw's corrupt row and patches."""
-    tables = []
-    for j, parts in enumerate(draws):
-        rows = pd.concat([part.astype(_TYPES) for part in parts], ignore_index=True)
-        contrasts = (rows.true_logit - rows.foil_logit).groupby(rows.kind).first()
-        rows = complete(rows, clean_contrast=contrasts["clean"], corrupt_contrast=contrasts["corrupt"])
-        rows["draw"] = j
-        tables.append(rows)
-    frame = pd.concat(tables, ignore_index=True)
+    frame = pd.concat([part for parts in draws for part in parts], ignore_index=True).astype(_TYPES)
+    draw = np.repeat(np.arange(len(draws)), [sum(map(len, parts)) for parts in draws])
+    contrast = (frame.true_logit - frame.foil_logit).to_numpy()
+    ends = {kind: np.empty(len(draws)) for kind in ("clean", "corrupt")}
+    for kind, values in ends.items():
+        at = (frame.kind == kind).to_numpy()
+        values[draw[at]] = contrast[at]
+    frame = complete(frame, clean_contrast=ends["clean"][draw], corrupt_contrast=ends["corrupt"][draw])
+    frame["draw"] = draw
     clean = frame.kind == "clean"
     mean_rescue = frame.loc[clean, "rescue"].mean()  # the mean drop: the clean run is the same in every draw
-    mean_restoration = frame.loc[clean, "restoration"].mean()
+    mean_restoration = 1.0 if mean_rescue >= MIN_DROP else np.nan
     frame = frame[~clean | (frame.draw == 0)].copy()
     clean = frame.kind == "clean"
     frame["draw"] = frame["draw"].astype("Int64")

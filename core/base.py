@@ -163,6 +163,12 @@ class BaseRuns:
         self._remember(base)
         return base
 
+    def forget(self) -> None:
+        """Drop recorded layer arguments that belong to these runs alone."""
+        if self.arguments.by_content:
+            for key in self.table_keys:
+                self.arguments.recorded.pop(key, None)
+
     @property
     def final(self) -> dict[int, torch.Tensor]:
         """After the last step: the output of the last layer at the last position, [d], by run index."""

@@ -98,17 +98,19 @@ class TraceResult:
         return over_draws(self.frame)
 
 
-def complete(rows: pd.DataFrame, *, clean_contrast: float, corrupt_contrast: float) -> pd.DataFrame:
-    """Add contrast, rescue and restoration to rows of one draw.
+def complete(
+    rows: pd.DataFrame, *, clean_contrast: float | np.ndarray, corrupt_contrast: float | np.ndarray
+) -> pd.DataFrame:
+    """Add contrast, rescue and restoration to rows; the contrasts of each row's own draw, or one for all.
 
     rescue = contrast − corrupt contrast; restoration = rescue ÷ drop, missing where drop < `MIN_DROP`.
     A clean row has restoration 1 where it is defined; a corrupt one 0.
     """
     rows = rows.copy()
-    drop = clean_contrast - corrupt_contrast
+    drop = np.broadcast_to(np.asarray(clean_contrast) - corrupt_contrast, len(rows))
     rows["contrast"] = rows.true_logit - rows.foil_logit
     rows["rescue"] = rows.contrast - corrupt_contrast
-    rows["restoration"] = rows.rescue / drop if drop >= MIN_DROP else np.nan
+    rows["restoration"] = rows.rescue / np.where(drop >= MIN_DROP, drop, np.nan)
     return rows
 
 

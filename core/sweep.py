@@ -96,6 +96,7 @@ def sweep(
             live.finish(base)
             live.join_behind(late, base)
             work.next_layer(live.tokens)
+        base_runs.forget()
         finals = base_runs.final
         final = torch.stack([finals[i] for i in range(len(runs))])
         wanted = torch.as_tensor(objects)
