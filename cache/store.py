@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ from .migrations import Cursor
 DEFAULT_LIMIT = 2 * 1024**3
 """Bytes of contents that the store keeps unless told otherwise."""
 
-_MAX_TOUCHES = 5_000
+_FLUSH_SECONDS = 60.0
+"""Reads after this long write down what was used meanwhile, so that a killed process forgets no more than that."""
 
 T = TypeVar("T")
 
@@ -54,6 +56,7 @@ class Store:
         self._lock = threading.Lock()
         self._closed = False
         self._touched: dict[tuple[str, int], int] = {}
+        self._flushed = time.monotonic()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None, *, limit_bytes: int | None = None) -> Store:
@@ -242,8 +245,9 @@ class Store:
         return self._database.read(eviction.total_bytes)
 
     def usage(self) -> pd.DataFrame:
-        """One row per model, most bytes first: model, runs, row_sets, manifests, bytes, last_used (UTC)."""
-        self.flush()
+        """One row per model, most bytes first: model, runs, row_sets, manifests, bytes, last_used (UTC; the uses of
+        the last minute may be missing)."""
+        self._check_open()
         query = """
             SELECT model, count(*) FILTER (kind = 'run') AS runs, count(*) FILTER (kind = 'row_set') AS row_sets,
                    count(*) FILTER (kind = 'manifest') AS manifests, sum(bytes)::BIGINT AS bytes,
@@ -293,14 +297,15 @@ class Store:
         tick = self._database.tick()
         with self._lock:
             self._touched |= dict.fromkeys([(table, entry) for entry in ids], tick)
-            many = len(self._touched) > _MAX_TOUCHES
-        if many:
+            due = time.monotonic() - self._flushed > _FLUSH_SECONDS
+        if due:
             self.flush()
 
     def _write(self, work: Callable[[Cursor], None]) -> None:
         """Run `work` as one write, together with what was used since the last one."""
         with self._lock:
             touched = dict(self._touched)
+            self._flushed = time.monotonic()
 
         def both(cursor: Cursor) -> None:
             entries.mark_used(cursor, touched)

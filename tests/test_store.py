@@ -390,6 +390,19 @@ def test_uses_are_remembered_over_a_restart(home):
         assert store.limit == 110_000
 
 
+def test_reading_writes_down_uses_once_a_minute(home, monkeypatch):
+    """The second store object stands for the next process after a kill: it knows only what is in the file."""
+    with Store.open() as store:
+        put(store, "a")
+        put(store, "b")
+        store.get_run("a")
+        monkeypatch.setattr("cache.store._FLUSH_SECONDS", -1.0)
+        store.get_run("a")
+        with Store.open() as other:
+            other.set_limit(60_000)
+            assert keys_there(other) == "a"
+
+
 def test_uses_survive_a_write_that_failed(store, monkeypatch):
     put(store, "a")
     put(store, "b")
