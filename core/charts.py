@@ -92,7 +92,7 @@ def layer_token(result: TraceResult, *, view: View = View(), palette: Palette = 
         **({"value": [{"layer": view.layer, "pos": view.pos}]} if view.layer is not None and view.pos is not None else {}),
     )  # fmt: skip
     base = alt.Chart(tables(cells[columns]))
-    heat = base.mark_rect(cursor="pointer").encode(
+    heat = base.mark_rect(cursor="pointer", invalid="show").encode(
         x=x,
         y=y,
         color=_diverging(cells.value, view.measure, palette, palette.missing),
@@ -153,7 +153,7 @@ def layer_expert(
     base = alt.Chart(tables(grid[keep]))
     scale = _diverging(grid.value, view.measure, palette, palette.blank)
     layers: list[alt.Chart] = [
-        base.mark_rect(cursor="pointer")
+        base.mark_rect(cursor="pointer", invalid="show")
         .encode(x=x, y=y, color=scale, tooltip=_tooltip(expert_tooltips.columns))
         .add_params(chosen),
         alt.Chart(tables(grid.loc[grid.ring, ["layer", "column"]]))
@@ -226,7 +226,7 @@ def routing_strip(
         blanks = pd.MultiIndex.from_product([labels, columns], names=["label", "column"]).to_frame(index=False)
         layers.append(alt.Chart(tables(blanks)).mark_rect(color=palette.blank, tooltip=None).encode(x=x, y=y))
     layers.append(
-        base.mark_rect(cursor="pointer")
+        base.mark_rect(cursor="pointer", invalid="show")
         .encode(x=x, y=y, color=color, opacity=opacity, tooltip=_tooltip(strip_tooltips.columns))
         .add_params(chosen)
     )

@@ -12,7 +12,9 @@ import pandas as pd
 from core.requests import Fact, ModelSpec, TraceRequest
 from core.results import FRAME_COLUMNS, Provenance, TraceResult, complete
 
-FRANCE = Fact(prompt="The capital of {} is", subject="France", true="Paris", foil="Rome", case_id=17, relation="capital")
+FRANCE = Fact(
+    prompt="The capital of {} is", subject="France", true="Paris", foil="Rome", case_id=17, relation="capital"
+)
 TOKENS = ["The", " capital", " of", " Fr", "ance", " is"]
 SUBJECT = [3, 4]
 

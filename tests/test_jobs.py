@@ -137,7 +137,11 @@ def test_a_persons_mistake_keeps_its_words(registry):
         raise InputError("The subject is not in the prompt.", "Write it in.", field="subject")
 
     status = ended(registry.submit("x", "x", work)).status()
-    assert (status.state, status.error, status.error_next) == (FAILED, "The subject is not in the prompt.", "Write it in.")
+    assert (status.state, status.error, status.error_next) == (
+        FAILED,
+        "The subject is not in the prompt.",
+        "Write it in.",
+    )
 
 
 @pytest.mark.parametrize("error", [KeyError("secret detail"), SystemExit(3), MemoryError()])

@@ -18,7 +18,9 @@ def read(params):
     return from_query(params, bundled=BUNDLED.get, default=FRANCE)
 
 
-TYPED = Fact(prompt="Größe & <b>{}</b>?", subject="x=1&y=2", true="ü", foil="#", occurrence=2, case_id=5, relation="a b")
+TYPED = Fact(
+    prompt="Größe & <b>{}</b>?", subject="x=1&y=2", true="ü", foil="#", occurrence=2, case_id=5, relation="a b"
+)
 CASES = [
     (TraceRequest(fact=FRANCE), View(), True),
     (

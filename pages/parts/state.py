@@ -6,10 +6,12 @@ then writes the address. An address that changes in any other way (opened, edite
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from core.links import Link, View, from_query, link, to_query
 from core.requests import TraceRequest
@@ -17,6 +19,8 @@ from core.requests import TraceRequest
 from . import base
 
 _LINK, _WRITTEN, _TOUCHED, _GENERATION = "es_link", "es_written", "es_touched", "es_generation"
+_DRAWN, _DRAWN_BEFORE = "es_drawn", "es_drawn_before"
+_REMEMBERED = 300
 
 
 def begin() -> Link:
@@ -24,10 +28,17 @@ def begin() -> Link:
     session = st.session_state
     params = st.query_params.to_dict()
     touched = session.pop(_TOUCHED, False)
-    if _LINK not in session or (not touched and params != session.get(_WRITTEN)):
+    if _LINK not in session or _from_outside(params, touched):
         session[_LINK] = from_query(params, bundled=base.bundled().get, default=base.default_fact())
         session[_GENERATION] = session.get(_GENERATION, 0) + 1
+    session[_DRAWN_BEFORE] = session.get(_DRAWN, set()) | session.get(_DRAWN_BEFORE, set())
+    session[_DRAWN] = set()
     return session[_LINK]
+
+
+def end() -> None:
+    """The page is drawn to its end: what was there before and is no more has no say any longer."""
+    st.session_state[_DRAWN_BEFORE] = set()
 
 
 def write() -> None:
@@ -36,7 +47,34 @@ def write() -> None:
     params = to_query(current.request, current.view, bundled=current.bundled)
     if st.query_params.to_dict() != params:
         st.query_params.from_dict(params)
-    st.session_state[_WRITTEN] = params
+    written: list[dict[str, str]] = st.session_state.setdefault(_WRITTEN, [])
+    if params not in written:
+        written.append(params)
+        del written[:-_REMEMBERED]
+
+
+def _from_outside(params: dict[str, str], touched: bool) -> bool:
+    """Whether the address was changed by the viewer. An old address of our own may arrive late, with a rerun that was
+    asked for before the browser took the new one; then only the browser's word counts that it is the back button."""
+    context = get_script_run_ctx()
+    if getattr(context, "is_history_navigation", False):
+        return True
+    return not touched and params not in st.session_state.get(_WRITTEN, [])
+
+
+def callback(key: str, change: Callable[[], None]) -> Callable[[], None]:
+    """`change` as the callback of the widget `key`, ignored when that widget is no longer on the page.
+
+    A browser may still send the value of a widget that was just replaced; Streamlit takes it for a change.
+    """
+    st.session_state.setdefault(_DRAWN, set()).add(key)
+
+    def call() -> None:
+        touch()
+        if key in st.session_state.get(_DRAWN, set()) | st.session_state.get(_DRAWN_BEFORE, set()):
+            change()
+
+    return call
 
 
 def address() -> str:
@@ -84,3 +122,8 @@ def look(**changes: Any) -> None:
 def request() -> TraceRequest:
     """The current question, for callbacks."""
     return st.session_state[_LINK].request
+
+
+def view() -> View:
+    """What is looked at, for callbacks."""
+    return st.session_state[_LINK].view

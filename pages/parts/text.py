@@ -95,3 +95,21 @@ def seconds(value: float) -> str:
     if value < 90:
         return f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def object_token(role: str, token: str, token_id: int, note: str) -> str:
+    """One line that names an object's token."""
+    return (
+        f'<div style="font-size:.85rem"><span style="opacity:.65">{escape(role)} object is token</span> '
+        f'<b>{escape(visible(token))}</b> <span style="opacity:.65">#{token_id}{escape(note)}</span></div>'
+    )
+
+
+def pairs(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values, one pair a line."""
+    lines = "".join(
+        f'<div style="display:flex;gap:.75rem"><span style="flex:0 0 6.8rem;opacity:.65">{escape(name)}</span>'
+        f'<span style="overflow-wrap:anywhere">{escape(value)}</span></div>'
+        for name, value in rows
+    )
+    return f'<div style="font-size:.9rem;line-height:1.55">{lines}</div>'

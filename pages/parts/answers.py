@@ -1,0 +1,127 @@
+"""From a question to its answer on a page: at once from the store, else by a job with progress and cancel.
+
+Nothing is computed in the page's own thread. A job starts by itself where that is quick and asked for by the page
+itself (the demo, or a model that is loaded already); otherwise a button says what it will take.
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.errors import ExpertScopeError
+from core.jobs import CANCELLED, DONE, FAILED, Job
+from core.requests import TraceRequest
+from core.results import TraceResult
+from core.workbench import LOADED
+
+from . import base, state, text
+
+AUTO_DRAWS = 50
+"""Up to this many draws a trace starts without a click."""
+PATIENCE = 0.3
+"""Seconds that a page waits for a short job before it shows progress instead."""
+
+
+def answer(request: TraceRequest, slot: str) -> tuple[TraceResult | None, bool]:
+    """(the result, computed just now), or (None, False) after showing why there is none and what can be done.
+
+    `slot` names the place on the page: a new question in the same place lets go of the old one's job.
+    """
+    bench = base.workbench()
+    jobs: dict[str, str] = st.session_state.setdefault("es_jobs", {})
+    job = bench.jobs.get(jobs.get(slot, ""))
+    mine = job is not None and job.key == ("trace", request)
+    try:
+        found = bench.lookup(request)
+    except ExpertScopeError as error:
+        _problem(error)
+        return None, False
+    if found is None and not mine:
+        if job is not None:
+            bench.jobs.release(job.id, base.session_id())
+        job = bench.pending(request)
+        if job is None and (_starts_by_itself(request) or _button(request, slot)):
+            job = _submit(request, slot)
+        elif job is not None:
+            job = _submit(request, slot)  # joins it
+        mine = job is not None
+    if found is None and mine:
+        job.wait(PATIENCE)
+        if job.state == DONE:
+            found = job.result
+    if found is not None:
+        return found, bool(mine and job.state == DONE)
+    if job is None or not mine:
+        return None, False
+    if job.state in (FAILED, CANCELLED):
+        _ended(job, request, slot)
+    else:
+        progress(job.id)
+    return None, False
+
+
+def _submit(request: TraceRequest, slot: str) -> Job:
+    job = base.workbench().submit(request, owner=base.session_id())
+    st.session_state["es_jobs"][slot] = job.id
+    return job
+
+
+def _starts_by_itself(request: TraceRequest) -> bool:
+    quick = request.model.name == "demo" or base.workbench().model_state(request.model).state == LOADED
+    return quick and request.draws <= AUTO_DRAWS
+
+
+def _button(request: TraceRequest, slot: str) -> bool:
+    """Ask before anything heavy."""
+    model = base.workbench().model_state(request.model)
+    need = f" It takes about {text.size(model.memory)} of memory." if model.memory else ""
+    draws = f" {request.draws} noise draws are asked for." if request.draws > AUTO_DRAWS else ""
+    with st.container(border=True):
+        st.markdown(f"**{text.plain(request.model.name)} has not been asked this yet.**")
+        if model.state != LOADED:
+            st.markdown(f"{text.plain(model.detail)}{need}")
+        if draws:
+            st.markdown(draws)
+        return st.button(
+            "Trace" if model.state == LOADED else "Load the model and trace", type="primary", key=f"es_start_{slot}",
+            on_click=state.touch,
+        )  # fmt: skip
+
+
+def _ended(job: Job, request: TraceRequest, slot: str) -> None:
+    if job.state == FAILED:
+        _problem(job.error)
+    else:
+        st.info("Cancelled. What was finished before is kept.")
+    if st.button("Try again", key=f"es_again_{slot}", on_click=state.touch, icon=":material/refresh:"):
+        _submit(request, slot)
+        state.rerun()
+
+
+def _problem(error: ExpertScopeError) -> None:
+    st.error(f"{text.plain(error.what)}" + (f"  \n{text.plain(error.next)}" if error.next else ""))
+
+
+@st.fragment(run_every=0.5)
+def progress(job_id: str) -> None:
+    """A job's progress with time left and cancel; the whole page is drawn again when it ends."""
+    bench = base.workbench()
+    status = bench.jobs.status(job_id)
+    if status is None or not status.active:
+        state.rerun()
+        return
+    with st.container(border=True):
+        left, right = st.columns([5, 1], vertical_alignment="bottom")
+        if status.state == "queued":
+            words = f"waiting for {status.ahead} other job{'s' if status.ahead != 1 else ''}"
+        else:
+            words = status.label or "starting"
+            words += f" · {text.seconds(status.elapsed)} so far"
+            if status.seconds_left is not None:
+                words += f" · about {text.seconds(status.seconds_left)} left"
+        left.progress(status.fraction, text=f"{text.plain(status.title)}: {text.plain(words)}")
+        job = bench.jobs.get(job_id)
+        if job is not None and job.stopping:
+            right.button("Stopping…", disabled=True, key=f"es_stop_{job_id}", width="stretch")
+        elif right.button("Cancel", key=f"es_cancel_{job_id}", width="stretch") and job is not None:
+            job.cancel()

@@ -1,0 +1,157 @@
+"""Choosing a fact: from the bundled list by relation and subject, or typed in with its tokens shown as one types."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core import facts
+from core.errors import ExpertScopeError
+from core.links import Link
+from core.requests import Fact
+
+from . import base, state, text
+
+SHOWN = 300
+"""Most facts offered at once; the search narrows them down."""
+ALL = "all relations"
+BUNDLED, TYPED = "Bundled", "Typed in"
+
+
+def draw(link: Link) -> None:
+    """The fact section of the sidebar."""
+    st.markdown("**Fact**")
+    known = base.bundled()
+    if not known:
+        st.error("The bundled facts are missing (demo/facts.jsonl). Clone the repository again, or type a fact in.")
+    key = state.key("source")
+    source = st.segmented_control(
+        "Where the fact comes from", [BUNDLED, TYPED], default=BUNDLED if link.bundled and known else TYPED, key=key,
+        label_visibility="collapsed", required=True, width="stretch", on_change=state.touch,
+    )  # fmt: skip
+    if source == BUNDLED and known:
+        _search(link)
+    else:
+        _typed(link)
+
+
+def label(fact: Fact) -> str:
+    """How a fact is listed."""
+    return f"{fact.subject} → {fact.true}  ·  {(fact.relation or '').replace('_', ' ')}"
+
+
+@st.cache_data(show_spinner=False)
+def _relations() -> dict[str, int]:
+    return facts.relations(base.bundled().values())
+
+
+@st.cache_data(show_spinner=False, max_entries=200)
+def _found(query: str, relation: str | None) -> list[int]:
+    return [fact.case_id for fact in facts.search(base.bundled().values(), query, relation=relation, limit=SHOWN + 1)]
+
+
+@st.fragment
+def _search(link: Link) -> None:
+    """Search and list. A fragment: typing redraws only this."""
+    counts = _relations()
+    relation = st.selectbox(
+        "Relation", [ALL, *counts], key=state.key("relation"), label_visibility="collapsed",
+        format_func=lambda r: r if r == ALL else f"{r.replace('_', ' ')} ({counts[r]})",
+        help="Which relation's facts are listed.",
+    )  # fmt: skip
+    query = st.text_input(
+        "Search", key=state.key("query"), type="search", live="300ms", label_visibility="collapsed",
+        placeholder="Search: subject, object, case_id", max_chars=100,
+    )  # fmt: skip
+    found = _found(query.strip(), None if relation == ALL else relation)
+    current = link.request.fact.case_id if link.bundled else None
+    options = found[:SHOWN]
+    if current is not None and current not in options and not query and relation == ALL:
+        options = [current, *options]
+    key = state.key(f"fact/{relation}/{query}")
+    known = base.bundled()
+
+    def choose() -> None:
+        case_id = st.session_state.get(key)
+        if case_id is not None:
+            state.ask(state.request().replace(fact=known[case_id]), bundled=True)
+            st.session_state["es_chosen"] = True
+
+    if not options:
+        st.caption("No bundled fact has all of these words. Type the fact in instead?")
+        return
+    st.selectbox(
+        "Fact", options, index=options.index(current) if current in options else None, key=key,
+        format_func=lambda case_id: label(known[case_id]), on_change=state.callback(key, choose), label_visibility="collapsed",
+        placeholder=f"{len(options)} facts, choose one",
+    )  # fmt: skip
+    if len(found) > SHOWN:
+        st.caption(f"The first {SHOWN} are listed; search for the others.")
+    if st.session_state.pop("es_chosen", False):
+        state.rerun()
+
+
+@st.fragment
+def _typed(link: Link) -> None:
+    """Fields, live tokens, and the button that asks. A fragment: typing redraws only this."""
+    request, fact = link.request, link.request.fact
+    live = "400ms"
+    prompt = st.text_input(
+        "Prompt", fact.prompt, key=state.key("prompt"), live=live, max_chars=4000,
+        help="With {} where the subject belongs, or the whole text with the subject in it.",
+    )  # fmt: skip
+    subject = st.text_input("Subject", fact.subject, key=state.key("subject"), live=live, max_chars=1000)
+    left, right = st.columns(2)
+    true = left.text_input("True object", fact.true, key=state.key("true"), live=live, max_chars=1000)
+    auto = st.toggle(
+        "Foil: the model's most probable other token", fact.foil_auto, key=state.key("auto"),
+        help="Otherwise the foil is the wrong object typed above.",
+    )  # fmt: skip
+    foil = right.text_input(
+        "Foil", fact.foil or "", key=state.key("foil"), live=live, max_chars=1000, disabled=auto,
+        placeholder="automatic" if auto else "a wrong object",
+    )  # fmt: skip
+    occurrence = None
+    if "{}" not in prompt and subject.strip() and prompt.count(subject.strip()) > 1:
+        n = prompt.count(subject.strip())
+        start = min(fact.occurrence or 1, n)
+        occurrence = int(st.number_input("Which occurrence of the subject", 1, n, start, key=state.key("occurrence")))
+    typed = Fact(
+        prompt=prompt,
+        subject=subject,
+        true=true,
+        foil=None if auto else foil.strip() or None,
+        foil_auto=auto,
+        occurrence=occurrence,
+        case_id=0 if link.bundled else fact.case_id,
+        relation=None if link.bundled else fact.relation,
+    )
+    ready = _show_tokens(typed, link)
+    same = not link.bundled and typed == fact
+    if st.button(
+        "Trace this fact", type="primary", width="stretch", disabled=not ready or same, key=state.key("trace typed"),
+        help="This is the fact on the page." if same else None,
+    ):  # fmt: skip
+        state.ask(request.replace(fact=typed), bundled=False)
+        state.rerun()
+
+
+def _show_tokens(fact: Fact, link: Link) -> bool:
+    """The tokens of a typed fact; whether it can be traced as far as can be told."""
+    request = link.request
+    try:
+        read = base.workbench().live(
+            fact, request.model, special_tokens=request.special_tokens, object_tokens=request.object_tokens,
+            first_token=request.first_token,
+        )  # fmt: skip
+    except ExpertScopeError as error:
+        st.caption(text.plain(str(error)))
+        return bool(fact.prompt.strip() and fact.subject.strip() and fact.true.strip())
+    if read.tokens:
+        st.html(text.tokens_row([(t.token, t.subject, t.special) for t in read.tokens]))
+    for role, found in (("true", read.true), ("foil", read.foil)):
+        if found is not None:
+            pieces = "" if len(found.pieces) == 1 else f" (first of {len(found.pieces)} tokens)"
+            st.html(text.object_token(role, found.token, found.token_id, pieces))
+    for problem in read.problems:
+        st.warning(text.plain(problem.what) + (f"  \n{text.plain(problem.next)}" if problem.next else ""))
+    return read.prepared is not None

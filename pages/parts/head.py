@@ -1,0 +1,103 @@
+"""The head of the Trace page: the fact, its contrasts, the next tokens, the settings, warnings, the link."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core import views
+from core.errors import InputError
+from core.prompts import subject_span
+from core.requests import Fact
+from core.results import MIN_DROP, TraceResult
+
+from . import state, text
+
+
+def title(result: TraceResult | None, fresh: bool) -> None:
+    """The first line: the page's name, where the answer came from, the link."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            st.subheader("Trace", anchor=False, width="content")
+            if result is not None:
+                when = result.provenance.created.replace("T", " ")[:16]
+                if fresh:
+                    st.badge("computed just now", color="green", icon=":material/bolt:")
+                else:
+                    st.badge(
+                        "from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC)."
+                    )
+        with st.popover("Link", icon=":material/link:"):
+            st.caption("Opens exactly this: model, fact, settings, cell and expert.")
+            st.code(state.address(), language=None, wrap_lines=True)
+
+
+def fact_line(fact: Fact, true: str, foil: str, first_token: bool) -> None:
+    """The prompt with its subject marked, the true object and the foil."""
+    try:
+        span = subject_span(fact)
+    except InputError:
+        span = None
+    st.html(text.head(text.marked_prompt(fact.text, span), true, foil, first_token))
+
+
+def draw(result: TraceResult) -> None:
+    """Everything above the maps."""
+    request, prov = result.request, result.provenance
+    fact_line(
+        request.fact,
+        prov.true_token.strip() or prov.true_token,
+        prov.foil_token.strip() or prov.foil_token,
+        request.first_token,
+    )
+    clean, corrupt = views.p_true(result)
+    with st.grid(4, min_column_width=130, gap="small"):
+        st.metric("clean contrast", _signed(result.clean_contrast), help=CONTRAST, border=True)
+        st.metric("corrupt contrast", _signed(result.corrupt_contrast), help=CORRUPT, border=True)
+        st.metric("drop", _signed(result.drop), help=DROP, border=True)
+        st.metric("P(true)", f"{clean:.2f} → {corrupt:.2f}", help=P_TRUE, border=True)
+    tops = views.next_tokens(result)
+    options = {"true": prov.true_token, "foil": prov.foil_token}
+    mean = "" if request.draws == 1 else f", mean of {request.draws} draws"
+    with st.grid(3, min_column_width=215, gap="medium"):
+        st.html(text.next_tokens("next token, clean run", tops["clean"], **options))
+        st.html(text.next_tokens(f"next token, corrupt run{mean}", tops["corrupt"], **options))
+        st.html(text.pairs(_settings(result)))
+    _warnings(result)
+
+
+def _settings(result: TraceResult) -> list[tuple[str, str]]:
+    request, prov = result.request, result.provenance
+    rows = [
+        ("draws", str(request.draws)),
+        ("noise level", f"{request.noise:g} (σ = {prov.noise_sigma:.3g})"),
+        ("seed + case_id", f"{request.seed} + {request.fact.case_id}"),
+        ("tokens", f"special {request.special_tokens}, objects {request.object_tokens}"),
+        ("model", f"{prov.model.split('/')[-1]}, {prov.dtype} on {prov.device}"),
+    ]
+    if request.first_token:
+        rows[3] = ("tokens", rows[3][1] + ", first token only")
+    return rows
+
+
+def _warnings(result: TraceResult) -> None:
+    if result.drop < MIN_DROP:
+        st.warning(
+            f"The noise takes away less than {MIN_DROP:g} logits, so restoration is undefined and shown as missing. "
+            "Rescue in logits is still defined: switch below."
+        )
+    elif problems := views.filter_problems(result):
+        st.warning(
+            f"This fact would not pass the paper's filter: {' and '.join(problems)} logits. Read its maps with care."
+        )
+    for note in result.provenance.notes:
+        st.caption(text.plain(note))
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+CONTRAST = "logit(true object) − logit(foil) at the last position of the prompt as it is."
+CORRUPT = "The same with noise on the subject's input embeddings, mean over the draws."
+DROP = "Clean minus corrupt contrast: what there is to restore."
+P_TRUE = "Probability of the true object's token: in the clean run → in the corrupt run (mean over the draws)."

@@ -1,0 +1,85 @@
+"""Pictures on a page: built once and kept, drawn by Streamlit, clicks turned into changes of the view."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from core.charts import Picture
+from core.palette import Palette, palette
+from core.results import TraceResult
+
+from . import state
+
+_KEPT = 96
+_cache: OrderedDict[tuple, tuple[TraceResult, Any]] = OrderedDict()
+_lock = threading.Lock()
+
+
+def theme() -> Palette:
+    """The palette of the viewer's theme."""
+    return palette(st.context.theme.type)
+
+
+def kept(build: Callable[..., Any], result: TraceResult, *args: Any, **options: Any) -> Any:
+    """`build(result, *args, **options)`, remembered for as long as this very result is."""
+    key = (build.__name__, id(result), args, tuple(sorted(options.items())))
+    with _lock:
+        if key in _cache:
+            _cache.move_to_end(key)
+            return _cache[key][1]
+    made = build(result, *args, **options)
+    with _lock:
+        _cache[key] = (result, made)  # the result is held, so that its id stays its own
+        while len(_cache) > _KEPT:
+            _cache.popitem(last=False)
+    return made
+
+
+@dataclass
+class Slot:
+    """One chart's or table's selection. `preset`: what is marked when it is first drawn, fixed for its lifetime, so that
+    a click changes nothing but the click's own mark; `picked`: what was clicked last; `key`: the widget's key."""
+
+    base: Hashable
+    preset: Any
+    picked: Any
+    key: str
+
+
+def slot(name: str, base: Hashable, wanted: Any) -> Slot:
+    """The slot `name` with `wanted` marked. A new one (another key, drawn anew) where `base` changed, or where what is
+    wanted is not what was picked here: a widget cannot be told its selection afterwards."""
+    slots: dict[str, Slot] = st.session_state.setdefault("es_slots", {})
+    now = slots.get(name)
+    if now is None or now.base != base or now.picked != wanted:
+        count = st.session_state["es_slot_count"] = st.session_state.get("es_slot_count", 0) + 1
+        now = slots[name] = Slot(base, wanted, wanted, f"es_{name}_{count}")
+    return now
+
+
+def show(picture: Picture, *, key: str, selection: str, on_pick: Callable[[dict[str, int]], None], alt: str) -> None:
+    """Draw a picture; a click calls `on_pick` with the fields of the selected mark before the page is drawn again."""
+
+    def picked() -> None:
+        event = st.session_state.get(key)
+        marks = (event or {}).get("selection", {}).get(selection) or []
+        if marks:
+            on_pick({name: int(value) for name, value in marks[0].items()})
+
+    st.vega_lite_chart(_spec(picture), key=key, on_select=state.callback(key, picked), selection_mode=[selection], theme=None, alt=alt)
+
+
+def still(picture: Picture, *, key: str, alt: str) -> None:
+    """Draw a picture without clicks."""
+    st.vega_lite_chart(_spec(picture), key=key, theme=None, alt=alt)
+
+
+def _spec(picture: Picture) -> dict[str, Any]:
+    spec = picture.for_page()
+    return spec | {"config": spec["config"] | {"background": "transparent"}}

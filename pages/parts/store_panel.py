@@ -1,0 +1,53 @@
+"""The store's size at the foot of the sidebar: how full it is, its limit, forgetting."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.errors import ExpertScopeError
+
+from . import base, state, text
+
+_MB = 10**6
+
+
+def draw() -> None:
+    """One line, and a popover with what can be done."""
+    bench = base.workbench()
+    status = bench.store_status()
+    if status.error:
+        st.caption(f"Nothing is stored: {text.plain(status.error)}")
+        return
+    with st.popover(
+        f"Store: {text.size(status.contents)} of {text.size(status.limit)}", type="tertiary", width="stretch"
+    ):
+        st.caption(
+            f"What was computed is kept, so that it appears at once when asked again. The file takes "
+            f"{text.size(status.size)}; beyond the limit the least recently used goes first."
+        )
+        limit = st.number_input("Limit (MB)", 10, 10**7, round(status.limit / _MB), 100, key="es_store_limit")
+        if limit * _MB != status.limit and abs(limit * _MB - status.limit) >= _MB:
+            st.button("Set limit", on_click=_do, args=("limit", int(limit) * _MB), key="es_set_limit")
+        for i, (model, size) in enumerate(status.models):
+            st.button(
+                f"Forget {text.plain(model.split(' ')[0])} ({text.size(size)})", on_click=_do, args=("clear", model),
+                key=f"es_forget_{i}", width="stretch",
+            )  # fmt: skip
+        st.button(
+            "Forget everything", on_click=_do, args=("clear", None), key="es_forget_all", width="stretch",
+            disabled=not status.models,
+        )  # fmt: skip
+        if problem := st.session_state.pop("es_store_problem", None):
+            st.error(text.plain(problem))
+
+
+def _do(what: str, value: int | str | None) -> None:
+    state.touch()
+    bench = base.workbench()
+    try:
+        if what == "limit":
+            bench.set_store_limit(value)
+        else:
+            bench.clear_store(value)
+    except ExpertScopeError as error:
+        st.session_state["es_store_problem"] = str(error)

@@ -1,0 +1,59 @@
+"""The Trace page: one fact, from the question in the sidebar to the experts that carry it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import streamlit as st
+
+from core.links import check_view
+
+from . import base, downloads, head, maps, sidebar, state, text
+from .answers import answer
+
+
+def draw() -> None:
+    """The whole page."""
+    base.start_page("Trace")
+    _draw()
+    state.end()
+
+
+def _draw() -> None:
+    link = state.begin()
+    sidebar.draw()
+    state.write()
+    top = st.container()
+    for problem in link.problems:
+        st.warning(text.plain(problem))
+    if problem := st.session_state.pop("es_input_error", None):
+        st.error(text.plain(problem))
+    result, fresh = answer(link.request, "trace")
+    with top:
+        head.title(result, fresh)
+    if result is None:
+        fact = link.request.fact
+        head.fact_line(fact, fact.true, fact.foil or "(automatic)", link.request.first_token)
+        return
+    prov = result.provenance
+    view, problems = check_view(
+        link.view,
+        n_tokens=len(prov.tokens),
+        moe_layers=prov.moe_layers,
+        n_layers=prov.n_layers,
+        n_experts=prov.n_experts,
+        shared=prov.has_shared,
+    )
+    for problem in problems:
+        st.warning(text.plain(problem))
+    head.draw(result)
+    maps.draw(result, view)
+    _provenance(result)
+
+
+def _provenance(result) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        with st.expander("Where these numbers come from"):
+            prov = dataclasses.asdict(result.provenance)
+            st.json({"request": result.request.to_dict(), "provenance": prov}, expanded=1)
+        downloads.menu("trace", "All rows of this trace", result, None, result.frame)
