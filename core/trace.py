@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .answers import assemble, parts_of
 from .errors import InputError
 from .identity import manifest_key, recall_identity
-from .missing import Question, answer_missing
-from .moe import MoeModel
 from .progress import SILENT, Progress
 from .prompts import PreparedFact, prepare
-from .provenance import provenance_of
-from .requests import Fact, ModelSpec, TraceRequest
+from .requests import Fact, TraceRequest
 from .results import TraceResult
+
+if TYPE_CHECKING:  # these load torch, which an answer from the store does without
+    from .missing import Question
+    from .moe import MoeModel
 
 
 class StoreLike(Protocol):
@@ -69,6 +70,8 @@ def trace_many(
     Every request must be answerable: the first unusable fact raises `InputError` (see `core.prompts.prepare` to find
     out beforehand).
     """
+    from .missing import Question
+
     questions = []
     for request in requests:
         request = request.replace(model=model.spec)
@@ -89,6 +92,8 @@ def trace_prepared(
     **settings: Any,
 ) -> list[TraceResult]:
     """As `trace_many` for facts that are token ids already; `settings` as in `trace`."""
+    from .missing import Question
+
     questions = [Question(TraceRequest(f.fact, model=model.spec, **settings), f) for f in facts]
     return _answer(model, questions, store, progress)
 
@@ -132,6 +137,9 @@ def _is_about(manifest: dict[str, Any], prepared: PreparedFact) -> bool:
 
 
 def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress: Progress) -> list[TraceResult]:
+    from .missing import answer_missing
+    from .provenance import provenance_of
+
     results: list[TraceResult | None] = [None] * len(questions)
     open_questions = []
     for i, question in enumerate(questions):
