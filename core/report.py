@@ -75,8 +75,8 @@ def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
             [
                 str(result.request.fact.case_id),
                 _shorten(_prompt(result), 56),
-                repr(result.provenance.true_token),
-                repr(result.provenance.foil_token),
+                _object(result.provenance.true_token, result.request.fact.true),
+                _object(result.provenance.foil_token, result.request.fact.foil),
                 _signed(result.clean_contrast),
                 _signed(result.corrupt_contrast),
                 _signed(result.drop),
@@ -87,6 +87,8 @@ def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
     lines = _columns(headings, rows)
     if len(results) > MAX_FACT_LINES:
         lines.append(f"… and {len(results) - MAX_FACT_LINES} more; all rows are in the table (--out).")
+    if any(cell.endswith("*") for row in rows for cell in row[2:4]):
+        lines.append("  * the first token of an object of several tokens")
     n = len(results)
     rows_of_all = _stacked(results)
     ends = rows_of_all[rows_of_all.kind.isin(["clean", "corrupt"])].groupby(["fact", "kind"]).contrast.mean().unstack()
@@ -157,6 +159,11 @@ def _experts(rows: pd.DataFrame, runs: int) -> pd.DataFrame:
 
 def _best(rows: pd.DataFrame, n: int) -> pd.DataFrame:
     return rows.sort_values("rescue", ascending=False, kind="stable").head(n)
+
+
+def _object(token: str, whole: str | None) -> str:
+    """The object's token, starred where it is only the first one of the object."""
+    return repr(token) + ("" if whole is None or token.strip() == whole.strip() else "*")
 
 
 def _prompt(result: TraceResult) -> str:

@@ -55,6 +55,8 @@ def long_table(results: Sequence[TraceResult]) -> pd.DataFrame:
                 "subject": fact.subject,
                 "true": fact.true,
                 "foil": fact.foil if fact.foil is not None else where.foil_token.strip(),
+                "true_token": where.true_token,
+                "foil_token": where.foil_token,
                 "true_id": where.true_id,
                 "foil_id": where.foil_id,
                 "relation": fact.relation,
@@ -66,6 +68,7 @@ def long_table(results: Sequence[TraceResult]) -> pd.DataFrame:
                 "special_tokens": request.special_tokens,
                 "object_tokens": request.object_tokens,
                 "first_token": request.first_token,
+                "notes": "; ".join(where.notes),
             }
         )
     frames = [result.frame for result in results]

@@ -121,7 +121,7 @@ def test_every_option_arrives(engine):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "experts"), [("none", "none"), ("3", (3,)), ("5, 2,5", (2, 5))])
+@pytest.mark.parametrize(("text", "experts"), [("none", "none"), ("3", (3,)), ("4, 2,4", (2, 4))])
 def test_experts(engine, text, experts):
     assert run(*TYPED, "--experts", text) == 0
     assert engine.asked[0].experts == experts
@@ -369,6 +369,7 @@ def test_mistakes_seen_before_the_model_is_loaded(engine, capsys, arguments, say
         ([*TYPED[:-3], "New York", "--foil", "New Delhi", "--first-token"], "share"),
         ([*TYPED, "--special-tokens", "on"], "BOS"),
         (["--prompt", "a " * 100 + "{}", *TYPED[2:]], "context only 64"),
+        ([*TYPED, "--experts", "2,5"], "position 5"),
         (["--prompt", "The capital of {} is ", *TYPED[2:]], "white space"),
     ],
 )

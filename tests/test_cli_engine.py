@@ -189,6 +189,24 @@ def test_a_file_of_facts_gives_each_facts_own_numbers(checkpoint, tmp_path, caps
         np.testing.assert_allclose(one.contrast.to_numpy(), same.contrast.to_numpy(), atol=TOL)
 
 
+def test_first_tokens_are_marked(checkpoint, tmp_path, capsys):
+    records = [
+        {"prompt": "{} and", "subject": "France", "target_true": "Berlin", "target_false": "Madrid"},
+        {"prompt": "The city of {} is in", "subject": "Paris", "target_true": "New York", "target_false": "Rome"},
+    ]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(records))
+    assert run(checkpoint, "--facts", path, "--first-token", "--out", tmp_path / "t.csv") == 0
+    out = capsys.readouterr().out
+    assert "' New'*" in out and "' Berlin' " in out and "* the first token" in out
+    table = pd.read_csv(tmp_path / "t.csv", keep_default_na=False)
+    assert set(table[table.case_id == 0].notes) == {""}
+    (note,) = set(table[table.case_id == 1].notes)
+    assert "'New York'" in note and "' New'" in note
+    assert run(checkpoint, *TYPED[:-3], "New York", "--foil", "Rome", "--first-token") == 0
+    assert "Note: true object 'New York'" in capsys.readouterr().out
+
+
 def test_the_automatic_foil_is_the_most_probable_other_token(checkpoint, tmp_path):
     out = tmp_path / "t.parquet"
     assert run(checkpoint, *TYPED[:-1], "auto", "--out", out) == 0

@@ -9,9 +9,11 @@ import unicodedata
 import pytest
 import sentencepiece
 from tokenizers_for_tests import CORPUS, KINDS, MIXTRAL_MODEL, byte_level, subject_by_bytes, tokenizer, with_template
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from core.catalog import DEMO_FOLDER
 from core.errors import InputError
+from core.facts import bundled
 from core.prompts import encode, object_token, piece, prepare, with_foil
 from core.requests import Fact
 from core.typed import live
@@ -255,6 +257,19 @@ def test_incomplete_facts(kind, changed, field):
 
 def test_a_missing_foil_offers_the_automatic_one():
     assert "--foil auto" in refused(tokenizer("no_prefix_space"), fact(foil=None)).next
+
+
+def test_every_bundled_fact_with_the_demo_models_own_tokenizer():
+    tok = PreTrainedTokenizerFast.from_pretrained(DEMO_FOLDER)
+    listed = bundled()
+    assert len(listed) >= 4000
+    for one in listed:
+        prepared = prepare(tok, one)
+        start = one.prompt.index("{}")
+        expected = subject_by_bytes(tok, list(prepared.input_ids), one.text, start, start + len(one.subject))
+        assert list(prepared.subject_positions) == expected
+        assert (prepared.true_token, prepared.foil_token) == (f" {one.true}", f" {one.foil}")
+        assert prepared.true_id == prepare(tok, one, object_tokens="paper").true_id
 
 
 # -- objects -------------------------------------------------------------------------------------------------------
