@@ -230,7 +230,7 @@ def _text(row: Row, file: str, columns: tuple[str, ...], *, required: bool = Tru
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise InputError(
                 f"{file}: {row}, column {column}, holds {_short(value)} where a text belongs.",
-                "See the README for the columns of a file of facts.",
+                'It has to be a text, or {"str": text} for an object.',
                 field="facts",
             )
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
