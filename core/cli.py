@@ -65,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        return _fail(
-            "Interrupted.", "What was finished is in the store (unless --no-cache) and will not be computed again.", 130
-        )
+        return _fail("Interrupted.", "What was finished is in the store (unless --no-cache).", 130)
     except MemoryError:
         return _fail("The memory of this machine is used up.", "Trace fewer facts at once, or a smaller model.", 1)
     except Exception as error:  # noqa: BLE001 - the last resort of the command line
