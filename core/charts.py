@@ -153,8 +153,14 @@ def layer_expert(
     base = alt.Chart(tables(grid[keep]))
     scale = _diverging(grid.value, view.measure, palette, palette.blank)
     layers: list[alt.Chart] = [
-        base.mark_rect(cursor="pointer", invalid="show")
-        .encode(x=x, y=y, color=scale, tooltip=_tooltip(expert_tooltips.columns))
+        base.mark_rect(cursor="pointer", invalid="show", strokeWidth=0.8 if prov.n_experts <= 40 else 0.4)
+        .encode(
+            x=x,
+            y=y,
+            color=scale,
+            stroke=alt.when("datum.routed").then(alt.value(palette.muted)).otherwise(alt.value(palette.blank)),
+            tooltip=_tooltip(expert_tooltips.columns),
+        )
         .add_params(chosen),
         alt.Chart(tables(grid.loc[grid.ring, ["layer", "column"]]))
         .mark_point(

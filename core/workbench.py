@@ -271,7 +271,7 @@ class Workbench:
 def _import_engine() -> None:
     begun = time.monotonic()
     try:
-        for name in (".trace", ".models"):
+        for name in (".trace", ".missing", ".models"):
             importlib.import_module(name, __package__)
         importlib.import_module("transformers").AutoTokenizer  # noqa: B018 - resolves a lazy import
     except Exception:  # the job that needs it meets the same error and reports it

@@ -15,7 +15,7 @@ from PIL import Image
 
 from core import charts, export, views
 from core.requests import Fact, TraceRequest
-from tests.fake_results import fake_result
+from fake_results import fake_result
 
 EVIL = Fact(
     prompt="</script><script>alert(1)</script> {}\nsecond line # not a comment",

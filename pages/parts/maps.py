@@ -147,8 +147,10 @@ def _cell(at: TraceResult, shown: View, ident: str) -> None:
     chosen = (
         None if shown.expert is None else expert_name(shown.layer, None if shown.expert == SHARED else shown.expert)
     )
-    if chosen is not None and chosen not in names:
-        st.caption(f"{chosen} is not routed at this token; the marks show where it is.")
+    if chosen in names:
+        _chosen_expert(table[table.name == chosen].iloc[0])
+    elif chosen is not None:
+        st.markdown(f":small[**{chosen}** is not routed at this token; the marks show where it is.]")
     with st.grid(2, min_column_width=430, gap="medium"):
         with st.container():
             _table(table, at, shown, ident, chosen)
@@ -159,6 +161,18 @@ def _cell(at: TraceResult, shown: View, ident: str) -> None:
             pictures.still(
                 picture, key=f"bars-{ident}", alt="Rescue of each active expert, split into true and foil logit"
             )
+
+
+def _chosen_expert(row: pd.Series) -> None:
+    """One sentence with the marked expert's numbers."""
+    weights = ""
+    if not pd.isna(row.router_weight_clean):
+        weights = f", router weight {row.router_weight_clean:.3f} clean, {row.router_weight_corrupt:.3f} corrupt"
+    restored = "restoration missing" if pd.isna(row.restoration) else f"restoration {row.restoration:.3f}"
+    st.markdown(
+        f"**{row['name']}** alone: rescue **{row.rescue:+.3f}** logits, {restored}{weights}: "
+        f"{tooltips.reading(row.true_shift, row.foil_shift)}."
+    )
 
 
 def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen: str | None) -> None:

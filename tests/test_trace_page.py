@@ -1,0 +1,308 @@
+"""The Trace page without a browser: links, messages, jobs, escaping. The engine is made of made-up results."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+import pytest
+from fake_results import FRANCE, fake_result
+from streamlit.testing.v1 import AppTest
+
+from core import views
+from core.errors import InputError, ModelError
+from core.jobs import JobRegistry
+from core.links import View, to_query
+from core.requests import Fact, TraceRequest
+from core.workbench import Engine, Workbench
+from pages.parts import base, pictures
+
+WAIT = 10.0
+APP = Path(__file__).resolve().parent.parent / "app.py"
+
+
+class FakeEngine:
+    """Answers with made-up results and keeps what it was asked. `error`: raised instead; `gate`: waited for."""
+
+    def __init__(self, **shape) -> None:
+        self.shape = shape
+        self.asked: list[TraceRequest] = []
+        self.loaded: list[str] = []
+        self.stored: dict[TraceRequest, object] = {}
+        self.error: Exception | None = None
+        self.gate: threading.Event | None = None
+        self.begun = threading.Event()
+
+    def load_model(self, name, **options):
+        self.loaded.append(name)
+        return object()
+
+    def trace_many(self, model, requests, *, store, progress):
+        self.asked += requests
+        self.begun.set()
+        while self.gate is not None and not self.gate.wait(0.01):
+            progress.update(1, 4, "patching layers")
+            progress.check()
+        if self.error is not None:
+            raise self.error
+        return [fake_result(request=request, **self.shape) for request in requests]
+
+    def from_store(self, store, request):
+        return self.stored.get(request)
+
+
+@pytest.fixture
+def engine():
+    return FakeEngine()
+
+
+@pytest.fixture
+def bench(engine, monkeypatch):
+    jobs = JobRegistry()
+    made = Workbench(object(), engine=Engine(engine.load_model, engine.trace_many, engine.from_store), jobs=jobs)
+    monkeypatch.setattr(made, "store_status", lambda: __import__("core.workbench").workbench.StoreStatus(limit=10**9))
+    monkeypatch.setattr(made, "warm_up", lambda: None)
+    monkeypatch.setattr(base, "workbench", lambda: made)
+    monkeypatch.setattr(base, "bundled", lambda: {FRANCE.case_id: FRANCE, JAPAN.case_id: JAPAN})
+    monkeypatch.setattr(pictures, "_cache", type(pictures._cache)())
+    yield made
+    if engine.gate:
+        engine.gate.set()
+    assert jobs.close(WAIT)
+
+
+JAPAN = Fact(prompt="The capital of {} is", subject="Japan", true="Tokyo", foil="Seoul", case_id=18, relation="capital")
+
+
+def opened(params=None, run=True):
+    page = AppTest.from_file(str(APP), default_timeout=60)
+    for name, value in (params or {}).items():
+        page.query_params[name] = value
+    return page.run() if run else page
+
+
+def shown(page) -> str:
+    """All text on the page, one string."""
+    parts = [e.value for kind in ("markdown", "caption", "warning", "error", "info") for e in getattr(page, kind)]
+    parts += [element.proto.body for element in page.get("html")]
+    return "\n".join(str(part) for part in parts)
+
+
+def finished(page, bench):
+    """The page after every job has ended."""
+    for job in bench.jobs.all():
+        assert job.wait(WAIT)
+    page.run()
+    assert not page.exception
+    return page
+
+
+def params_of(page) -> dict[str, str]:
+    return {name: values[0] if isinstance(values, list) else values for name, values in page.query_params.items()}
+
+
+def test_the_first_visit_traces_the_default_fact(bench, engine):
+    page = finished(opened(), bench)
+    assert engine.asked == [TraceRequest(fact=FRANCE)]
+    assert engine.loaded == ["demo"]
+    values = {metric.label: metric.value for metric in page.metric}
+    assert values == {"clean contrast": "+6.00", "corrupt contrast": "+1.00", "drop": "+5.00", "P(true)": "0.91 → 0.04"}
+    assert len(page.get("vega_lite_chart")) == 4
+    assert "no evidence about" in shown(page)
+    assert params_of(page) == to_query(TraceRequest(fact=FRANCE), View(), bundled=True)
+
+
+def test_a_link_brings_back_everything(bench, engine):
+    request = TraceRequest(fact=JAPAN, noise=2.5, draws=3, seed=9, special_tokens="off", object_tokens="paper")
+    result = fake_result(request=request)
+    table = views.active_experts(result, 4, 5)
+    view = View(measure="rescue", pos=5, layer=4, expert=int(table.expert[0]))
+    params = to_query(request, view, bundled=True)
+    page = finished(opened(params), bench)
+    assert engine.asked == [request]
+    assert params_of(page) == params
+    text = shown(page)
+    assert "Experts of layer 4" in text
+    assert f"rescue **{table.rescue[0]:+.3f}** logits" in text
+    assert table.name[0] in text
+    rows = page.dataframe[0].value
+    assert list(rows.rescue) == pytest.approx(list(table.rescue))
+    assert list(rows.share) == pytest.approx([100 * share for share in table.share])
+    assert page.segmented_control(key=next(c.key for c in page.segmented_control if "measure" in c.key)).value == "rescue"
+    specs = [chart.proto.spec for chart in page.get("vega_lite_chart")]
+    assert re.search(r'"value": ?\[\{"layer": ?4, ?"pos": ?5\}\]', specs[0])
+    assert re.search(r'"value": ?\[\{"layer": ?4, ?"expert": ?%d\}\]' % table.expert[0], specs[1])
+
+
+def test_experts_of_another_position_are_asked_for_when_needed(bench, engine):
+    page = finished(opened(to_query(TraceRequest(fact=FRANCE), View(pos=4, layer=1), bundled=True)), bench)
+    finished(page, bench)
+    assert engine.asked == [TraceRequest(fact=FRANCE), TraceRequest(fact=FRANCE, experts=(4,))]
+    whole = fake_result(request=TraceRequest(fact=FRANCE, experts=(4,)))
+    assert list(page.dataframe[0].value["name"]) == list(views.active_experts(whole, 1, 4)["name"])
+
+
+def test_what_is_stored_appears_at_once_and_says_so(bench, engine):
+    request = TraceRequest(fact=FRANCE)
+    engine.stored[request] = fake_result(request=request)
+    page = opened()
+    assert not page.exception
+    assert engine.asked == []
+    assert len(page.metric) == 4
+    assert "from the store" in shown(page)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"fact": "999999"}, "no bundled fact"),
+        ({"fact": "<script>"}, "whole number"),
+        ({"noise": "-1"}, "above 0"),
+        ({"noise": "1e-9"}, None),
+        ({"draws": "100000"}, "1 to 1000"),
+        ({"seed": str(2**60)}, None),
+        ({"show": "x", "dtype": "y", "device": "z"}, "one of"),
+        ({"pos": "99"}, "no position 99"),
+        ({"pos": "5", "layer": "77"}, "Layer 77"),
+        ({"pos": "5", "layer": "2", "expert": "500"}, "no expert 500"),
+        ({"expert": "shared", "layer": "2", "pos": "5"}, "no shared expert"),
+        ({"strip": "abc"}, "whole number"),
+        ({"prompt": "x"}, "no subject and no true"),
+        ({"nonsense": "1", "": "2"}, None),
+    ],
+)
+def test_whatever_a_link_says_there_is_a_message_and_never_a_traceback(bench, engine, params, words):
+    page = finished(opened(params), bench)
+    assert len(page.metric) == 4
+    if words:
+        assert any(words in re.sub(r"\\(.)", r"\1", warning.value) for warning in page.warning)
+    else:
+        assert not page.warning
+
+
+EVIL = Fact(prompt="<img src=x onerror=alert(1)> {} [a](javascript:b) is", subject="<b>$x$</b>", true="*Paris*", foil="`x`")
+
+
+def test_what_a_person_typed_is_shown_and_never_becomes_markup(bench, engine):
+    engine.shape = {"tokens": ["<img", " src=x", "<b>", "$x$", "</b>", "</script>"], "subject": [2, 3, 4]}
+    page = finished(opened(to_query(TraceRequest(fact=EVIL), View(), bundled=False)), bench)
+    text = shown(page)
+    assert "<img" not in text
+    assert "<b>$" not in text
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+    assert 'title="subject">&lt;b&gt;$x$&lt;/b&gt;</mark>' in text
+
+
+def test_a_persons_mistake_is_shown_in_words_and_not_tried_again_by_itself(bench, engine):
+    engine.error = InputError("The subject is not in the prompt.", "Write it in.", field="subject")
+    page = finished(opened(), bench)
+    page.run()
+    assert any("The subject is not in the prompt" in re.sub(r"\\(.)", r"\1", e.value) for e in page.error)
+    assert len(engine.asked) == 1
+    engine.error = None
+    next(button for button in page.button if button.label == "Try again").click().run()
+    finished(page, bench)
+    assert len(engine.asked) == 2
+    assert len(page.metric) == 4
+
+
+def test_a_defect_of_ours_is_a_sentence_too(bench, engine):
+    engine.error = KeyError("internal detail")
+    page = finished(opened(), bench)
+    assert any("Something went wrong inside ExpertScope" in re.sub(r"\\(.)", r"\1", e.value) for e in page.error)
+    assert "internal detail" not in shown(page)
+
+
+def test_a_fact_that_fails_the_papers_filter_is_marked(bench, engine):
+    engine.shape = {"clean": 0.6, "drop": 0.3}
+    page = finished(opened(), bench)
+    words = " ".join(warning.value for warning in page.warning)
+    assert "clean contrast 0.60 is below 1 and drop 0.30 is below 0.5" in words
+
+
+def test_no_drop_means_missing_restorations(bench, engine):
+    engine.shape = {"drop": 0.01}
+    page = finished(opened(), bench)
+    assert any("restoration is undefined" in warning.value for warning in page.warning)
+    assert any("Grey: missing" in caption.value for caption in page.caption)
+    assert page.dataframe[0].value.restoration.isna().all()
+    assert "restoration missing" in shown(page)
+
+
+def test_a_model_that_is_not_loaded_is_not_loaded_by_a_link(bench, engine):
+    page = opened({"model": "some/where", "fact": "17"})
+    assert not page.exception
+    assert engine.loaded == []
+    start = next(button for button in page.button if button.label == "Load the model and trace")
+    start.click().run()
+    finished(page, bench)
+    assert engine.loaded == ["some/where"]
+    assert len(page.metric) == 4
+
+
+def test_a_model_error_is_shown(bench, engine):
+    engine.error = ModelError("some/where is not a MoE.", "Choose another.")
+    page = opened({"model": "some/where"})
+    next(button for button in page.button if button.label == "Load the model and trace").click().run()
+    finished(page, bench)
+    assert any("not a MoE" in error.value for error in page.error)
+
+
+def test_progress_can_be_watched_and_cancelled(bench, engine):
+    engine.gate = threading.Event()
+    page = opened({"draws": "4"})
+    assert engine.begun.wait(WAIT)
+    page.run()
+    assert not page.exception
+    assert "patching layers" in page.get("progress")[0].proto.text
+    assert page.number_input, "the sidebar stays usable"
+    next(button for button in page.button if button.label == "Cancel").click().run()
+    finished(page, bench)
+    assert any("Cancelled" in info.value for info in page.info)
+    page.run()
+    assert len(engine.asked) == 1, "a cancelled trace does not start again by itself"
+
+
+def test_a_changed_setting_asks_anew_and_lets_go_of_the_old_job(bench, engine):
+    engine.gate = threading.Event()
+    page = opened()
+    assert engine.begun.wait(WAIT)
+    next(n for n in page.number_input if n.label == "Noise level").set_value(1.5).run()
+    assert params_of(page)["noise"] == "1.5"
+    old, new = bench.jobs.all()
+    assert old.wait(WAIT)
+    assert old.state == "cancelled"
+    engine.gate.set()
+    finished(page, bench)
+    assert new.result.request == TraceRequest(fact=FRANCE, noise=1.5)
+
+
+def test_two_viewers_share_one_job(bench, engine):
+    engine.gate = threading.Event()
+    first, second = opened(), opened()
+    assert len(bench.jobs.all()) == 1
+    engine.gate.set()
+    finished(first, bench)
+    finished(second, bench)
+    assert len(engine.asked) == 1
+    assert len(second.metric) == 4
+
+
+def test_choosing_a_cell_keeps_the_question_and_choosing_a_fact_drops_the_cell(bench, engine):
+    page = finished(opened({"pos": "5", "layer": "2"}), bench)
+    next(s for s in page.selectbox if s.label == "Layer").set_value(3).run()
+    assert params_of(page)["layer"] == "3"
+    assert len(engine.asked) == 1
+    next(s for s in page.selectbox if s.label == "Fact").set_value(JAPAN.case_id).run()
+    finished(page, bench)
+    assert params_of(page) == to_query(TraceRequest(fact=JAPAN), View(), bundled=True)
+
+
+def test_dense_layers_and_the_shared_expert_are_shown(bench, engine):
+    engine.shape = {"dense": (0, 3), "shared": True}
+    page = finished(opened({"pos": "5", "layer": "4", "expert": "shared"}), bench)
+    assert "**L4shared** alone" in shown(page)
+    assert any("2 dense layers" in caption.value for caption in page.caption)
+    page = finished(opened({"pos": "5", "layer": "3"}), bench)
+    assert any("it is dense" in warning.value for warning in page.warning)
