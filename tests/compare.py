@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -82,10 +83,10 @@ def oracle_of(model: torch.nn.Module, fact: PreparedFact, setting: Setting) -> o
     return oracle.Oracle(model, case)
 
 
-def rows_of(frame: pd.DataFrame) -> dict[tuple, pd.Series]:
+def rows_of(frame: pd.DataFrame) -> dict[tuple, dict[str, Any]]:
     """The frame's rows by the oracle's keys (kind, draw, layer, pos, expert), missing values as None."""
     rows = {}
-    for _, row in frame.iterrows():
+    for row in frame.to_dict("records"):
         parts = (row["draw"], row["layer"], row["pos"], row["expert"])
         key = (row["kind"], *(None if pd.isna(part) else int(part) for part in parts))
         assert key not in rows, f"row {key} occurs twice"
@@ -97,7 +98,7 @@ def rows_of(frame: pd.DataFrame) -> dict[tuple, pd.Series]:
 class Agreement:
     """How far a frame is from the oracle. `logits`: largest error of a true or foil logit; `rescue`: largest error of
     a rescue; `spread`: range of the oracle's rescues; `median`: median |rescue| of the oracle's cells from the first
-    subject position on; `worst`: key of the worst row."""
+    subject position on; `worst`: key of the worst row; `n`: rows compared; `missing`: keys that the frame lacks."""
 
     logits: float
     rescue: float
@@ -105,6 +106,7 @@ class Agreement:
     median: float
     worst: tuple
     n: int
+    missing: list[tuple]
 
     @property
     def relative(self) -> float:
@@ -113,14 +115,12 @@ class Agreement:
 
 
 def compare(frame: pd.DataFrame, wanted: dict[tuple, oracle.Logits], *, first_subject: int) -> Agreement:
-    """Every row of the oracle's table must be in the frame; measures how far the two are apart.
+    """Measures how far the frame's rows are from the oracle's, and counts those that it lacks.
 
     A row of the frame that the oracle does not have is an expert that is routed in neither run: it must equal the
     corrupt run.
     """
     got = rows_of(frame)
-    missing = [key for key in wanted if key not in got]
-    assert not missing, f"the frame lacks {len(missing)} rows, such as {missing[:3]}"
     corrupt = {key[1]: value for key, value in wanted.items() if key[0] == "corrupt"}
     logits_error, rescue_error, worst = 0.0, 0.0, ()
     rescues, cells = [], []
@@ -145,12 +145,14 @@ def compare(frame: pd.DataFrame, wanted: dict[tuple, oracle.Logits], *, first_su
         median=float(np.median(cells)) if cells else math.nan,
         worst=worst,
         n=len(got),
+        missing=sorted((key for key in wanted if key not in got), key=str),
     )
 
 
 def assert_agrees(frame: pd.DataFrame, wanted: dict[tuple, oracle.Logits], *, first_subject: int) -> Agreement:
-    """`compare`, within `TOLERANCE` in logits and relative to the range of the rescues."""
+    """`compare`: no row missing, all within `TOLERANCE` in logits and relative to the range of the rescues."""
     found = compare(frame, wanted, first_subject=first_subject)
+    assert not found.missing, f"the frame lacks {len(found.missing)} rows, such as {found.missing[:3]}"
     assert found.logits <= TOLERANCE, found
     assert found.relative <= TOLERANCE, found
     return found

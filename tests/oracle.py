@@ -7,7 +7,7 @@ fp32 throughout. Everything is one prompt at a time (a batch of one row), one to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -329,7 +329,9 @@ class Oracle:
         """Experts routed at (layer, pos) in the clean run or in the corrupt run of `draw`."""
         return sorted({*self.clean_run[layer].active(pos), *self.corrupt_runs[draw][layer].active(pos)})
 
-    def table(self, *, positions: range | None = None, draws: range | None = None) -> dict[tuple, Logits]:
+    def table(
+        self, *, positions: Iterable[int] | None = None, draws: Iterable[int] | None = None
+    ) -> dict[tuple, Logits]:
         """{(kind, draw, layer, pos, expert): logits} of every patch at `positions` (default: all).
 
         `expert` is None for layer and shared patches; the clean and corrupt runs have layer and pos None.

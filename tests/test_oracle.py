@@ -97,7 +97,7 @@ def test_rounding_is_not_amplified(asked):
     """Layer outputs shaken by twice fp32's rounding step move no cell by more than 3e-5: no routing near-tie flips,
     so an error of 1e-4 is an error and not rounding."""
     shaken = Shaken(asked.model, 1.2e-7)
-    positions = range(len(FACT.input_ids))
+    positions = range(2, len(FACT.input_ids), 2)
     calm = asked.table(positions=positions)
     with shaken:
         again = oracle.Oracle(asked.model, asked.case).table(positions=positions)

@@ -177,7 +177,7 @@ FAMILIES: dict[str, Family] = {
             "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
         },
         embedding=0.4,
-        mixer=0.1,
+        mixer=0.15,
     ),
     "jamba": Family(
         {
@@ -189,7 +189,8 @@ FAMILIES: dict[str, Family] = {
             "mamba_d_state": 8,
         },
         moe_layers=(1, 3),
-        down=0.6,
+        embedding=0.3,
+        down=1.0,
         top_k_sums_to_one=False,
     ),
 }
