@@ -13,9 +13,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# On Linux the default torch brings several GB of CUDA libraries: without an NVIDIA card take the CPU-only build.
-TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo auto)
+# On Linux the default torch brings several GB of CUDA libraries. PyTorch's own site names the index of its CPU-only
+# builds: TORCH_INDEX=that address.
+TORCH_INDEX ?=
 
 # Idle OpenMP threads must not spin: on a loaded machine that made the same work many times slower.
 export OMP_WAIT_POLICY = PASSIVE
@@ -58,14 +58,9 @@ bench/.venv/.installed: bench/requirements.txt requirements.txt constraints.txt
 	$(call install,bench/.venv/bin/python -m pip --disable-pip-version-check,-r bench/requirements.txt)
 	@touch $@
 
-# $(1): pip, $(2): what to install. The CPU index is used only if it can be reached at once.
+# $(1): pip, $(2): what to install.
 define install
-	@index="$(TORCH_INDEX)"; \
-	if [ "$$index" = auto ]; then \
-		index="$(TORCH_CPU_INDEX)"; \
-		"$(PYTHON)" -c "import urllib.request as r; r.urlopen('$$index/torch/', timeout=5)" 2>/dev/null || index=; \
-	fi; \
-	set -x; $(1) install $(2) $${index:+--extra-index-url "$$index"}
+	$(1) install $(2) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 endef
 
 # The browser tests: a Chromium of the system, else one from Debian's packages, else Playwright's own download.

@@ -34,7 +34,7 @@ def experts_part(pos: int) -> str:
 
 
 def parts_of(request: TraceRequest, n_tokens: int) -> list[str]:
-    """The row sets that answer a request about a prompt of `n_tokens`. Positions outside the prompt are left out."""
+    """The row sets that answer a request about a prompt of `n_tokens`."""
     if request.experts == "none":
         positions: Sequence[int] = ()
     elif request.experts == "last":
@@ -42,7 +42,7 @@ def parts_of(request: TraceRequest, n_tokens: int) -> list[str]:
     elif request.experts == "all":
         positions = range(n_tokens)
     else:
-        positions = [pos for pos in request.experts if 0 <= pos < n_tokens]  # type: ignore[union-attr]
+        positions = request.experts  # type: ignore[assignment]
     return [ENDS, LAYER, *(experts_part(pos) for pos in positions)]
 
 

@@ -81,18 +81,18 @@ def layer_token(result: TraceResult, *, view: View = View(), palette: Palette = 
     """
     tables = _Tables()
     cells = views.layer_cells(result)
-    cells["value"] = cells[view.measure]
+    cells["value"], cells["defined"] = _shade(cells[view.measure])
     cells = pd.concat([cells.reset_index(drop=True), cell_tooltips(result, cells)], axis=1)
     prov, labels = result.provenance, views.token_labels(result)
     x = _token_axis(alt.X, result, labels, palette)
     y = _layer_axis(result, palette)
-    columns = ["layer", "pos", "label", "value", *cell_tooltips.columns]
+    columns = ["layer", "pos", "label", "value", "defined", *cell_tooltips.columns]
     chosen = alt.selection_point(
         name="cell", fields=["layer", "pos"], on="click", clear=False, toggle=False, empty=False,
         **({"value": [{"layer": view.layer, "pos": view.pos}]} if view.layer is not None and view.pos is not None else {}),
     )  # fmt: skip
     base = alt.Chart(tables(cells[columns]))
-    heat = base.mark_rect(cursor="pointer", invalid="show").encode(
+    heat = base.mark_rect(cursor="pointer").encode(
         x=x,
         y=y,
         color=_diverging(cells.value, view.measure, palette, palette.missing),
@@ -130,7 +130,7 @@ def layer_expert(
     """
     tables = _Tables()
     grid = views.expert_grid(result, pos)
-    grid["value"] = grid[view.measure]
+    grid["value"], grid["defined"] = _shade(grid[view.measure])
     grid["routed"] = grid.status != views.NOT_ROUTED
     grid["ring"] = grid.status == views.CORRUPT_ONLY
     grid = pd.concat([grid.reset_index(drop=True), expert_tooltips(result, grid)], axis=1)
@@ -149,11 +149,11 @@ def layer_expert(
         name="expert", fields=["layer", "expert"], on="click", clear=False, toggle=False, empty=False,
         **({"value": [preset]} if marked else {}),
     )  # fmt: skip
-    keep = ["layer", "expert", "column", "value", "routed", "ring", *expert_tooltips.columns]
+    keep = ["layer", "expert", "column", "value", "defined", "routed", "ring", *expert_tooltips.columns]
     base = alt.Chart(tables(grid[keep]))
     scale = _diverging(grid.value, view.measure, palette, palette.blank)
     layers: list[alt.Chart] = [
-        base.mark_rect(cursor="pointer", invalid="show", strokeWidth=0.8 if prov.n_experts <= 40 else 0.4)
+        base.mark_rect(cursor="pointer", strokeWidth=0.8 if prov.n_experts <= 40 else 0.4)
         .encode(
             x=x,
             y=y,
@@ -168,7 +168,7 @@ def layer_expert(
         )
         .encode(x=x, y=y),
     ]
-    undefined = grid.routed & grid.value.isna()
+    undefined = grid.routed & ~grid.defined
     if undefined.any():
         missing = alt.Chart(tables(grid.loc[undefined, keep])).mark_rect(color=palette.missing)
         layers.insert(1, missing.encode(x=x, y=y, tooltip=_tooltip(expert_tooltips.columns)))
@@ -232,7 +232,7 @@ def routing_strip(
         blanks = pd.MultiIndex.from_product([labels, columns], names=["label", "column"]).to_frame(index=False)
         layers.append(alt.Chart(tables(blanks)).mark_rect(color=palette.blank, tooltip=None).encode(x=x, y=y))
     layers.append(
-        base.mark_rect(cursor="pointer", invalid="show")
+        base.mark_rect(cursor="pointer")
         .encode(x=x, y=y, color=color, opacity=opacity, tooltip=_tooltip(strip_tooltips.columns))
         .add_params(chosen)
     )
@@ -306,6 +306,11 @@ def limit(values: pd.Series) -> float:
     return float(np.ceil(top / step - 1e-9) * step)
 
 
+def _shade(values: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """(values with 0 where missing, where they are defined): Vega-Lite would drop or recolour marks with nulls itself."""
+    return values.fillna(0.0), values.notna()
+
+
 def _diverging(values: pd.Series, measure: str, palette: Palette, otherwise: str):
     end = limit(values)
     color = alt.Color(
@@ -316,7 +321,7 @@ def _diverging(values: pd.Series, measure: str, palette: Palette, otherwise: str
             values=[-end, 0, end], labelExpr="datum.value == 0 ? '0' : format(datum.value, '+.3~r')",
         ),
     )  # fmt: skip
-    return alt.when("isValid(datum.value)").then(color).otherwise(alt.value(otherwise))
+    return alt.when("datum.defined").then(color).otherwise(alt.value(otherwise))
 
 
 def _token_axis(channel: type, result: TraceResult, labels: list[str], palette: Palette):

@@ -142,63 +142,72 @@ class _Naive:
 
     def __init__(self, model: MoeModel, ids: torch.Tensor, corrupt: Run) -> None:
         self._model, self._ids, self._corrupt = model, ids, corrupt
-        self._clean_y = self._record(lambda layer: model.blocks[layer].module, _output, None)
-        self._clean_experts = self._record(lambda layer: model.blocks[layer].experts, _inputs, None)
-        self._corrupt_experts = self._record(lambda layer: model.blocks[layer].experts, _inputs, corrupt)
+        self._clean = self._record(None)
+        self._noised = self._record(corrupt)
 
     def _forward(self, corrupt: Run | None) -> torch.Tensor:
         noise, subject = (corrupt.noise, corrupt.subject) if corrupt else (None, ())
         with torch.no_grad(), noised(self._model.embedding, [noise], [subject]):
             return self._model.model(input_ids=self._ids, use_cache=False).logits[0, -1].float().cpu()
 
-    def _record(self, module_of: Callable, pick: Callable, corrupt: Run | None) -> dict[int, Any]:
-        out: dict[int, Any] = {}
+    def _record(self, corrupt: Run | None) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """{layer: (input, output) of its MoE block} in one run, each [T, d]."""
+        out: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def keep(layer: int) -> Callable:
+            def hook(module, args, kwargs, output):  # noqa: ANN001, ANN202 - a torch hook
+                given = args[0] if args else next(v for v in kwargs.values() if torch.is_tensor(v))
+                out[layer] = _flat(given).clone(), _flat(untuple(output)).clone()
+
+            return hook
+
         handles = [
-            module_of(layer).register_forward_hook(
-                lambda module, args, kwargs, output, layer=layer: out.__setitem__(layer, pick(args, kwargs, output)),
-                with_kwargs=True,
-            )
+            self._model.blocks[layer].module.register_forward_hook(keep(layer), with_kwargs=True)
             for layer in self._model.moe_layers
         ]
         with hooks(*handles):
             self._forward(corrupt)
         return out
 
-    def _contribution(self, seen: tuple, layer: int, pos: int, expert: int) -> torch.Tensor:
-        """c[l, t, e]: the experts run as they did, with every other router weight set to zero."""
-        x, index, weight = seen
-        only = torch.where(index == expert, weight, torch.zeros_like(weight))
-        with torch.no_grad():
-            out = untuple(self._model.blocks[layer].experts(x, index, only))
-        return out.reshape(x.shape[0], -1)[pos]
+    def _block(self, layer: int, hidden: torch.Tensor, expert: int | None) -> torch.Tensor:
+        """The block's output when every router weight but that of `expert` (or every one) is zero, [T, d]."""
+
+        def mute(module, args, kwargs):  # noqa: ANN001, ANN202 - a torch hook
+            values = [*args, *kwargs.values()]
+            index, weight = values[1], values[2]
+            keep = index == (-1 if expert is None else expert)
+            values[2] = torch.where(keep.view(weight.shape), weight, torch.zeros_like(weight))
+            return tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
+
+        block = self._model.blocks[layer]
+        with torch.no_grad(), hooks(block.experts.register_forward_pre_hook(mute, with_kwargs=True)):
+            return _flat(untuple(block.module(hidden[None])))
+
+    def _contribution(self, layer: int, hidden: torch.Tensor, pos: int, expert: int) -> torch.Tensor:
+        """c[l, t, e]: the block with this expert alone, minus the block with none."""
+        return (self._block(layer, hidden, expert) - self._block(layer, hidden, None))[pos]
 
     def patched(self, layer: int, pos: int, expert: int | None) -> torch.Tensor:
         """Logits [V] of the corrupt run with one layer patch (`expert` None) or one expert patch."""
+        if expert is None:
+            wanted = self._clean[layer][1][pos]
+        else:
+            clean = self._contribution(layer, self._clean[layer][0], pos, expert)
+            wanted = self._noised[layer][1][pos] + clean
+            wanted = wanted - self._contribution(layer, self._noised[layer][0], pos, expert)
 
         def change(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
             first = untuple(output)
-            flat = first.reshape(-1, first.shape[-1]).clone()
-            if expert is None:
-                flat[pos] = self._clean_y[layer][pos]
-            else:
-                clean = self._contribution(self._clean_experts[layer], layer, pos, expert)
-                corrupt = self._contribution(self._corrupt_experts[layer], layer, pos, expert)
-                flat[pos] = flat[pos] + clean - corrupt
+            flat = _flat(first).clone()
+            flat[pos] = wanted
             return retuple(output, flat.view(first.shape))
 
         with hooks(self._model.blocks[layer].module.register_forward_hook(change)):
             return self._forward(self._corrupt)
 
 
-def _output(args: tuple, kwargs: dict, output: Any) -> torch.Tensor:
-    out = untuple(output)
-    return out.reshape(-1, out.shape[-1]).clone()
-
-
-def _inputs(args: tuple, kwargs: dict, output: Any) -> tuple:
-    x, index, weight = [*args, *kwargs.values()][:3]
-    x, index = x.reshape(-1, x.shape[-1]), index.reshape(-1, index.shape[-1])
-    return x.clone(), index.clone(), weight.reshape(index.shape).clone()
+def _flat(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden.reshape(-1, hidden.shape[-1])
 
 
 # ---- the real weights --------------------------------------------------------------------------------------------------

@@ -36,9 +36,12 @@ def locate(spec: ModelSpec) -> Path | None:
     """The folder with the model's files on this machine, or None: the demo's, a local one, or the hub cache's."""
     if spec.name == DEMO:
         return DEMO_FOLDER
-    folder = Path(spec.name).expanduser()
-    if folder.is_dir():
-        return folder
+    try:
+        folder = Path(spec.name).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, an unknown user: no folder
+        return None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -84,11 +87,14 @@ def _spec_key(spec: ModelSpec) -> str | None:
     return digest("spec", dataclasses.asdict(spec), fingerprint(folder), versions())
 
 
-def remember_identity(store: Any, spec: ModelSpec, identity: str) -> None:
-    """Note under which identity the model that `spec` asks for was loaded, so that answers are found without it."""
+def remember_identity(store: Any, spec: ModelSpec, identity: str, *, label: str) -> None:
+    """Note under which identity the model that `spec` asks for was loaded, so that answers are found without it.
+
+    `label`: the model's name in the store.
+    """
     key = _spec_key(spec)
     if key is not None:
-        store.put_verdict(key, spec.name, {"identity": identity})
+        store.put_verdict(key, label, {"identity": identity})
 
 
 def recall_identity(store: Any, spec: ModelSpec) -> str | None:

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from .catalog import DEMO_FOLDER
 from .checks import ensure_checked
 from .errors import InputError, ModelError, ModelRefused
-from .identity import DEMO, fingerprint, remember_identity
+from .identity import DEMO, fingerprint, locate, remember_identity
 from .memory import available_bytes
 from .moe import MoeModel, find_blocks
 from .progress import SILENT, Progress
@@ -63,7 +63,7 @@ def load_model(
     moe.quantisation = str(getattr(config, "quantization_config", "") or "")
     ensure_checked(moe, store, progress)
     if store is not None:
-        remember_identity(store, spec, moe.identity)
+        remember_identity(store, spec, moe.identity, label=moe.label)
     return moe
 
 
@@ -83,11 +83,11 @@ def fetch(spec: ModelSpec, progress: Progress = SILENT) -> Path:
     """The folder with the model's files; a hub model is downloaded if it is not here. Raises `ModelError`."""
     if spec.name == DEMO:
         return _complete(DEMO_FOLDER, "The demo model")
-    folder = Path(spec.name).expanduser()
-    if folder.is_dir():
+    folder = locate(spec)
+    if folder is not None and Path(spec.name).expanduser() == folder:
         return _complete(folder, f"The folder {folder}")
-    if folder.is_absolute() or spec.name.startswith((".", "~")):
-        raise ModelError(f"There is no folder {folder}.", "Check the path, or give a hub id such as org/name.")
+    if spec.name.startswith(("/", ".", "~")):
+        raise ModelError(f"There is no folder {spec.name}.", "Check the path, or give a hub id such as org/name.")
     progress.update(0, 1, "looking for the model's files")
     return _complete(_download(spec), f"The model {spec.name}")
 

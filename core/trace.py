@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .answers import assemble, parts_of
-from .errors import InputError
+from .errors import InputError, StoreError
 from .identity import manifest_key, recall_identity
 from .progress import SILENT, Progress
 from .prompts import PreparedFact, prepare
@@ -40,13 +40,15 @@ def trace(
     true: str | None = None,
     foil: str | None = None,
     case_id: int = 0,
+    occurrence: int | None = None,
     store: Any = None,
     progress: Progress = SILENT,
     **settings: Any,
 ) -> TraceResult:
     """Trace one fact: give a `Fact` (or a whole `TraceRequest`), or `prompt`, `subject`, `true` and `foil`.
 
-    `foil="auto"` takes the model's most probable other token. `settings` are the fields of `TraceRequest`: noise,
+    `foil="auto"` takes the model's most probable other token; `occurrence` (from 1) says which occurrence of the
+    subject is meant where the prompt is a whole text and has several. `settings` are the fields of `TraceRequest`: noise,
     draws, seed, special_tokens, object_tokens, first_token, experts. Raises `InputError` for wrong input.
     """
     if isinstance(fact, TraceRequest):
@@ -57,7 +59,10 @@ def trace(
             if value is None:
                 raise InputError(f"{name} is missing.", "Give a Fact, or prompt, subject, true and foil.", field=name)
         auto = foil == "auto"
-        fact = Fact(prompt, subject, true, None if auto else foil, case_id=case_id, foil_auto=auto)  # type: ignore[arg-type]
+        fact = Fact(
+            prompt, subject, true, None if auto else foil,  # type: ignore[arg-type]
+            case_id=case_id, occurrence=occurrence, foil_auto=auto,
+        )  # fmt: skip
     request = TraceRequest(fact, model=model.spec, **settings)
     return trace_many(model, [request], store=store, progress=progress)[0]
 
@@ -136,6 +141,26 @@ def _is_about(manifest: dict[str, Any], prepared: PreparedFact) -> bool:
     )
 
 
+def _check(model: MoeModel, question: Question) -> None:
+    """What only the token ids show: positions beyond the prompt, tokens beyond the model's vocabulary."""
+    ids, experts = question.prepared.input_ids, question.request.experts
+    beyond = [] if isinstance(experts, str) else [pos for pos in experts if not 0 <= pos < len(ids)]
+    if beyond:
+        raise InputError(
+            f"Experts are asked for at position {beyond[0]}, but the prompt has {len(ids)} tokens.",
+            f"Positions go from 0 to {len(ids) - 1}.",
+            field="experts",
+        )
+    rows = model.embedding.weight.shape[0]
+    unknown = [i for i in (*ids, question.prepared.true_id, question.prepared.foil_id or 0) if i >= rows]
+    if unknown:
+        raise InputError(
+            f"Token {unknown[0]} of the fact is beyond the model's vocabulary of {rows}.",
+            "The tokenizer does not belong to the model, or the text holds one of its added tokens.",
+            field="prompt",
+        )
+
+
 def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress: Progress) -> list[TraceResult]:
     from .missing import answer_missing
     from .provenance import provenance_of
@@ -143,6 +168,7 @@ def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress
     results: list[TraceResult | None] = [None] * len(questions)
     open_questions = []
     for i, question in enumerate(questions):
+        _check(model, question)
         if store is not None:
             manifest = store.get_manifest(manifest_key(question.request, model.identity))
             if manifest is not None and _is_about(manifest, question.prepared):
@@ -158,7 +184,10 @@ def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress
             "corrupt": answer.run_keys[1:], "pairs": answer.pair_keys, "parts": parts, "ranks": answer.ranks,
         }  # fmt: skip
         if store is not None:
-            answer.write(store, model, manifest_key(question.request, model.identity), manifest)
+            try:
+                answer.write(store, model, manifest_key(question.request, model.identity), manifest)
+            except StoreError as error:  # a full disk must not cost an answer that is there
+                provenance["notes"] = [*provenance["notes"], f"This answer could not be stored: {error}"]
         results[i] = assemble(
             question.request,
             provenance,

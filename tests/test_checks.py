@@ -129,3 +129,13 @@ def test_a_stored_refusal_is_refused_again(tmp_path, monkeypatch: pytest.MonkeyP
                 ensure_checked(MoeModel(module, fingerprint="same"), store)
         with pytest.raises(ModelRefused, match="load-time check"):
             ensure_checked(MoeModel(module, fingerprint="same"), store)
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "granitemoe", "qwen3_next"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_passes_the_checks_of_the_real_weights(family: str, dtype: torch.dtype) -> None:
+    model = MoeModel(tiny_models.build(family).to(dtype))
+    assert model.structure.sum_error <= 2.0**-7
+    same = MoeModel(tiny_models.build(family)).structure  # what fp32 finds out about the layers
+    assert (model.structure.packed, model.structure.additive) == (same.packed, same.additive)
+    assert all(check.passed for check in checks.check_weights(model))
