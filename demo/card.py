@@ -1,4 +1,4 @@
-"""Writes the model card (``README.md``) from ``figures.json``, ``runs.json`` and the files' hashes.
+"""Writes the model card (``README.md``) from ``figures.json``, ``training.json``, ``runs.json`` and the files' hashes.
 
 ``python demo/card.py``; ``train.py`` calls it at its end.  No figure in the card is typed in by hand.
 """
@@ -24,7 +24,7 @@ HASHED = (
 TEXT = """\
 # The bundled demo model
 
-<!-- written by demo/card.py from figures.json and runs.json: change those, not this file -->
+<!-- written by demo/card.py from figures.json, training.json and runs.json: change those, not this file -->
 
 A small sparse mixture-of-experts language model that ships with ExpertScope, so that a fresh machine shows something
 real at once. It is a stock `{class}` (the code path of Qwen3-30B-A3B) with a learned top-{top_k} router, trained from
@@ -94,7 +94,8 @@ Recall by relation (held-out pairs, new templates):
 
 ## Training
 
-`python demo/train.py`: facts → tokenizer → model → figures → this card; one CPU thread, seeded, {minutes}. The tokenizer
+`python demo/train.py`: facts → tokenizer → model → figures → this card; one CPU thread, seeded, {minutes} minutes for
+the committed weights (torch {torch}, transformers {transformers}). The tokenizer
 adds no special tokens; objects and the words of templates are single tokens, subjects come in pieces. Each relation has
 {trained_templates} sentence templates of our own that are trained and {unseen_templates} that never are; each fact keeps one of the trained ones back
 (its `requested_rewrite.prompt`). Loss: cross-entropy of the object + {other} × that of a few other positions + {balance} × the load-balancing
@@ -167,8 +168,9 @@ def sources_text() -> str:
     return "\n".join(("##" + line if line.startswith("#") else line) for line in lines).strip()
 
 
-def card(figures: dict, runs: dict, recipe: dict) -> str:
+def card(figures: dict, training: dict, runs: dict) -> str:
     """The model card's text."""
+    recipe = training["recipe"]
     recall, load, causal, model = figures["recall"], figures["expert_load"], figures["causal"], figures["model"]
     from templates import TEMPLATES
 
@@ -208,7 +210,9 @@ def card(figures: dict, runs: dict, recipe: dict) -> str:
         least_by_layer=_row(load["least_share_by_layer"], percent),
         entropy_by_layer=_row(load["entropy_by_layer"]),
         relation_rows=_relation_rows(recall),
-        minutes=runs["minutes"],
+        minutes=training["minutes"],
+        torch=training["torch"],
+        transformers=training["transformers"],
         trained_templates=span(trained),
         unseen_templates=span(unseen),
         other=recipe["other"],
@@ -224,9 +228,12 @@ def card(figures: dict, runs: dict, recipe: dict) -> str:
     )
 
 
+def read(name: str) -> dict:
+    return json.loads((DEMO / name).read_text(encoding="utf-8"))
+
+
 def write_card() -> None:
-    figures, runs = (json.loads((DEMO / name).read_text(encoding="utf-8")) for name in ("figures.json", "runs.json"))
-    CARD.write_text(card(figures, runs, runs["recipe"]), encoding="utf-8")
+    CARD.write_text(card(read("figures.json"), read("training.json"), read("runs.json")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -321,19 +321,22 @@ def rounded(value, digits: int = 4):
     return [rounded(v, digits) for v in value] if isinstance(value, list) else value
 
 
+def write_figures(folder: Path, facts: Path, out: Path | None) -> str:
+    """Measure the model in ``folder`` on ``facts``; the JSON text, also written to ``out``."""
+    text = json.dumps(rounded(figures(*load_model(folder), load_facts(facts))), indent=1) + "\n"
+    if out:
+        out.write_text(text)
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default=DEMO / "model", type=Path)
     parser.add_argument("facts", nargs="?", default=FACTS, type=Path)
     parser.add_argument("--out", type=Path, default=None, help="default: figures.json in demo/ for the bundled model")
     args = parser.parse_args()
-    model, tokenizer = load_model(args.model)
-    result = rounded(figures(model, tokenizer, load_facts(args.facts)))
-    text = json.dumps(result, indent=1) + "\n"
     out = args.out or (DEMO / "figures.json" if args.model == DEMO / "model" else None)
-    if out:
-        out.write_text(text)
-    print(text)
+    print(write_figures(args.model, args.facts, out))
 
 
 if __name__ == "__main__":
