@@ -15,7 +15,13 @@ import pandas as pd
 
 from .requests import TraceRequest
 from .results import (
-    FRAME_COLUMNS, MIN_DROP, NEXT_TOKEN_COLUMNS, ROUTING_COLUMNS, TraceResult, complete, provenance_from_dict,
+    FRAME_COLUMNS,
+    MIN_DROP,
+    NEXT_TOKEN_COLUMNS,
+    ROUTING_COLUMNS,
+    TraceResult,
+    complete,
+    provenance_from_dict,
 )  # fmt: skip
 
 _TYPES = {
@@ -74,8 +80,7 @@ def assemble(
         for rank, entry in enumerate(info["top"])
     ]
     next_tokens = pd.DataFrame(top, columns=NEXT_TOKEN_COLUMNS).astype({"draw": "Int64"})
-    logits = [frame.loc[frame.kind == "clean", "true_logit"].iloc[0]]
-    logits += [frame.loc[(frame.kind == "corrupt") & (frame.draw == j), "true_logit"].iloc[0] for j in range(len(draws))]
+    logits = frame.loc[frame.kind.isin(["clean", "corrupt"]), "true_logit"].tolist()  # in the order of `names`
     runs = pd.DataFrame({
         "run": [run for run, _ in names],
         "draw": pd.array([draw for _, draw in names], dtype="Int64"),

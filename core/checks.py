@@ -83,7 +83,7 @@ def _refuse_failures(checks: list[Check]) -> None:
             )
 
 
-# ---- the copy against naive hooks --------------------------------------------------------------------------------------
+# ---- the copy against naive hooks ----------------------------------------------------------------------------------
 
 
 def check_copy(model: MoeModel, progress: Progress = SILENT) -> list[Check]:
@@ -210,7 +210,7 @@ def _flat(hidden: torch.Tensor) -> torch.Tensor:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-# ---- the real weights --------------------------------------------------------------------------------------------------
+# ---- the real weights ----------------------------------------------------------------------------------------------
 
 
 def check_weights(model: MoeModel) -> list[Check]:

@@ -211,7 +211,7 @@ def _recall(answer: Answer, store: Any) -> dict[int, list[str]]:
     answer.run_infos, answer.routings, answer.ranks = [{}] * n, [pd.DataFrame()] * n, [0] * n
     if store is None:
         answer.fresh_rows = [(pair, part) for pair in answer.pair_keys for part in answer.parts]
-        return {draw: answer.parts for draw in range(n - 1)}
+        return dict.fromkeys(range(n - 1), answer.parts)
     wanted = [(pair, part) for pair in answer.pair_keys for part in answer.parts]
     rows = store.get_many_rows(wanted)
     infos = store.get_many_run_info(answer.run_keys)
@@ -288,7 +288,7 @@ class _Collector:
             self._n_patches += 1
 
     def write_tables(self, patched: np.ndarray, runs: np.ndarray) -> None:
-        """Put the finished row sets into the answers. `patched` [n_patches, 2], `runs` [n_runs, 2]: true, foil logits."""
+        """Put the finished row sets into the answers. `patched` [n_patches, 2] and `runs` [n_runs, 2]: true, foil."""
         table = pd.DataFrame(self._rows, columns=["job", "part", *_ROW_COLUMNS, "patch"])
         own = np.array([job.corrupt for job in self._jobs])[table.job.to_numpy(dtype=int)]
         at = table.patch.to_numpy(dtype=int)

