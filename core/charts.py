@@ -32,7 +32,7 @@ TITLES = {"restoration": "restoration", "rescue": "rescue (logits)"}
 
 @dataclass(frozen=True)
 class Picture:
-    """A Vega-Lite spec and its data: `spec` names the data sets that `tables` holds. `marks`: how many marks it draws."""
+    """A Vega-Lite spec and its data: `spec` names the data sets that `tables` holds. `marks`: how many it draws."""
 
     spec: dict[str, Any]
     tables: dict[str, pd.DataFrame]
@@ -57,7 +57,7 @@ class Picture:
 
 
 def _unchecked(build):
-    """Altair validates every object against the JSON schema as it is made, most of a build's time; the tests do it once."""
+    """Altair validates every object against the schema as it is made, most of a build's time; the tests do it once."""
 
     @functools.wraps(build)
     def run(*args, **kwargs):
@@ -87,10 +87,8 @@ def layer_token(result: TraceResult, *, view: View = View(), palette: Palette = 
     x = _token_axis(alt.X, result, labels, palette)
     y = _layer_axis(result, palette)
     columns = ["layer", "pos", "label", "value", "defined", *cell_tooltips.columns]
-    chosen = alt.selection_point(
-        name="cell", fields=["layer", "pos"], on="click", clear=False, toggle=False, empty=False,
-        **({"value": [{"layer": view.layer, "pos": view.pos}]} if view.layer is not None and view.pos is not None else {}),
-    )  # fmt: skip
+    marked = view.layer is not None and view.pos is not None
+    chosen = _selection("cell", {"layer": view.layer, "pos": view.pos}, marked)
     base = alt.Chart(tables(cells[columns]))
     heat = base.mark_rect(cursor="pointer").encode(
         x=x,
@@ -145,10 +143,7 @@ def layer_expert(
     y = _layer_axis(result, palette)
     marked = view.expert is not None and view.layer is not None
     preset = {"layer": view.layer, "expert": views.SHARED_INDEX if view.expert == SHARED else view.expert}
-    chosen = alt.selection_point(
-        name="expert", fields=["layer", "expert"], on="click", clear=False, toggle=False, empty=False,
-        **({"value": [preset]} if marked else {}),
-    )  # fmt: skip
+    chosen = _selection("expert", preset, marked)
     keep = ["layer", "expert", "column", "value", "defined", "routed", "ring", *expert_tooltips.columns]
     base = alt.Chart(tables(grid[keep]))
     scale = _diverging(grid.value, view.measure, palette, palette.blank)
@@ -208,14 +203,13 @@ def routing_strip(
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if prov.n_experts / step <= 32)
     x = alt.X(
         "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=_gap(len(columns))),
-        axis=alt.Axis(values=columns[::every], labelAngle=0, labelOverlap=False, ticks=False, domain=False, labelPadding=6),
+        axis=alt.Axis(
+            values=columns[::every], labelAngle=0, labelOverlap=False, ticks=False, domain=False, labelPadding=6
+        ),
     )  # fmt: skip
     y = _token_axis(alt.Y, result, labels, palette)
     marked = isinstance(view.expert, int) and view.layer == layer
-    chosen = alt.selection_point(
-        name="routed", fields=["pos", "expert"], on="click", clear=False, toggle=False, empty=False,
-        **({"value": [{"pos": view.pos, "expert": view.expert}]} if marked and view.pos is not None else {}),
-    )  # fmt: skip
+    chosen = _selection("routed", {"pos": view.pos, "expert": view.expert}, marked and view.pos is not None)
     keep = ["pos", "expert", "label", "column", "change", "weight", *strip_tooltips.columns]
     base = alt.Chart(tables(strip[keep]))
     names = [views.BOTH, views.CLEAN_ONLY, views.CORRUPT_ONLY]
@@ -288,7 +282,7 @@ def expert_bars(
         .encode(x=alt.X("rescue:Q"), y=y, tooltip=[alt.Tooltip("rescue:Q", format="+.3f", title="rescue (logits)")])
     )
     layers: list[alt.Chart] = [bars, ticks]
-    names = {e: n for e, n in zip(table.expert, table.name, strict=True)}
+    names = dict(zip(table.expert, table.name, strict=True))
     if (name := names.get(views.SHARED_INDEX if view.expert == SHARED else view.expert)) and view.layer == layer:
         row = alt.Chart(tables(pd.DataFrame({"name": [name]})))
         layers.append(_outline(row, palette.expert, width=1.6).encode(y=y))
@@ -306,8 +300,16 @@ def limit(values: pd.Series) -> float:
     return float(np.ceil(top / step - 1e-9) * step)
 
 
+def _selection(name: str, fields: dict[str, int | None], marked: bool) -> alt.Parameter:
+    """A click selects one mark; `marked`: the one with `fields` is selected from the start."""
+    preset = {"value": [fields]} if marked else {}
+    return alt.selection_point(
+        name=name, fields=list(fields), on="click", clear=False, toggle=False, empty=False, **preset
+    )
+
+
 def _shade(values: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """(values with 0 where missing, where they are defined): Vega-Lite would drop or recolour marks with nulls itself."""
+    """(values with 0 where missing, where they are defined): Vega-Lite would drop or recolour marks with nulls."""
     return values.fillna(0.0), values.notna()
 
 
@@ -315,7 +317,9 @@ def _diverging(values: pd.Series, measure: str, palette: Palette, otherwise: str
     end = limit(values)
     color = alt.Color(
         "value:Q",
-        scale=alt.Scale(domain=[-end, 0, end], range=[palette.low, palette.mid, palette.high], clamp=True, interpolate="rgb"),
+        scale=alt.Scale(
+            domain=[-end, 0, end], range=[palette.low, palette.mid, palette.high], clamp=True, interpolate="rgb"
+        ),
         legend=alt.Legend(
             title=TITLES[measure], orient="top", direction="horizontal", gradientLength=170, gradientThickness=9,
             values=[-end, 0, end], labelExpr="datum.value == 0 ? '0' : format(datum.value, '+.3~r')",

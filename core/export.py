@@ -46,9 +46,10 @@ def caption(result: TraceResult) -> list[str]:
     versions = ", ".join(f"{name} {value}" for name, value in sorted(prov.versions.items()))
     return [
         f"“{fact.text}” · subject {fact.subject} · true {prov.true_token.strip()} · foil {prov.foil_token.strip()}",
-        f"clean contrast {result.clean_contrast:.3f}, corrupt {result.corrupt_contrast:.3f}, drop {result.drop:.3f} logits",
-        f"model {model} ({prov.dtype}, {prov.device}) · noise {request.noise:g} (sigma {prov.noise_sigma:.4g}) · {draws}"
-        f" · seed {request.seed} · case_id {fact.case_id} · " + " · ".join(extras),
+        f"clean contrast {result.clean_contrast:.3f}, corrupt {result.corrupt_contrast:.3f}, "
+        f"drop {result.drop:.3f} logits",
+        f"model {model} ({prov.dtype}, {prov.device}) · noise {request.noise:g} (sigma {prov.noise_sigma:.4g})"
+        f" · {draws} · seed {request.seed} · case_id {fact.case_id} · " + " · ".join(extras),
         f"ExpertScope · {versions}",
     ]
 
@@ -161,6 +162,7 @@ _PAGE = """<!DOCTYPE html>
 <details><summary>Request and provenance</summary><pre>{shown}</pre></details>
 <script type="application/json" id="expertscope">{origin}</script>
 <script>{bundle}</script>
-<script>vegaEmbed("#chart", {spec}, {{actions: {{export: true, source: false, compiled: false, editor: false}}}});</script>
+<script>vegaEmbed("#chart", {spec},
+ {{actions: {{export: true, source: false, compiled: false, editor: false}}}});</script>
 </body></html>
 """

@@ -45,7 +45,7 @@ class View:
 
 @dataclass(frozen=True)
 class Link:
-    """What a link says. `problems`: sentences about what it says that cannot be. `bundled`: the fact is a bundled one."""
+    """What a link says. `problems`: sentences about what in it cannot be. `bundled`: the fact is a bundled one."""
 
     request: TraceRequest
     view: View
@@ -99,7 +99,7 @@ def link(base: str, request: TraceRequest, view: View, *, bundled: bool) -> str:
 
 
 def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | None], default: Fact) -> Link:
-    """Read the parameters of a link. `bundled`: the bundled fact with a case_id, or None; `default`: the fact without one.
+    """Read a link's parameters. `bundled`: the bundled fact with a case_id, or None; `default`: where none is named.
 
     Never raises for what stands in `params`; unknown names are ignored.
     """

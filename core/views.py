@@ -193,7 +193,7 @@ def expert_grid(result: TraceResult, pos: int) -> pd.DataFrame:
 
 
 def active_experts(result: TraceResult, layer: int, pos: int) -> pd.DataFrame:
-    """The experts of one cell that are routed in the clean or in a corrupt run (and the shared one), best rescue first."""
+    """One cell's experts that are routed in the clean or in a corrupt run (and the shared one), best rescue first."""
     grid = expert_grid(result, pos)
     rows = grid[(grid.layer == layer) & (grid.status != NOT_ROUTED)]
     columns = ["name", "expert", "status", "router_weight_clean", "router_weight_corrupt", "corrupt_draws"]

@@ -61,7 +61,7 @@ def real_engine() -> Engine:
 
 @dataclass(frozen=True)
 class ModelState:
-    """Where a model is. `state`: loaded, on disk or not here; `detail`: a sentence; `memory`: bytes that tracing takes."""
+    """Where a model is. `state`: loaded, on disk or not here; `detail`: a sentence; `memory`: bytes it takes."""
 
     state: str
     detail: str

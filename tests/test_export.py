@@ -11,11 +11,11 @@ from html.parser import HTMLParser
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from fake_results import fake_result
 from PIL import Image
 
 from core import charts, export, views
 from core.requests import Fact, TraceRequest
-from fake_results import fake_result
 
 EVIL = Fact(
     prompt="</script><script>alert(1)</script> {}\nsecond line # not a comment",

@@ -129,10 +129,12 @@ def test_a_link_brings_back_everything(bench, engine):
     rows = page.dataframe[0].value
     assert list(rows.rescue) == pytest.approx(list(table.rescue))
     assert list(rows.share) == pytest.approx([100 * share for share in table.share])
-    assert page.segmented_control(key=next(c.key for c in page.segmented_control if "measure" in c.key)).value == "rescue"
+    assert (
+        page.segmented_control(key=next(c.key for c in page.segmented_control if "measure" in c.key)).value == "rescue"
+    )
     specs = [chart.proto.spec for chart in page.get("vega_lite_chart")]
     assert re.search(r'"value": ?\[\{"layer": ?4, ?"pos": ?5\}\]', specs[0])
-    assert re.search(r'"value": ?\[\{"layer": ?4, ?"expert": ?%d\}\]' % table.expert[0], specs[1])
+    assert re.search(r'"value": ?\[\{"layer": ?4, ?"expert": ?' + str(table.expert[0]) + r"\}\]", specs[1])
 
 
 def test_experts_of_another_position_are_asked_for_when_needed(bench, engine):
@@ -181,7 +183,9 @@ def test_whatever_a_link_says_there_is_a_message_and_never_a_traceback(bench, en
         assert not page.warning
 
 
-EVIL = Fact(prompt="<img src=x onerror=alert(1)> {} [a](javascript:b) is", subject="<b>$x$</b>", true="*Paris*", foil="`x`")
+EVIL = Fact(
+    prompt="<img src=x onerror=alert(1)> {} [a](javascript:b) is", subject="<b>$x$</b>", true="*Paris*", foil="`x`"
+)
 
 
 def test_what_a_person_typed_is_shown_and_never_becomes_markup(bench, engine):

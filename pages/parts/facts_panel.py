@@ -81,7 +81,8 @@ def _search(link: Link) -> None:
         return
     st.selectbox(
         "Fact", options, index=options.index(current) if current in options else None, key=key,
-        format_func=lambda case_id: label(known[case_id]), on_change=state.callback(key, choose), label_visibility="collapsed",
+        format_func=lambda case_id: label(known[case_id]), on_change=state.callback(key, choose),
+        label_visibility="collapsed",
         placeholder=f"{len(options)} facts, choose one",
     )  # fmt: skip
     if len(found) > SHOWN:

@@ -77,7 +77,8 @@ def _switch(view: View) -> None:
         state.look(measure=st.session_state[key] or MEASURES[0])
 
     st.segmented_control(
-        "What the colours show", MEASURES, default=view.measure, key=key, required=True, on_change=state.callback(key, change),
+        "What the colours show", MEASURES, default=view.measure, key=key, required=True,
+        on_change=state.callback(key, change),
         format_func=lambda m: "restoration" if m == "restoration" else "rescue in logits",
         label_visibility="collapsed",
         help="restoration = mean rescue ÷ mean drop: 0 as corrupt, 1 as clean. rescue = contrast − corrupt contrast.",
@@ -202,7 +203,8 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen
     if at.request.draws == 1:
         del columns["rescue_sd"]
     st.dataframe(
-        table.assign(share=100 * table.share), column_config=columns, column_order=list(columns), hide_index=True, key=slot.key, on_select=state.callback(slot.key, pick),
+        table.assign(share=100 * table.share), column_config=columns, column_order=list(columns), hide_index=True,
+        key=slot.key, on_select=state.callback(slot.key, pick),
         selection_mode="single-row", selection_default={"selection": {"rows": [] if row is None else [row]}},
         alt=f"Active experts of layer {shown.layer} at position {shown.pos}",
         height=min(38 + 35 * len(table), 400),
@@ -223,7 +225,8 @@ def _choose_cell(result: TraceResult, shown: View, ident: str) -> None:
 
             st.selectbox(
                 "Layer" if name == "layer" else "Token", options, index=options.index(current), key=key,
-                on_change=state.callback(key, change), format_func="layer {}".format if name == "layer" else labels.__getitem__,
+                on_change=state.callback(key, change),
+                format_func="layer {}".format if name == "layer" else labels.__getitem__,
                 width=120 if name == "layer" else 170,
                 label_visibility="collapsed",
             )  # fmt: skip
@@ -242,7 +245,8 @@ def _strip(result: TraceResult, shown: View, ident: str) -> None:
             key = f"es_strip_{ident}_{layer}"
             st.selectbox(
                 "Layer of the strip", layers, index=layers.index(layer), key=key, width=120,
-                on_change=state.callback(key, lambda: state.look(strip=st.session_state[key])), format_func="layer {}".format,
+                on_change=state.callback(key, lambda: state.look(strip=st.session_state[key])),
+                format_func="layer {}".format,
                 label_visibility="collapsed",
             )  # fmt: skip
             downloads.menu("routing", f"Routing at layer {layer}", result, picture, table)
@@ -256,7 +260,9 @@ def _strip(result: TraceResult, shown: View, ident: str) -> None:
         picture, key=slot.key, selection="routed", on_pick=pick,
         alt=f"Routing at layer {layer}: {changed[0]} choices only in the clean run, {changed[1]} only in corrupt runs",
     )  # fmt: skip
-    st.caption(f"{STRIP} Here {changed[0]} of the choices are made in the clean run only, {changed[1]} in a corrupt run only.")
+    st.caption(
+        f"{STRIP} Here {changed[0]} of the choices are made in the clean run only, {changed[1]} in a corrupt run only."
+    )
 
 
 def _missing_note(result: TraceResult, shown: View) -> str:

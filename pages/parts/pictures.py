@@ -43,8 +43,8 @@ def kept(build: Callable[..., Any], result: TraceResult, *args: Any, **options: 
 
 @dataclass
 class Slot:
-    """One chart's or table's selection. `preset`: what is marked when it is first drawn, fixed for its lifetime, so that
-    a click changes nothing but the click's own mark; `picked`: what was clicked last; `key`: the widget's key."""
+    """One chart's or table's selection. `preset`: what is marked when it is first drawn, fixed for its lifetime, so
+    that a click changes nothing but the click's own mark; `picked`: what was clicked last; `key`: the widget's key."""
 
     base: Hashable
     preset: Any
@@ -72,7 +72,9 @@ def show(picture: Picture, *, key: str, selection: str, on_pick: Callable[[dict[
         if marks:
             on_pick({name: int(value) for name, value in marks[0].items()})
 
-    st.vega_lite_chart(_spec(picture), key=key, on_select=state.callback(key, picked), selection_mode=[selection], theme=None, alt=alt)
+    st.vega_lite_chart(
+        _spec(picture), key=key, on_select=state.callback(key, picked), selection_mode=[selection], theme=None, alt=alt
+    )
 
 
 def still(picture: Picture, *, key: str, alt: str) -> None:

@@ -92,7 +92,11 @@ def _model(link: Link) -> None:
         help="A model of the list, or type a Hugging Face id (`org/name`) or the path of a local folder.",
     )
     model_state = base.workbench().model_state(spec)
-    memory = f" · needs about {text.size(model_state.memory)} of memory" if model_state.memory and spec.name != "demo" else ""
+    memory = (
+        f" · needs about {text.size(model_state.memory)} of memory"
+        if model_state.memory and spec.name != "demo"
+        else ""
+    )
     badge = STATE_BADGES.get(model_state.state, ":orange-badge[not here]")
     st.markdown(f"{badge} :small[{model_state.detail}{memory}]", width="stretch")
     if spec.name == "demo":
