@@ -6,6 +6,8 @@ after, MoE outputs, expert contributions). Knows nothing of patches.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +15,7 @@ import torch
 
 from .activations import Activations
 from .corruption import noised
+from .hooks import outputs_of
 from .moe import MoeModel, Watch, contributions, margins, near_ties, without_experts
 from .packing import Piece, call_full, call_packed, record_layer_calls, rectangles
 from .structure import Structure
@@ -46,13 +49,15 @@ class _Stack:
 
 @dataclass
 class BaseLayer:
-    """The runs at one layer, by run index. `h_in`, `h_out`: [T, d]; MoE tensors only where the layer has a block."""
+    """The runs at one layer, by run index. `h_in`, `h_out`: [T, d]; `attention`: [T, d], only where it was asked for;
+    MoE tensors only where the layer has a block."""
 
     model: MoeModel
     structure: Structure
     layer: int
     h_in: dict[int, torch.Tensor]
     h_out: dict[int, torch.Tensor] = field(default_factory=dict)
+    attention: dict[int, torch.Tensor] = field(default_factory=dict)
     y: dict[int, torch.Tensor] = field(default_factory=dict)
     x: dict[int, torch.Tensor] = field(default_factory=dict)
     index: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -102,14 +107,24 @@ class ContributionTable:
 class BaseRuns:
     """Runs going through the layers together. Call `step(l)` for l = 0, 1, ... in turn, inside the model's lock.
 
-    With `keep`, `activations[i]` is complete after the last step for every run that was not known before.
+    With `keep`, `activations()` is complete after the last step for every run that was not known before. Attention
+    outputs are not among what is known: `with_attention` runs every run anew.
     """
 
     def __init__(
-        self, model: MoeModel, structure: Structure, runs: Sequence[Run], *, chunk_tokens: int, keep: bool = True
+        self,
+        model: MoeModel,
+        structure: Structure,
+        runs: Sequence[Run],
+        *,
+        chunk_tokens: int,
+        keep: bool = True,
+        with_attention: bool = False,
     ) -> None:
+        if with_attention:
+            runs = [dataclasses.replace(run, known=None) for run in runs]
         self.model, self.structure, self.runs = model, structure, list(runs)
-        self.chunk_tokens, self.keep = chunk_tokens, keep
+        self.chunk_tokens, self.keep, self.with_attention = chunk_tokens, keep, with_attention
         self.arguments = structure.arguments
         self.table_keys = [self._record(i, run) for i, run in enumerate(self.runs)]
         self._stacks = self._start()
@@ -180,25 +195,24 @@ class BaseRuns:
         layer = base.layer
         module = self.model.layers[layer]
         block = self.model.blocks.get(layer)
+        attention = self.structure.attention_of(self.model, layer) if self.with_attention else None
         for pieces, owners in self._chunks():
             groups = [list(range(len(pieces)))] if self.structure.packed[layer] else rectangles(pieces)
             for members in groups:
-                watch = Watch(block, self.model.n_experts) if block else None
-                if watch:
-                    watch.__enter__()
-                try:
+                with contextlib.ExitStack() as stack:
+                    watch = stack.enter_context(Watch(block, self.model.n_experts)) if block else None
+                    mixed = stack.enter_context(outputs_of(attention)) if attention is not None else None
                     if self.structure.packed[layer]:
                         outs = call_packed(module, layer, pieces, self.arguments)
                     else:
                         outs = call_full(module, layer, pieces, members, self.arguments)
-                finally:
-                    if watch:
-                        watch.__exit__(None, None, None)
                 for member, out in zip(members, outs, strict=True):
                     for row, i in enumerate(owners[member]):
                         base.h_out[i] = out[row]
                 if watch:
                     self._split(base, watch.routing(), [owners[m] for m in members])
+                if mixed:
+                    self._divide(base.attention, mixed[0], [owners[m] for m in members])
 
     def _chunks(self):  # noqa: ANN202 - generator of (pieces, run indices of each piece)
         pieces, owners, tokens = [], [], 0
@@ -232,6 +246,13 @@ class BaseRuns:
             base.margin[run], base.near_tie[run] = margin[part], tie[part]
             if self.structure.needs_block_input:
                 base.block_input[run] = seen.block_input[part]
+
+    def _divide(self, target: dict[int, torch.Tensor], values: torch.Tensor, owners: list[list[int]]) -> None:
+        """Give each run its part of `values` (all runs' tokens one after the other)."""
+        flat, at = values.reshape(-1, values.shape[-1]), 0
+        for run in (i for group in owners for i in group):
+            target[run] = flat[at : at + self.runs[run].length]
+            at += self.runs[run].length
 
     def _recall(self, base: BaseLayer) -> None:
         device = self.model.device

@@ -30,6 +30,7 @@ from .sweep import listed, sweep
 _TOKENS, _SUBJECT = 8, (2, 3)
 _SMALL_LIMIT = 2e-4  # on the copy, relative to how far the patches move the logits
 _CHUNK = 8192
+_VERSION = 2  # of the checks and of what they find out; a stored verdict of another version is not used
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Check:
 
 def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILENT) -> list[Check]:
     """Check the model unless the store says that it passed before; sets its structure. Raises `ModelRefused`."""
-    key = digest("checks", model.identity)
+    key = digest("checks", _VERSION, model.identity)
     noted = None if store is None else store.get_verdict(key)
     if noted is not None:
         checks = [Check(**check) for check in noted["checks"]]

@@ -53,8 +53,16 @@ def hooks(*handles: Any) -> Iterator[None]:
             handle.remove()
 
 
+@contextlib.contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects the (first) outputs of `module` for every call inside."""
+    seen: list[torch.Tensor] = []
+    with hooks(module.register_forward_hook(lambda module, args, output: seen.append(untuple(output)))):
+        yield seen
+
+
 class TopKWatch(TorchFunctionMode):
-    """Remembers every `torch.topk` over a last dimension of `width`: (scores, k), in call order.
+    """Remembers every `torch.topk` over a last dimension of `width`: (scores, k), in call order; counts the others.
 
     Routers of all families select with `topk`; watching the call gives the selection scores without knowing
     what a family's router returns.
@@ -64,6 +72,7 @@ class TopKWatch(TorchFunctionMode):
         super().__init__()
         self.width = width
         self.calls: list[tuple[torch.Tensor, int]] = []
+        self.others = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's signature
         kwargs = kwargs or {}
@@ -72,4 +81,6 @@ class TopKWatch(TorchFunctionMode):
             k = args[1] if len(args) > 1 else kwargs["k"]
             if scores.shape[-1] == self.width:
                 self.calls.append((scores.detach(), int(k)))
+            else:
+                self.others += 1
         return func(*args, **kwargs)

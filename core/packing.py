@@ -25,7 +25,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .hooks import hooks, retuple, stub, untuple
+from .editing import Edit, Parts, edited
+from .hooks import retuple, stub, untuple
 
 ATTENTION_NAME = "expertscope_packed"
 
@@ -268,33 +269,19 @@ def _positions(piece: Piece, offsets: dict[Any, int]) -> torch.Tensor:
 # ---- calling a layer -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Edit:
-    """Change what the MoE block puts out for one token during a call: row `row`, position `pos` of piece `piece`.
-
-    `value`: [d], fp32; `restore` writes it, otherwise it is added.
-    """
-
-    piece: int
-    row: int
-    pos: int
-    value: torch.Tensor
-    restore: bool
-
-
 def call_packed(
     layer: nn.Module,
     index: int,
     pieces: list[Piece],
     arguments: LayerArguments,
     *,
-    block: nn.Module | None = None,
+    parts: Parts | None = None,
     edits: Sequence[Edit] = (),
 ) -> list[torch.Tensor]:
     """Outputs [n, span, d] of each piece after decoder layer `index`, in one call. Inside `packed_mode` only.
 
-    `block`: the layer's MoE block; it then runs only on the tokens whose output is needed (see `Piece.queries`),
-    and `edits` are applied to what it puts out. Other tokens' outputs are meaningless.
+    With `parts` the layer's MoE block runs only on the tokens whose output is needed (see `Piece.queries`), and
+    `edits` are applied; other tokens' outputs are meaningless.
     """
     hidden = torch.cat([piece.rows.reshape(-1, piece.rows.shape[-1]) for piece in pieces])[None]
     offsets, total = [], 0
@@ -303,11 +290,13 @@ def call_packed(
         total += piece.n * piece.span
     args, kwargs, mask_of = arguments.packed(index, pieces)
     with contextlib.ExitStack() as stack:
-        if block is not None:
+        needed = None
+        if parts is not None and parts.block is not None:
+            module = parts.block.module
             needed = _needed(pieces, offsets)
             if needed is not None:
-                stack.enter_context(stub(block, _on_tokens(block.forward, needed.to(hidden.device))))
-            stack.enter_context(_edited(block, edits, lambda e: _packed_index(e, pieces, offsets)))
+                stack.enter_context(stub(module, _on_tokens(module.forward, needed.to(hidden.device))))
+        stack.enter_context(edited(parts, edits, lambda e: _packed_index(e, pieces, offsets), needed))
         _current.plan = _Plan(pieces, offsets, mask_of)
         stack.callback(setattr, _current, "plan", None)
         with torch.no_grad():
@@ -325,7 +314,7 @@ def call_full(
     members: Sequence[int],
     arguments: LayerArguments,
     *,
-    block: nn.Module | None = None,
+    parts: Parts | None = None,
     edits: Sequence[Edit] = (),
 ) -> list[torch.Tensor]:
     """As `call_packed` for the pieces `members` (all of one sequence length), by full-length rows.
@@ -338,12 +327,9 @@ def call_full(
         firsts[i], at = at, at + pieces[i].n
     length = rows.shape[1]
     args, kwargs = arguments.of_full_rows(index, [key for i in members for key in pieces[i].table])
-    with contextlib.ExitStack() as stack:
-        if block is not None:
-            here = [edit for edit in edits if edit.piece in firsts]
-            stack.enter_context(_edited(block, here, lambda e: (firsts[e.piece] + e.row) * length + e.pos))
-        with torch.no_grad():
-            got = untuple(layer(rows, *args, **kwargs))
+    here = [edit for edit in edits if edit.piece in firsts]
+    with edited(parts, here, lambda e: (firsts[e.piece] + e.row) * length + e.pos), torch.no_grad():
+        got = untuple(layer(rows, *args, **kwargs))
     return [got[firsts[i] : firsts[i] + pieces[i].n, pieces[i].start :] for i in members]
 
 
@@ -381,26 +367,6 @@ def _needed(pieces: list[Piece], offsets: list[int]) -> torch.Tensor | None:
 def _packed_index(edit: Edit, pieces: list[Piece], offsets: list[int]) -> int:
     piece = pieces[edit.piece]
     return offsets[edit.piece] + edit.row * piece.span + edit.pos - piece.start
-
-
-def _edited(block: nn.Module, edits: Sequence[Edit], locate: Callable[[Edit], int]) -> Any:
-    """A context in which the block's output is changed as `edits` say; sums are taken in fp32."""
-    if not edits:
-        return contextlib.nullcontext()
-    at = torch.tensor([locate(edit) for edit in edits])
-    values = torch.stack([edit.value for edit in edits])
-    restore = torch.tensor([edit.restore for edit in edits])
-
-    def change(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
-        first = untuple(output)
-        flat = first.reshape(-1, first.shape[-1]).clone()
-        where = at.to(flat.device)
-        now = flat[where].float()
-        wanted = values.to(flat.device)
-        flat[where] = torch.where(restore.to(flat.device)[:, None], wanted, now + wanted).to(flat.dtype)
-        return retuple(output, flat.view(first.shape))
-
-    return hooks(block.register_forward_hook(change))
 
 
 def _on_tokens(forward: Callable, tokens: torch.Tensor) -> Callable:

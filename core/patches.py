@@ -34,20 +34,39 @@ class Nothing:
     """The zero vector. A patch that adds it must change nothing: the load-time check uses it."""
 
 
-Source = Value | Updates | Nothing
+@dataclass(frozen=True)
+class Own:
+    """`scale` × Σ over `experts` of what they contribute in the patched run itself. Scale −1 takes them out without
+    renormalisation (zero knockout), scale s − 1 multiplies their contribution by s."""
+
+    experts: tuple[int, ...]
+    scale: float = -1.0
+
+
+@dataclass(frozen=True)
+class Masked:
+    """`experts` are masked in the tensor that the router's top-k selects from; the scores stay, and the family's own
+    renormalisation follows (reroute knockout). Only at the site `router`."""
+
+    experts: tuple[int, ...]
+
+
+Source = Value | Updates | Nothing | Own | Masked
 
 
 @dataclass(frozen=True)
 class Step:
-    """One change in a run. `site`: `moe` (block output) or `residual` (the stream after the layer).
+    """One change in a run. `site`: `attention` (output of the attention sublayer), `moe` (block output), `residual`
+    (the stream after the layer), or `router`.
 
-    `mode`: `restore` writes the source's value, `add` adds it to what the patched run computes there.
+    `mode`: `restore` writes the source's value, `add` adds it to what the patched run computes there, `mask` belongs
+    to the router.
     """
 
-    site: Literal["moe", "residual"]
+    site: Literal["attention", "moe", "residual", "router"]
     layer: int
     positions: tuple[int, ...]
-    mode: Literal["restore", "add"]
+    mode: Literal["restore", "add", "mask"]
     source: Source
 
 

@@ -6,15 +6,18 @@ Probed once per model (it needs one pass over the weights) and stored with the l
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from .errors import ModelRefused
 from .hooks import hooks, retuple, untuple
 from .memory import bytes_per_token
-from .moe import MoeModel, Routing, Watch, contributions, without_experts
+from .moe import Block, MoeModel, Routing, Watch, contributions, without_experts
 from .packing import LayerArguments, Piece, call_full, call_packed, packed_mode, record_layer_calls
 
 _PROBE_TOKENS = 7
@@ -26,7 +29,9 @@ class Structure:
     """`packed[l]`: the layer is exact on the packed axis (else it runs on full-length rows). `additive[l]`: the MoE
     output is added to the stream as it is, so that a patched row may join after the layer. `tail[l]`: experts' outputs
     are transformed after their sum. `has_shared`: some block has a shared expert. `sum_error`: largest relative
-    difference of Σ contributions + shared from the block output. `top_k`: routed experts per token. `bytes_per_token`:
+    difference of Σ contributions + shared from the block output. `reroutable`: every router selects by one plain top-k,
+    so that an expert can be masked there. `attention[l]`: name of the layer's attention sublayer, or of
+    what stands in its place. `top_k`: routed experts per token. `bytes_per_token`:
     memory that a token takes inside a layer call, measured. `arguments`: recorded layer arguments."""
 
     packed: list[bool]
@@ -34,8 +39,10 @@ class Structure:
     tail: dict[int, bool]
     has_shared: bool
     sum_error: float
+    reroutable: bool
     top_k: int
     bytes_per_token: float
+    attention: list[str]
     arguments: LayerArguments
 
     @property
@@ -43,12 +50,18 @@ class Structure:
         """Whether contributions or the shared part need the block's own input."""
         return self.has_shared or any(self.tail.values())
 
+    def attention_of(self, model: MoeModel, layer: int) -> nn.Module | None:
+        """The attention sublayer of a layer, or what stands in its place; None where the layer has neither."""
+        name = self.attention[layer]
+        return model.layers[layer].get_submodule(name) if name else None
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, for the store; the recorded arguments are made anew."""
         return {
+            "attention": self.attention,
             "packed": self.packed, "additive": {str(k): v for k, v in self.additive.items()},
             "tail": {str(k): v for k, v in self.tail.items()}, "has_shared": self.has_shared,
-            "sum_error": self.sum_error, "top_k": self.top_k, "bytes_per_token": self.bytes_per_token,
+            "sum_error": self.sum_error, "reroutable": self.reroutable, "top_k": self.top_k, "bytes_per_token": self.bytes_per_token,
         }  # fmt: skip
 
     @classmethod
@@ -60,8 +73,10 @@ class Structure:
             tail={int(k): v for k, v in data["tail"].items()},
             has_shared=data["has_shared"],
             sum_error=data["sum_error"],
+            reroutable=data["reroutable"],
             top_k=data["top_k"],
             bytes_per_token=data["bytes_per_token"],
+            attention=list(data["attention"]),
             arguments=_arguments(model),
         )
 
@@ -84,7 +99,7 @@ def probe(model: MoeModel) -> Structure:
     arguments = _arguments(model)
     vocabulary = int(model.config.vocab_size)
     ids = (torch.arange(2 * _PROBE_TOKENS) * 7919 + 13).remainder(vocabulary).view(2, -1).to(model.device)
-    structure = Structure([], {}, {}, False, 0.0, 0, 1.0, arguments)
+    structure = Structure([], {}, {}, False, 0.0, True, 0, 1.0, [], arguments)
     with model.lock, packed_mode(model.model):
         keys: list[Any] = []
         for row in range(2):
@@ -105,19 +120,45 @@ def _probe_layer(
 ) -> torch.Tensor:
     module, block, arguments = model.layers[layer], model.blocks.get(layer), structure.arguments
     rows = [Piece(hidden, _PROBE_TOKENS, 0, keys)]
-    watch = Watch(block, model.n_experts) if block else None
-    if watch:
-        with watch:
-            (want,) = call_full(module, layer, rows, [0], arguments)
-    else:
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(Watch(block, model.n_experts)) if block else None
+        called = stack.enter_context(_children_called(module))
         (want,) = call_full(module, layer, rows, [0], arguments)
+    structure.attention.append(_mixer(module, block, called, want.shape))
     structure.packed.append(_packed_agrees(module, layer, hidden, keys, arguments, want))
     if watch:
         seen = watch.routing()
         structure.top_k = max(structure.top_k, seen.k)
+        structure.reroutable &= seen.scores is not None and len(watch.top_k.calls) == 1 and not watch.top_k.others
         _probe_sum(model, structure, layer, seen)
         structure.additive[layer] = _is_additive(module, layer, rows, arguments, block.module, seen, want)
     return want
+
+
+@contextlib.contextmanager
+def _children_called(layer: nn.Module) -> Iterator[list[tuple[str, nn.Module, torch.Size]]]:
+    """Collects (name, child, output shape) of the layer's direct children, in the order of their calls."""
+    seen: list[tuple[str, nn.Module, torch.Size]] = []
+
+    def note(name: str) -> Callable:
+        def hook(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
+            first = untuple(output)
+            if torch.is_tensor(first):
+                seen.append((name, module, first.shape))
+
+        return hook
+
+    with hooks(*(child.register_forward_hook(note(name)) for name, child in layer.named_children())):
+        yield seen
+
+
+def _mixer(layer: nn.Module, block: Block | None, called: list[tuple[str, nn.Module, torch.Size]], shape) -> str:  # noqa: ANN001
+    """The sublayer that mixes positions: the first child with matrices that puts out a stream and is no MoE block."""
+    for name, child, put_out in called:
+        matrices = any(p.ndim >= 2 for p in child.parameters())
+        if matrices and put_out == shape and (block is None or block.module not in set(child.modules())):
+            return name
+    return ""
 
 
 def _measure_memory(model: MoeModel, structure: Structure, hidden: torch.Tensor, keys: list[Any]) -> float:

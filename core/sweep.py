@@ -17,10 +17,11 @@ import torch
 
 from .activations import Activations
 from .base import BaseLayer, BaseRuns, ContributionTable, Run
+from .editing import Edit, Parts
 from .head import object_logits
 from .moe import MoeModel
-from .packing import Edit, Piece, call_full, call_packed, packed_mode, rectangles
-from .patches import SHARED, Nothing, Patch, Step, Updates, Value
+from .packing import Piece, call_full, call_packed, packed_mode, rectangles
+from .patches import SHARED, Masked, Nothing, Own, Patch, Step, Updates, Value
 from .progress import SILENT, Progress
 from .structure import Structure
 
@@ -75,15 +76,19 @@ def sweep(
     objects: Sequence[Sequence[int]],
     chunk_tokens: int,
     keep: bool = True,
+    with_attention: bool = False,
     progress: Progress = SILENT,
 ) -> Outcome:
     """Take `runs` and the patches that `plan` gives (each in one of the runs) once through the model.
 
     `objects[i]`: token ids whose logits are wanted at the last position of run i and of the patches in it (the same
     number for all). `chunk_tokens`: at most so many tokens go through a layer at a time. `keep`: return activations.
+    `with_attention`: some step restores an attention output.
     """
     with model.lock, torch.no_grad(), packed_mode(model.model):
-        base_runs = BaseRuns(model, structure, runs, chunk_tokens=chunk_tokens, keep=keep)
+        base_runs = BaseRuns(
+            model, structure, runs, chunk_tokens=chunk_tokens, keep=keep, with_attention=with_attention
+        )
         live = _Live(model, structure, base_runs, chunk_tokens)
         work = _Work(model.n_layers, sum(run.length for run in runs if run.known is None), progress)
         for layer in range(model.n_layers):
@@ -157,10 +162,14 @@ class _Live:
         early, late = [], []
         for patch in patches:
             first = [step for step in patch.steps if step.layer == patch.layer]
-            added = all(step.site == "residual" or self.structure.additive[step.layer] for step in first)
-            (late if added else early).append(len(self.patches))
+            (late if all(map(self._can_follow, first)) else early).append(len(self.patches))
             self.patches.append(patch)
         return early, late
+
+    def _can_follow(self, step: Step) -> bool:
+        if step.site == "moe":
+            return self.structure.additive[step.layer] and not isinstance(step.source, Own)
+        return step.site == "residual"
 
     def join(self, new: list[int], hidden: dict[int, torch.Tensor]) -> None:
         """New rows begin as their run's own hidden states."""
@@ -213,33 +222,36 @@ class _Live:
         """Take every live row through the layer, in chunks."""
         layer = base.layer
         module, block = self.model.layers[layer], self.model.blocks.get(layer)
-        block_module = block.module if block else None
+        parts = Parts(
+            self.structure.attention_of(self.model, layer), block, self.model.n_experts, self.structure.tail.get(layer, False)
+        )
         arguments = self.base_runs.arguments
-        table = _table(base, [s for g in self.groups.values() for i in g.rows for s in self._moe_steps(i, layer)])
+        table = _table(base, [s for g in self.groups.values() for i in g.rows for s in self._inner_steps(i, layer)])
         for slices in self._chunks():
             pieces = self._pieces(base, slices)
             first = len(pieces) - len(slices)
             edits = [
-                Edit(first + p, row - rows.start, pos, _vector(step, pos, base, table), step.mode == "restore")
+                _edit(step, pos, base, table, piece=first + p, row=row - rows.start)
                 for p, (group, rows) in enumerate(slices)
                 for row in rows
-                for step in self._moe_steps(group.rows[row], layer)
+                for step in self._inner_steps(group.rows[row], layer)
                 for pos in step.positions
             ]
             if self.structure.packed[layer]:
-                outs = call_packed(module, layer, pieces, arguments, block=block_module, edits=edits)[first:]
+                outs = call_packed(module, layer, pieces, arguments, parts=parts, edits=edits)[first:]
             else:
                 outs = [None] * len(slices)
                 for members in rectangles(pieces):
-                    got = call_full(module, layer, pieces, members, arguments, block=block_module, edits=edits)
+                    got = call_full(module, layer, pieces, members, arguments, parts=parts, edits=edits)
                     for member, out in zip(members, got, strict=True):
                         outs[member - first] = out
             for (group, rows), out in zip(slices, outs, strict=True):
                 group.state[rows.start : rows.stop] = out
             work.advance(sum(len(rows) * group.span for group, rows in slices))
 
-    def _moe_steps(self, i: int, layer: int) -> list[Step]:
-        return [step for step in self.patches[i].steps if step.layer == layer and step.site == "moe"]
+    def _inner_steps(self, i: int, layer: int) -> list[Step]:
+        """The steps of patch i that act inside the layer."""
+        return [step for step in self.patches[i].steps if step.layer == layer and step.site != "residual"]
 
     def _chunks(self) -> Iterator[list[tuple[_Group, range]]]:
         """Live rows of all groups, at most `chunk_tokens` tokens at a time."""
@@ -304,6 +316,16 @@ def _table(base: BaseLayer, steps: Sequence[Step]) -> ContributionTable | None:
     return base.updates_at(places) if places else None
 
 
+def _edit(step: Step, pos: int, base: BaseLayer, table: ContributionTable | None, *, piece: int, row: int) -> Edit:
+    """The step at one position, for a row that runs through the layer."""
+    source = step.source
+    if isinstance(source, Own):
+        return Edit(piece, row, pos, step.site, experts=source.experts, scale=source.scale)
+    if isinstance(source, Masked):
+        return Edit(piece, row, pos, step.site, experts=source.experts)
+    return Edit(piece, row, pos, step.site, _vector(step, pos, base, table), step.mode == "restore")
+
+
 def _vector(step: Step, pos: int, base: BaseLayer, table: ContributionTable | None) -> torch.Tensor:
     """The step's vector at one position, [d], fp32."""
     source = step.source
@@ -317,7 +339,8 @@ def _vector(step: Step, pos: int, base: BaseLayer, table: ContributionTable | No
                 total += table.expert(source.clean, pos, int(expert)) - table.expert(source.corrupt, pos, int(expert))
         return total
     if isinstance(source, Value):
-        return (base.y if step.site == "moe" else base.h_out)[source.run][pos].float()
+        values = {"moe": base.y, "attention": base.attention, "residual": base.h_out}[step.site]
+        return values[source.run][pos].float()
     assert isinstance(source, Nothing)
     return torch.zeros(base.h_in[next(iter(base.h_in))].shape[-1])
 

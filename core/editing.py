@@ -1,0 +1,194 @@
+"""Changing what a layer's parts put out for single tokens, while the layer runs.
+
+An `Edit` is one change at one token. All edits of a call are gathered into a few hooks that are gone when the call is
+over. Knows the parts of one layer; nothing of rows, runs or the sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .hooks import hooks, retuple, untuple
+from .moe import Block, contributions
+
+ATTENTION, MOE, ROUTER = "attention", "moe", "router"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What can be edited in one layer: the attention sublayer (or what stands in its place) and the MoE block.
+
+    `tail`: the block transforms its experts' output after the sum.
+    """
+
+    attention: nn.Module | None
+    block: Block | None
+    n_experts: int
+    tail: bool = False
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change during a call, at row `row`, position `pos` of piece `piece`.
+
+    `site`: `attention` or `moe` (what that part puts out), or `router` (`experts` are masked where top-k selects).
+    `value` [d], fp32, is written over the output (`restore`) or added to it. Without a value, `scale` × what `experts`
+    contribute in this very call is added.
+    """
+
+    piece: int
+    row: int
+    pos: int
+    site: str
+    value: torch.Tensor | None = None
+    restore: bool = False
+    experts: tuple[int, ...] = ()
+    scale: float = 1.0
+
+
+@contextlib.contextmanager
+def edited(
+    parts: Parts | None, edits: Sequence[Edit], locate: Callable[[Edit], int], kept: torch.Tensor | None = None
+) -> Iterator[None]:
+    """Apply `edits` to everything that runs inside.
+
+    `locate` gives the index of an edit's token on the call's token axis; `kept`: the tokens (ascending) that the block
+    really runs on, None for all.
+    """
+    if not edits:
+        yield
+        return
+    assert parts is not None
+    with contextlib.ExitStack() as stack:
+        written = [e for e in edits if e.site == ATTENTION]
+        if written:
+            assert parts.attention is not None
+            stack.enter_context(hooks(parts.attention.register_forward_hook(_writer(written, locate))))
+        on_block = [e for e in edits if e.site == MOE]
+        if on_block:
+            assert parts.block is not None
+            given = [e for e in on_block if e.value is not None]
+            own = _placed([e for e in on_block if e.value is None], locate, kept)
+            if own:  # before anything is written: what the experts contribute does not depend on it
+                stack.enter_context(_own_contributions(parts, own, locate))
+            if given:
+                stack.enter_context(hooks(parts.block.module.register_forward_hook(_writer(given, locate))))
+        masked = _placed([e for e in edits if e.site == ROUTER], locate, kept)
+        if masked:
+            stack.enter_context(_MaskedTopK(masked, parts.n_experts))
+        yield
+
+
+def _writer(edits: Sequence[Edit], locate: Callable[[Edit], int]) -> Callable:
+    """A forward hook that writes or adds the edits' values; sums are taken in fp32."""
+    at = torch.tensor([locate(edit) for edit in edits])
+    values = torch.stack([edit.value for edit in edits])  # type: ignore[misc]
+    restore = torch.tensor([edit.restore for edit in edits])[:, None]
+
+    def change(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
+        first = untuple(output)
+        flat = first.reshape(-1, first.shape[-1]).clone()
+        device = flat.device
+        for some in _distinct(at):  # several edits of one token apply one after the other
+            where, wanted = at[some].to(device), values[some].to(device)
+            flat[where] = torch.where(restore[some].to(device), wanted, flat[where].float() + wanted).to(flat.dtype)
+        return retuple(output, flat.view(first.shape))
+
+    return change
+
+
+def _distinct(at: torch.Tensor) -> list[list[int]]:
+    """Indices of `at` in rounds, no token twice in a round."""
+    rounds: list[list[int]] = []
+    taken: list[set[int]] = []
+    for i, token in enumerate(at.tolist()):
+        for some, seen in zip(rounds, taken, strict=True):
+            if token not in seen:
+                some.append(i)
+                seen.add(token)
+                break
+        else:
+            rounds.append([i])
+            taken.append({token})
+    return rounds
+
+
+def _placed(
+    edits: Sequence[Edit], locate: Callable[[Edit], int], kept: torch.Tensor | None
+) -> list[tuple[Edit, int]]:
+    """Each edit with its token's row inside the block; edits at tokens that the block does not run on fall away
+    (their output is not needed)."""
+    if kept is None:
+        return [(edit, locate(edit)) for edit in edits]
+    rows = {token: row for row, token in enumerate(kept.tolist())}
+    return [(edit, rows[locate(edit)]) for edit in edits if locate(edit) in rows]
+
+
+@contextlib.contextmanager
+def _own_contributions(
+    parts: Parts, placed: Sequence[tuple[Edit, int]], locate: Callable[[Edit], int]
+) -> Iterator[None]:
+    """Adds `scale` × what the edits' experts contribute in the call itself."""
+    block = parts.block
+    assert block is not None
+    seen: dict[str, Any] = {}
+
+    def experts_called(module, args, kwargs):  # noqa: ANN001, ANN202 - a torch hook
+        if "experts" not in seen:  # computing contributions calls the experts again
+            seen["experts"] = [*args, *kwargs.values()][:3]
+
+    def change(module, args, output):  # noqa: ANN001, ANN202
+        if "experts" not in seen:
+            return None
+        x, index, weight = seen["experts"]
+        index = index.reshape(-1, index.shape[-1])
+        rows = torch.tensor([row for _, row in placed], device=index.device)
+        tokens = torch.tensor([locate(edit) for edit, _ in placed], device=index.device)
+        given = args[0].reshape(-1, args[0].shape[-1])[tokens] if parts.tail else None
+        index = index[rows]
+        c = contributions(block, x.reshape(-1, x.shape[-1])[rows], index, weight.reshape(-1, index.shape[-1])[rows], given)
+        first = untuple(output)
+        flat = first.reshape(-1, first.shape[-1]).clone()
+        for i, (edit, _) in enumerate(placed):
+            chosen = torch.isin(index[i], torch.tensor(edit.experts, device=index.device))
+            part = edit.scale * c[i, chosen].float().sum(0)
+            flat[tokens[i]] = (flat[tokens[i]].float() + part).to(flat.dtype)
+        return retuple(output, flat.view(first.shape))
+
+    with hooks(
+        block.experts.register_forward_pre_hook(experts_called, with_kwargs=True),
+        block.module.register_forward_hook(change),
+    ):
+        yield
+
+
+class _MaskedTopK(TorchFunctionMode):
+    """Masks experts in the tensor that the router's top-k selects from, for single tokens; the scores stay."""
+
+    def __init__(self, placed: Sequence[tuple[Edit, int]], width: int) -> None:
+        super().__init__()
+        pairs = [(row, expert) for edit, row in placed for expert in edit.experts]
+        self._rows = torch.tensor([row for row, _ in pairs])
+        self._experts = torch.tensor([expert for _, expert in pairs])
+        self._width = width
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's signature
+        kwargs = dict(kwargs or {})
+        if func in (torch.topk, torch.Tensor.topk):
+            scores = args[0] if args else kwargs["input"]
+            if scores.shape[-1] == self._width:
+                masked = scores.reshape(-1, self._width).clone()
+                masked[self._rows.to(scores.device), self._experts.to(scores.device)] = -torch.inf
+                masked = masked.view(scores.shape)
+                if args:
+                    args = (masked, *args[1:])
+                else:
+                    kwargs["input"] = masked
+        return func(*args, **kwargs)
