@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from .errors import InputError
 from .requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SPECIAL_TOKENS, Fact, ModelSpec, TraceRequest
@@ -95,7 +95,9 @@ def to_query(request: TraceRequest, view: View, *, bundled: bool) -> dict[str, s
 
 def link(base: str, request: TraceRequest, view: View, *, bundled: bool) -> str:
     """The whole address: `base` (the page's own, without parameters) and the parameters."""
-    return f"{base.split('?')[0].split('#')[0]}?{urlencode(to_query(request, view, bundled=bundled))}"
+    parts = urlsplit(base)
+    query = urlencode(to_query(request, view, bundled=bundled))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path or "/", query, ""))
 
 
 def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | None], default: Fact) -> Link:

@@ -48,6 +48,10 @@ def test_a_link_says_what_it_was_made_from(request_, view, bundled):
     assert (back.request, back.view, back.bundled, back.problems) == (request_, view, bundled, ())
 
 
+def test_the_address_of_a_server_gets_a_path():
+    assert link("http://host:8501", TraceRequest(fact=FRANCE), View(), bundled=True).startswith("http://host:8501/?model=")
+
+
 def test_the_numbers_are_always_in_the_link():
     assert to_query(TraceRequest(fact=FRANCE), View(), bundled=True) == {
         "model": "demo", "fact": "17", "noise": "3", "draws": "1", "seed": "0",

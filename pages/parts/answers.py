@@ -118,7 +118,7 @@ def progress(job_id: str) -> None:
             words = status.label or "starting"
             words += f" · {text.seconds(status.elapsed)} so far"
             if status.seconds_left is not None:
-                words += f" · about {text.seconds(status.seconds_left)} left"
+                words += f" · {text.seconds(status.seconds_left, about=True)} left"
         left.progress(status.fraction, text=f"{text.plain(status.title)}: {text.plain(words)}")
         job = bench.jobs.get(job_id)
         if job is not None and job.stopping:

@@ -23,6 +23,10 @@ def start_page(title: str) -> None:
         layout="wide",
         menu_items={"About": "ExpertScope: which experts of a sparse model carry a fact."},
     )
+
+
+def end_page() -> None:
+    """The last call of a page: it is drawn, so that fetching what computes no longer holds it up."""
     workbench().warm_up()
 
 

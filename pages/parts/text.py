@@ -88,13 +88,15 @@ def size(n_bytes: float) -> str:
     return ""
 
 
-def seconds(value: float) -> str:
-    """A duration for people."""
+def seconds(value: float, *, about: bool = False) -> str:
+    """A duration for people; `about`: an estimate."""
     if value < 1:
         return "under 1 s"
     if value < 90:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+        shown = f"{value:.0f} s"
+    else:
+        shown = f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+    return f"about {shown}" if about else shown
 
 
 def object_token(role: str, token: str, token_id: int, note: str) -> str:

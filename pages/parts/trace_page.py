@@ -17,6 +17,7 @@ def draw() -> None:
     base.start_page("Trace")
     _draw()
     state.end()
+    base.end_page()
 
 
 def _draw() -> None:

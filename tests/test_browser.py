@@ -1,0 +1,276 @@
+"""The Trace page in a real Chromium, a fresh server and the demo model; numbers from naive hooks (tests/oracle.py)."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import oracle
+import pytest
+import torch
+from playwright.sync_api import Page, expect, sync_playwright
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from core import facts
+from core.catalog import DEMO_FOLDER
+from core.results import expert_name
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parent.parent
+SLOW = 120_000  # milliseconds; a busy machine loads and checks the model first
+DRAWS, NOISE, SEED = 2, 2.5, 7
+CHARTS = '[data-testid="stVegaLiteChart"]'
+
+
+@dataclass
+class Server:
+    """A fresh server process and its address."""
+
+    url: str
+    process: subprocess.Popen
+
+    def link(self, **params) -> str:
+        return f"{self.url}/?{urlencode(params)}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Started for this module alone, with a store of its own: the first test's page is its first request."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("server")
+    log = (folder / "log").open("w+")
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "app.py",
+        "--server.port",
+        str(port),
+        "--server.headless",
+        "true",
+    ]
+    environment = os.environ | {"EXPERTSCOPE_HOME": str(folder / "home")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    server = Server(f"http://127.0.0.1:{port}", process)
+    deadline = time.monotonic() + SLOW / 1000
+    while True:
+        try:
+            assert urllib.request.urlopen(f"{server.url}/_stcore/health", timeout=1).read() == b"ok"
+            break
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                log.seek(0)
+                pytest.fail(f"the server did not start:\n{log.read()}")
+            time.sleep(0.1)
+    yield server
+    process.terminate()
+    assert process.wait(30) is not None
+    log.seek(0)
+    assert "Traceback" not in log.read()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    """Pages of separate browser contexts: no cookies or storage in common."""
+    contexts = []
+
+    def make(**options) -> Page:
+        contexts.append(browser.new_context(viewport={"width": 1400, "height": 1200}, **options))
+        return contexts[-1].new_page()
+
+    yield make
+    for context in contexts:
+        context.close()
+
+
+@dataclass
+class Known:
+    """What the page has to show, from one model run per patch."""
+
+    fact: facts.Fact
+    tokens: int
+    experts: int
+    pos: int
+    runs: oracle.Oracle
+
+    @property
+    def contrasts(self) -> tuple[float, float]:
+        corrupt = [difference(oracle.corrupt(self.runs.model, self.runs.case, draw)) for draw in range(DRAWS)]
+        return difference(oracle.clean(self.runs.model, self.runs.case)), statistics.fmean(corrupt)
+
+    def effect(self, patch) -> tuple[float, float]:
+        """(mean rescue, restoration) of `patch(draw)`."""
+        clean, corrupt = self.contrasts
+        rescue = statistics.fmean(difference(patch(draw)) for draw in range(DRAWS)) - corrupt
+        return rescue, rescue / (clean - corrupt)
+
+
+def difference(logits: oracle.Logits) -> float:
+    return logits[0] - logits[1]
+
+
+@pytest.fixture(scope="module")
+def known():
+    torch.set_num_threads(2)
+    model = AutoModelForCausalLM.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_FOLDER)
+    fact = next(f for f in facts.bundled() if (f.subject, f.true) == ("France", "Paris"))
+    read = tokenizer(fact.text, return_offsets_mapping=True)
+    start = fact.text.index(fact.subject)
+    end = start + len(fact.subject)
+    subject = tuple(i for i, (a, b) in enumerate(read["offset_mapping"]) if a < end and b > start)
+    ids = torch.tensor(read["input_ids"])
+    true, foil = (tokenizer(f"{fact.text} {word}")["input_ids"] for word in (fact.true, fact.foil))
+    assert len(true) == len(foil) == len(ids) + 1
+    noise = oracle.make_noise(model, draws=DRAWS, n_subject=len(subject), seed=SEED, case_id=fact.case_id, level=NOISE)
+    runs = oracle.Oracle(model, oracle.Case(ids, subject, true[-1], foil[-1], noise))
+    return Known(fact, len(ids), model.config.num_experts, subject[-1], runs)
+
+
+def settled(page: Page) -> None:
+    """The script has run to its end, nothing computes, and all four charts are drawn."""
+    expect(page.locator(CHARTS).locator("svg.marks")).to_have_count(4, timeout=SLOW)
+    expect(page.locator('[data-testid="stProgress"]')).to_have_count(0, timeout=SLOW)
+    expect(page.locator('[data-testid="stApp"]')).to_have_attribute(
+        "data-test-script-state", "notRunning", timeout=SLOW
+    )
+
+
+def cell(page: Page, chart: int, index: int):
+    """A heat map's cell: the marks of the first group, in the data's order."""
+    return page.locator(CHARTS).nth(chart).locator("svg .mark-rect.role-mark").first.locator("path").nth(index)
+
+
+def numbers(page: Page, start: str) -> tuple[float, float]:
+    """(rescue, restoration) of the sentence that begins so."""
+    sentence = page.locator('[data-testid="stMarkdown"]', has_text=re.compile("^" + re.escape(start)))
+    expect(sentence).to_be_visible(timeout=SLOW)
+    found = re.search(r"rescue ([+-][0-9.]+) logits, restoration (-?[0-9.]+)[:,]", sentence.inner_text())
+    return float(found[1]), float(found[2])
+
+
+def params(page: Page) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def test_a_cold_deep_link_a_cell_and_an_expert_show_the_right_numbers(server, new_page, known):
+    layer, pos = 1, known.tokens - 1
+    link = server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED, layer=layer, pos=pos)
+    page = new_page()
+    page.goto(link)  # the first request that this server gets
+    settled(page)
+    expect(page.locator('[data-testid="stException"]')).to_have_count(0)
+    clean, corrupt = known.contrasts
+    shown = page.locator('[data-testid="stMetricValue"]').all_inner_texts()
+    expected = [f"{value:+.2f}".replace("-", "−") for value in (clean, corrupt, clean - corrupt)]
+    assert shown[:3] == expected
+    layer_patch = known.effect(lambda draw: known.runs.layer_patch(draw, layer, pos))
+    assert numbers(page, "The whole layer patch here") == pytest.approx(layer_patch, abs=2e-3)
+
+    layer, pos = 0, known.pos  # the experts at this position are not there yet: a click fetches them
+    cell(page, 0, layer * known.tokens + pos).click()
+    expect(page.get_by_text(f"Experts of layer {layer} at")).to_be_visible(timeout=SLOW)
+    settled(page)
+    assert params(page)["layer"] == str(layer)
+    assert params(page)["pos"] == str(pos)
+    layer_patch = known.effect(lambda draw: known.runs.layer_patch(draw, layer, pos))
+    assert numbers(page, "The whole layer patch here") == pytest.approx(layer_patch, abs=2e-3)
+
+    expert = known.runs.clean_run[layer].active(pos)[0]
+    cell(page, 1, layer * known.experts + expert).click()
+    page.wait_for_url(re.compile(rf"expert={expert}(&|$)"), timeout=SLOW)
+    settled(page)
+    expected = known.effect(lambda draw: known.runs.expert_patch(draw, layer, pos, expert))
+    assert numbers(page, expert_name(layer, expert)) == pytest.approx(expected, abs=2e-3)
+    weight = known.runs.clean_run[layer].router_weight(pos, expert)
+    expect(page.get_by_text(f"router weight {weight:.3f} clean")).to_be_visible()
+
+    cell(page, 1, layer * known.experts + expert).hover()
+    tip = page.locator("#vg-tooltip-element.visible")
+    expect(tip).to_contain_text(expert_name(layer, expert))
+    rescue = float(re.search(r"rescue\s*([+−][0-9.]+) logits", tip.inner_text())[1].replace("−", "-"))
+    assert rescue == pytest.approx(expected[0], abs=2e-3)
+
+
+def test_the_link_shows_the_same_in_another_browser(server, new_page, known):
+    layer, pos = 0, known.pos
+    expert = known.runs.clean_run[layer].active(pos)[-1]
+    first = new_page()
+    first.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED, show="rescue"))
+    settled(first)
+    cell(first, 0, layer * known.tokens + pos).click()
+    expect(first.get_by_text(f"Experts of layer {layer} at")).to_be_visible(timeout=SLOW)
+    settled(first)
+    cell(first, 1, layer * known.experts + expert).click()
+    first.wait_for_url(re.compile(rf"expert={expert}(&|$)"), timeout=SLOW)
+    settled(first)
+    first.get_by_role("button", name="Link").click()
+    link = first.locator('[data-testid="stPopoverBody"] code').inner_text()
+    assert link.replace("\n", "") == first.url
+
+    second = new_page(color_scheme="dark")
+    second.goto(link)
+    settled(second)
+    assert second.url == first.url
+    assert params(second)["show"] == "rescue"
+    name = expert_name(layer, expert)
+    for start in ("The whole layer patch here", name):
+        assert numbers(second, start) == numbers(first, start)
+    expect(second.get_by_text("from the store").first).to_be_visible()
+    for page in (first, second):  # the marked cell, the marked expert
+        outlines = page.locator(CHARTS).locator("svg path[stroke-width='2.5']")
+        assert outlines.count() == first.locator(CHARTS).locator("svg path[stroke-width='2.5']").count() >= 2
+
+
+def test_the_back_button_goes_back(server, new_page, known):
+    page = new_page()
+    page.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED, layer=1, pos=known.tokens - 1))
+    settled(page)
+    before = page.url
+    cell(page, 0, 2 * known.tokens + known.tokens - 1).click()
+    expect(page.get_by_text("Experts of layer 2 at")).to_be_visible(timeout=SLOW)
+    settled(page)
+    assert page.url != before
+    page.go_back()
+    expect(page.get_by_text("Experts of layer 1 at")).to_be_visible(timeout=SLOW)
+    assert page.url == before
+
+
+def test_a_downloaded_chart_draws_itself_without_a_network(server, new_page, known, tmp_path):
+    page = new_page(accept_downloads=True)
+    page.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED))
+    settled(page)
+    page.locator(".st-key-es_menu_layer-token button").first.click()
+    with page.expect_download(timeout=SLOW) as download:
+        page.get_by_role("button", name="Chart as HTML, works offline").click()
+    file = tmp_path / "chart.html"
+    download.value.save_as(file)
+    alone = new_page(offline=True)
+    asked = []
+    alone.on("request", lambda request: asked.append(request.url))
+    alone.goto(file.as_uri())
+    cells = alone.locator("svg .mark-rect.role-mark").first.locator("path")
+    expect(cells).to_have_count(known.runs.model.config.num_hidden_layers * known.tokens, timeout=SLOW)
+    assert [url for url in asked if not url.startswith("file:")] == []
+    assert known.fact.text in alone.locator("body").inner_text()
