@@ -6,6 +6,7 @@ The oracle knows the rules of protocol.md, the frame is the engine's; here is on
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,11 @@ def rows_of(frame: pd.DataFrame) -> dict[tuple, dict[str, Any]]:
     return rows
 
 
+def distance(row: dict[str, Any], logits: oracle.Logits) -> float:
+    """Larger of the differences of the true and the foil logit."""
+    return max(abs(row["true_logit"] - logits[0]), abs(row["foil_logit"] - logits[1]))
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How far a frame is from the oracle. `logits`: largest error of a true or foil logit; `rescue`: largest error of
@@ -114,13 +120,16 @@ class Agreement:
         return self.rescue / self.spread
 
 
-def compare(frame: pd.DataFrame, wanted: dict[tuple, oracle.Logits], *, first_subject: int) -> Agreement:
+def compare(
+    frame: pd.DataFrame, wanted: dict[tuple, oracle.Logits], *, first_subject: int, but: Iterable[tuple] = ()
+) -> Agreement:
     """Measures how far the frame's rows are from the oracle's, and counts those that it lacks.
 
     A row of the frame that the oracle does not have is an expert that is routed in neither run: it must equal the
-    corrupt run.
+    corrupt run. Rows with keys in `but` are left out.
     """
-    got = rows_of(frame)
+    got = {key: row for key, row in rows_of(frame).items() if key not in set(but)}
+    wanted = {key: logits for key, logits in wanted.items() if key not in set(but)}
     corrupt = {key[1]: value for key, value in wanted.items() if key[0] == "corrupt"}
     logits_error, rescue_error, worst = 0.0, 0.0, ()
     rescues, cells = [], []
@@ -129,7 +138,7 @@ def compare(frame: pd.DataFrame, wanted: dict[tuple, oracle.Logits], *, first_su
         if key not in wanted:
             assert kind == "expert", f"the frame has a row {key} that should not be there"
         true, foil = wanted.get(key, corrupt.get(draw))
-        error = max(abs(row["true_logit"] - true), abs(row["foil_logit"] - foil))
+        error = distance(row, (true, foil))
         if not error <= logits_error:  # also True for a NaN
             logits_error, worst = error, key
         if kind in PATCHES:

@@ -58,6 +58,7 @@ Logits = tuple[float, float]
 """(logit of the true object, logit of the foil) at the last position."""
 
 
+@torch.no_grad()
 def make_noise(model: nn.Module, *, draws: int, n_subject: int, seed: int, case_id: int, level: float) -> torch.Tensor:
     """The noise rule of protocol.md, [draws, n_subject, d]: generator seed + case_id, std of the embedding table."""
     table = model.get_input_embeddings().weight.float()
@@ -122,6 +123,21 @@ def hooked(module: nn.Module, hook: Callable[..., Any], *, before: bool = False)
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def shaken(model: nn.Module, size: float, seed: int = 0) -> Iterator[None]:
+    """Every decoder layer's output times 1 + `size` × normal noise: what moves by this is at the mercy of rounding."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def shake(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        hidden = first(output)
+        return like(output, hidden * (1 + size * torch.randn(hidden.shape, generator=generator)))
+
+    with ExitStack() as stack:
+        for layer in layers_of(model):
+            stack.enter_context(hooked(layer, shake))
+        yield
 
 
 @torch.no_grad()
@@ -329,23 +345,34 @@ class Oracle:
         """Experts routed at (layer, pos) in the clean run or in the corrupt run of `draw`."""
         return sorted({*self.clean_run[layer].active(pos), *self.corrupt_runs[draw][layer].active(pos)})
 
-    def table(
-        self, *, positions: Iterable[int] | None = None, draws: Iterable[int] | None = None
-    ) -> dict[tuple, Logits]:
-        """{(kind, draw, layer, pos, expert): logits} of every patch at `positions` (default: all).
+    def row(self, kind: str, draw: int, layer: int, pos: int, expert: int | None) -> Logits:
+        """One row of `table` by its key."""
+        if kind == "expert":
+            return self.expert_patch(draw, layer, pos, expert)
+        return (self.layer_patch if kind == "layer" else self.shared_patch)(draw, layer, pos)
 
-        `expert` is None for layer and shared patches; the clean and corrupt runs have layer and pos None.
+    def table(
+        self,
+        *,
+        positions: Iterable[int] | None = None,
+        draws: Iterable[int] | None = None,
+        kinds: Iterable[str] = ("layer", "expert", "shared"),
+    ) -> dict[tuple, Logits]:
+        """{(kind, draw, layer, pos, expert): logits} of every patch of `kinds` at `positions` (default: all).
+
+        `expert` is None for layer and shared patches; the clean and corrupt runs, always there, have layer and pos
+        None.
         """
-        positions = range(self.case.input_ids.numel()) if positions is None else positions
+        positions = range(self.case.input_ids.numel()) if positions is None else tuple(positions)
         draws = range(len(self.corrupt_runs)) if draws is None else draws
         rows: dict[tuple, Logits] = {("clean", None, None, None, None): clean(self.model, self.case)}
         for draw in draws:
             rows["corrupt", draw, None, None, None] = corrupt(self.model, self.case, draw)
             for layer, seen in self.clean_run.items():
                 for pos in positions:
-                    rows["layer", draw, layer, pos, None] = self.layer_patch(draw, layer, pos)
+                    keys = [("layer", draw, layer, pos, None)]
                     if seen.shared is not None:
-                        rows["shared", draw, layer, pos, None] = self.shared_patch(draw, layer, pos)
-                    for expert in self.experts_at(draw, layer, pos):
-                        rows["expert", draw, layer, pos, expert] = self.expert_patch(draw, layer, pos, expert)
+                        keys += [("shared", draw, layer, pos, None)]
+                    keys += [("expert", draw, layer, pos, expert) for expert in self.experts_at(draw, layer, pos)]
+                    rows |= {key: self.row(*key) for key in keys if key[0] in kinds}
         return rows

@@ -96,36 +96,14 @@ def test_no_hook_is_left_behind(asked):
 def test_rounding_is_not_amplified(asked):
     """Layer outputs shaken by twice fp32's rounding step move no cell by more than 3e-5: no routing near-tie flips,
     so an error of 1e-4 is an error and not rounding."""
-    shaken = Shaken(asked.model, 1.2e-7)
     positions = range(2, len(FACT.input_ids), 2)
     calm = asked.table(positions=positions)
-    with shaken:
+    with oracle.shaken(asked.model, 1.2e-7):
         again = oracle.Oracle(asked.model, asked.case).table(positions=positions)
     assert calm.keys() == again.keys()
     largest = max(abs(a - b) for key in calm for a, b in zip(calm[key], again[key], strict=True))
     assert 0 < largest <= 3e-5
     assert any(kind in PATCHES for kind, *_ in calm)
-
-
-class Shaken:
-    """While entered, every decoder layer's output is multiplied by 1 + `size` × normal noise."""
-
-    def __init__(self, model: torch.nn.Module, size: float) -> None:
-        self.model, self.size = model, size
-
-    def __enter__(self) -> None:
-        generator = torch.Generator("cpu").manual_seed(0)
-
-        def shake(module, args, output):
-            hidden = oracle.first(output)
-            noise = torch.randn(hidden.shape, generator=generator)
-            return oracle.like(output, hidden * (1 + self.size * noise))
-
-        self.handles = [layer.register_forward_hook(shake) for layer in oracle.layers_of(self.model)]
-
-    def __exit__(self, *exc: object) -> None:
-        for handle in self.handles:
-            handle.remove()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,82 +10,89 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 
+import pandas as pd
 import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import core.base
+import core.facts
 import core.missing
 import core.packing
+import core.sweep
+from core.models import load_model
 from core.moe import MoeModel
+from core.prompts import PreparedFact, prepare
 from core.trace import trace_prepared
-from tests.compare import TOLERANCE, Setting, assert_agrees, compare, oracle_of, random_fact
+from tests.compare import TOLERANCE, Agreement, Setting, assert_agrees, compare, oracle_of, random_fact
 from tests.tiny_models import build
 
 WELL_ABOVE = 100 * TOLERANCE
 SETTING = Setting(draws=1, seed=7)
-FACT = random_fact(5)
 
 
-@pytest.fixture(scope="module", params=["mixtral", "granitemoe", "qwen2_moe"])
+@pytest.fixture(scope="module", params=["mixtral", "granitemoe", "qwen2_moe", "demo"])
 def model(request) -> MoeModel:
-    """Rows made behind their layer; rows taken through it; a shared expert and dense layers in between."""
+    """Rows made behind their layer; rows taken through it; a shared expert and dense layers in between; trained."""
+    if request.param == "demo":
+        return load_model("demo", dtype="float32", device="cpu")
     return MoeModel(build(request.param))
 
 
 @pytest.fixture(scope="module")
-def wanted(model):
-    return oracle_of(model.model, FACT, SETTING).table()
+def fact(model) -> PreparedFact:
+    if model.tokenizer is None:
+        return random_fact(5)
+    bundled = (prepare(model.tokenizer, fact) for fact in core.facts.bundled())
+    return next(fact for fact in bundled if len(fact.subject_positions) == 2)
 
 
-def compared(model: MoeModel, wanted):
-    """What the suite finds now."""
-    frame = trace_prepared(
-        model, [FACT], noise=SETTING.noise, draws=SETTING.draws, seed=SETTING.seed, experts="all"
-    )[0].frame
-    found = compare(frame, wanted, first_subject=FACT.subject_positions[0])
-    if found.logits > TOLERANCE:
-        with pytest.raises(AssertionError):
-            assert_agrees(frame, wanted, first_subject=FACT.subject_positions[0])
-    return found
+@pytest.fixture(scope="module")
+def wanted(model, fact):
+    return oracle_of(model.model, fact, SETTING).table()
 
 
-def test_nothing_planted_nothing_found(model, wanted):
-    found = compared(model, wanted)
+@pytest.fixture
+def compared(model, fact, wanted) -> Callable[[], Agreement]:
+    """What the suite finds now; far off means that `assert_agrees` fails, too."""
+
+    def compared() -> Agreement:
+        frame = traced(model, fact)
+        found = compare(frame, wanted, first_subject=fact.subject_positions[0])
+        if found.logits > TOLERANCE:
+            with pytest.raises(AssertionError):
+                assert_agrees(frame, wanted, first_subject=fact.subject_positions[0])
+        return found
+
+    return compared
+
+
+def traced(model: MoeModel, fact: PreparedFact) -> pd.DataFrame:
+    """The engine's frame."""
+    settings = {"noise": SETTING.noise, "draws": SETTING.draws, "seed": SETTING.seed, "experts": "all"}
+    return trace_prepared(model, [fact], **settings)[0].frame
+
+
+def test_nothing_planted_nothing_found(compared):
+    found = compared()
     assert not found.missing and found.logits <= TOLERANCE and found.relative <= TOLERANCE
-
-
-def other_place(change: Callable[[dict], dict]) -> Callable:
-    """A `layer_patch` or `expert_patch` that takes its value from somewhere else and writes it where it should."""
-
-    def wrap(real):
-        def patch(**where):
-            right, wrong = real(**where), real(**{**where, **change(where)})
-            steps = tuple(
-                dataclasses.replace(step, layer=other.layer, positions=other.positions)
-                for step, other in zip(right.steps, wrong.steps, strict=True)
-            )
-            return dataclasses.replace(right, steps=steps)
-
-        return patch
-
-    return wrap
 
 
 @pytest.mark.parametrize("kind", ["layer_patch", "expert_patch"])
 @pytest.mark.parametrize("by", [-1, 1])
-def test_position_off_by_one(model, wanted, monkeypatch, kind, by):
+def test_position_off_by_one(fact, compared, monkeypatch, kind, by):
     """The row of position t is patched at its neighbour."""
-    last = len(FACT.input_ids) - 1
-    plant = other_place(lambda where: {"pos": min(max(where["pos"] + by, 0), last)})
-    monkeypatch.setattr(core.missing, kind, plant(getattr(core.missing, kind)))
-    assert compared(model, wanted).logits > WELL_ABOVE
+    real, last = getattr(core.missing, kind), len(fact.input_ids) - 1
+
+    def patch(**where):
+        return real(**{**where, "pos": min(max(where["pos"] + by, 0), last)})
+
+    monkeypatch.setattr(core.missing, kind, patch)
+    assert compared().logits > WELL_ABOVE
 
 
-def test_neighbouring_layer(model, wanted, monkeypatch):
+def test_neighbouring_layer(compared, monkeypatch):
     """The clean value comes from the MoE layer below."""
-    import core.sweep
-
     below: dict[int, torch.Tensor] = {}
     real_step = core.base.BaseRuns.step
 
@@ -99,10 +106,10 @@ def test_neighbouring_layer(model, wanted, monkeypatch):
         return base
 
     monkeypatch.setattr(core.base.BaseRuns, "step", step)
-    assert compared(model, wanted).logits > WELL_ABOVE
+    assert compared().logits > WELL_ABOVE
 
 
-def test_unweighted_contribution(model, wanted, monkeypatch):
+def test_unweighted_contribution(compared, monkeypatch):
     """Expert_e(h) without its router weight."""
     real = core.base.contributions
 
@@ -110,23 +117,23 @@ def test_unweighted_contribution(model, wanted, monkeypatch):
         return real(block, x, index, torch.ones_like(weight), *rest)
 
     monkeypatch.setattr(core.base, "contributions", unweighted)
-    found = compared(model, wanted)
+    found = compared()
     assert found.logits > WELL_ABOVE
     assert found.worst[0] == "expert"
 
 
-def test_weight_of_the_corrupt_run_for_the_clean_one(model, wanted, monkeypatch):
-    """Each expert's clean output is weighted as in the corrupt run (one expert and slot at a time)."""
+def test_weights_of_another_token(compared, monkeypatch):
+    """Each expert's output is weighted as at another place of the batch."""
     real = core.base.contributions
 
     def mixed_up(block, x, index, weight, *rest):
         return real(block, x, index, weight.flip(0), *rest)
 
     monkeypatch.setattr(core.base, "contributions", mixed_up)
-    assert compared(model, wanted).logits > WELL_ABOVE
+    assert compared().logits > WELL_ABOVE
 
 
-def test_stale_keys_and_values(model, wanted):
+def test_stale_keys_and_values(compared):
     """Later positions go on attending to the corrupt keys and values of the patched token."""
     real = core.packing.packed_attention
 
@@ -147,7 +154,7 @@ def test_stale_keys_and_values(model, wanted):
         return real(module, query, key, value, attention_mask, **kwargs)
 
     with attention_function(stale):
-        found = compared(model, wanted)
+        found = compared()
     assert found.logits > WELL_ABOVE
 
 
@@ -161,10 +168,8 @@ def attention_function(function: Callable):
         ALL_ATTENTION_FUNCTIONS.register(core.packing.ATTENTION_NAME, core.packing.packed_attention)
 
 
-def test_prefix_of_the_clean_run(model, wanted, monkeypatch):
+def test_prefix_of_the_clean_run(compared, monkeypatch):
     """A patched row sees the clean run's tokens before it instead of its own corrupt ones."""
-    import core.sweep
-
     real = core.sweep._Live._pieces
 
     def pieces(self, base, slices):
@@ -172,17 +177,17 @@ def test_prefix_of_the_clean_run(model, wanted, monkeypatch):
         return real(self, dataclasses.replace(base, h_in=clean), slices)
 
     monkeypatch.setattr(core.sweep._Live, "_pieces", pieces)
-    assert compared(model, wanted).logits > WELL_ABOVE
+    assert compared().logits > WELL_ABOVE
 
 
-def test_noise_left_behind(model, wanted, monkeypatch):
+def test_noise_left_behind(model, compared, monkeypatch):
     """The hook that noises the subject stays on the embedding: the first trace may be right, the next is not."""
     embedding = model.model.get_input_embeddings()
     monkeypatch.setattr(core.base, "noised", leaking_noise)
     try:
-        compared(model, wanted)
+        compared()
         assert embedding._forward_hooks
-        found = compared(model, wanted)
+        found = compared()
     finally:
         embedding._forward_hooks.clear()
     assert found.logits > WELL_ABOVE
@@ -203,32 +208,33 @@ def leaking_noise(embedding, noise, positions):
     yield
 
 
-def test_patch_left_behind(model, wanted):
+def test_patch_left_behind(model, fact, compared):
     """A hook of an earlier patch stays on a MoE block (as `core.hooks.hooks` without its `finally` would leave it)."""
     block = next(iter(model.blocks.values())).module
 
     def change(module, args, output):
         output = output.clone()
-        output.view(-1, output.shape[-1])[FACT.subject_positions[0]] += 1.0
+        output.view(-1, output.shape[-1])[fact.subject_positions[0]] += 1.0
         return output
 
     handle = block.register_forward_hook(change)
     try:
-        found = compared(model, wanted)
+        found = compared()
     finally:
         handle.remove()
     assert found.logits > WELL_ABOVE
-    assert compared(model, wanted).logits <= TOLERANCE
+    assert compared().logits <= TOLERANCE
 
 
-def test_row_that_is_missing(model, wanted):
+def test_row_that_is_missing(model, fact, wanted):
     """A frame without one of the oracle's rows does not agree, however right the others are."""
-    frame = trace_prepared(model, [FACT], noise=3.0, draws=1, seed=SETTING.seed, experts="all")[0].frame
+    frame = traced(model, fact)
+    less = frame.drop(index=frame.index[frame.kind == "expert"][3])
     with pytest.raises(AssertionError, match="lacks 1 rows"):
-        assert_agrees(frame.drop(index=frame.index[frame.kind == "expert"][3]), wanted, first_subject=2)
+        assert_agrees(less, wanted, first_subject=fact.subject_positions[0])
 
 
-def test_experts_mixed_up(model, wanted, monkeypatch):
+def test_experts_mixed_up(compared, monkeypatch):
     """Every expert patch is its neighbour's."""
     real = core.missing.expert_patch
 
@@ -237,4 +243,4 @@ def test_experts_mixed_up(model, wanted, monkeypatch):
         return real(**where if isinstance(expert, str) else {**where, "expert": expert ^ 1})
 
     monkeypatch.setattr(core.missing, "expert_patch", neighbour)
-    assert compared(model, wanted).logits > WELL_ABOVE
+    assert compared().logits > WELL_ABOVE
