@@ -138,7 +138,7 @@ def layer_expert(
     shown = [str(e) for e in range(0, prov.n_experts, every)] + ([SHARED] if prov.has_shared else [])
     x = alt.X(
         "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=_gap(len(columns))),
-        axis=alt.Axis(values=shown, labelAngle=0, labelOverlap=False, ticks=False, domain=False, labelPadding=6),
+        axis=alt.Axis(values=shown, labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6),
     )  # fmt: skip
     y = _layer_axis(result, palette)
     marked = view.expert is not None and view.layer is not None
@@ -204,7 +204,7 @@ def routing_strip(
     x = alt.X(
         "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=_gap(len(columns))),
         axis=alt.Axis(
-            values=columns[::every], labelAngle=0, labelOverlap=False, ticks=False, domain=False, labelPadding=6
+            values=columns[::every], labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6
         ),
     )  # fmt: skip
     y = _token_axis(alt.Y, result, labels, palette)
@@ -334,7 +334,7 @@ def _token_axis(channel: type, result: TraceResult, labels: list[str], palette: 
     many = len(labels) > 24
     vertical = channel is alt.Y
     axis = alt.Axis(
-        title=None, labelAngle=0 if vertical else (-90 if many else -40), labelOverlap=False, ticks=False, domain=False,
+        title=None, labelAngle=0 if vertical else (-90 if many else -40), labelOverlap="greedy" if many else False, ticks=False, domain=False,
         labelLimit=130, labelPadding=6, labelFontSize=9 if many else 12,
         labelColor=alt.condition(test, alt.value(palette.subject), alt.value(palette.ink)),
         labelFontWeight=alt.condition(test, alt.value("bold"), alt.value("normal")),

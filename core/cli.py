@@ -1,4 +1,4 @@
-"""The command line: `python -m core trace …` and `python -m core models`.
+"""The command line: `python -m core trace …`, `patch …` and `models`.
 
 Arguments → `TraceRequest`s → the engine → a table and a summary. Results go to stdout, progress and messages to
 stderr. Exit code 0, 2 for wrong input, 1 for a failure (130 when interrupted). Whatever is slow to import is imported
@@ -12,27 +12,16 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .console import TerminalProgress, tolerant, visible
+from .cli_facts import Sieve
+from .console import TerminalProgress, say, tolerant, visible
 from .errors import ExpertScopeError, InputError, StoreError
-from .facts import MAX_CASE_ID
-from .prompts import check_objects, prepare, subject_span
-from .requests import (
-    AUTO_FOIL,
-    DEVICES,
-    DTYPES,
-    MAX_DRAWS,
-    OBJECT_TOKENS,
-    SPECIAL_TOKENS,
-    Fact,
-    ModelSpec,
-    TraceRequest,
-)
+from .requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SPECIAL_TOKENS, Fact, ModelSpec, TraceRequest
 
 if TYPE_CHECKING:
+    from .prompts import PreparedFact
     from .results import TraceResult
 
 EPILOG = """\
@@ -44,7 +33,16 @@ out and named on stderr.
   python -m core trace --fact 17 --draws 10 --out fact17.parquet
   python -m core trace --model allenai/OLMoE-1B-7B-0924 --facts counterfact.json --foil auto --out all.csv
 """
-_LEFT_OUT_SHOWN = 10
+PATCH_EPILOG = """\
+FILE is a list such as
+  [{"name": "window",   "run": "corrupt", "steps": [{"site": "moe", "layer": [2, 3], "pos": "last",
+                                                     "restore": "clean"}]},
+   {"name": "pair",     "run": "corrupt", "steps": [{"site": "moe", "layer": 3, "pos": "last", "experts": [1, 7]}]},
+   {"name": "knockout", "run": "clean",   "steps": [{"site": "moe", "layer": 3, "pos": "all", "experts": [1],
+                                                     "knockout": "zero"}]}]
+Sites: moe, attention, layer (both), residual. Positions: last, last_subject, all, or token indices. restore: clean or
+corrupt. knockout: zero or reroute.
+"""
 DEBUG = "EXPERTSCOPE_DEBUG"
 
 
@@ -90,13 +88,43 @@ def parser() -> argparse.ArgumentParser:
     )
     trace.set_defaults(run=run_trace)
 
-    model = trace.add_argument_group("model")
+    _fact_options(trace)
+    trace.add_argument_group("experts").add_argument(
+        "--experts", default="last", metavar="WHERE", help="expert patches at the last position, all, none, or at 3,5"
+    )
+    output = trace.add_argument_group("output")
+    output.add_argument("--out", metavar="FILE", help="write the long table: .parquet, .csv or .json")
+    output.add_argument("--no-cache", action="store_true", help="neither read nor write the store")
+
+    patch = commands.add_parser(
+        "patch",
+        help="any interventions, from a file",
+        description="Run the interventions of a file: restore, add, knock out; one row per fact, patch and draw.",
+        epilog=PATCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    patch.set_defaults(run=run_patch)
+    _fact_options(patch)
+    output = patch.add_argument_group("patches and output")
+    output.add_argument("--patches", required=True, metavar="FILE", help="JSON list of patches")
+    output.add_argument("--out", metavar="FILE", help="write the table: .parquet, .csv or .json")
+    output.add_argument("--no-cache", action="store_true", help="do not use the store (load-time checks run again)")
+
+    models = commands.add_parser("models", help="list known models", description="The models that are known by name.")
+    models.set_defaults(run=run_models)
+    return top
+
+
+def _fact_options(command: argparse.ArgumentParser) -> None:
+    """The options that say which model, which facts and which corruption."""
+    model = command.add_argument_group("model")
     model.add_argument("--model", default="demo", metavar="NAME", help="demo, a Hugging Face id or a folder (demo)")
     model.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hugging Face id")
     model.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: float32 on a CPU where it fits")
     model.add_argument("--device", default="auto", choices=DEVICES)
 
-    fact = trace.add_argument_group("facts")
+    fact = command.add_argument_group("facts")
     fact.add_argument("--prompt", metavar="TEXT", help="template with {} for the subject, or the whole text")
     fact.add_argument("--subject", metavar="TEXT")
     fact.add_argument("--true", metavar="TEXT", help="the true object")
@@ -106,24 +134,13 @@ def parser() -> argparse.ArgumentParser:
     fact.add_argument("--fact", type=int, nargs="+", metavar="N", help="facts by case_id, bundled or of --facts")
     fact.add_argument("--facts", metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet")
 
-    method = trace.add_argument_group("method")
+    method = command.add_argument_group("method")
     method.add_argument("--noise", type=float, default=3.0, metavar="X", help="noise level, × embedding std (3)")
     method.add_argument("--draws", type=int, default=1, metavar="N", help=f"noise draws, 1 to {MAX_DRAWS} (1)")
     method.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise, plus the case_id (0)")
     method.add_argument("--special-tokens", default="auto", choices=SPECIAL_TOKENS)
     method.add_argument("--object-tokens", default="space", choices=OBJECT_TOKENS)
     method.add_argument("--first-token", action="store_true", help="let an object's first token stand for it")
-    method.add_argument(
-        "--experts", default="last", metavar="WHERE", help="expert patches at the last position, all, none, or at 3,5"
-    )
-
-    output = trace.add_argument_group("output")
-    output.add_argument("--out", metavar="FILE", help="write the long table: .parquet, .csv or .json")
-    output.add_argument("--no-cache", action="store_true", help="neither read nor write the store")
-
-    models = commands.add_parser("models", help="list known models", description="The models that are known by name.")
-    models.set_defaults(run=run_models)
-    return top
 
 
 def run_trace(arguments: argparse.Namespace) -> int:
@@ -131,41 +148,9 @@ def run_trace(arguments: argparse.Namespace) -> int:
     from .tables import check_out
 
     out = check_out(arguments.out) if arguments.out is not None else None
-    spec = ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device)
-    template = TraceRequest(
-        fact=Fact("", "", ""),
-        model=spec,
-        noise=arguments.noise,
-        draws=arguments.draws,
-        seed=arguments.seed,
-        special_tokens=arguments.special_tokens,
-        object_tokens=arguments.object_tokens,
-        first_token=arguments.first_token,
-        experts=_experts(arguments.experts),
-    )
-    facts = _facts(arguments)
+    template = _template(arguments, experts=_experts(arguments.experts))
     progress = TerminalProgress()
-
-    def keep(candidates: list[Fact], check: Callable[[Fact], Any]) -> list[Fact]:
-        """The facts that pass; the others are named. A single fact's error is the command's error."""
-        good, left_out = [], []
-        for fact in candidates:
-            try:
-                check(fact)
-                good.append(fact)
-            except InputError as error:
-                if len(facts) == 1:
-                    raise
-                left_out.append((fact, error))
-        if left_out:
-            progress.close()
-            _report_left_out(left_out, len(facts))
-        if not good:
-            raise InputError("None of the facts can be traced.", "", field="facts")
-        return good
-
-    # what needs no tokenizer is checked before the model is loaded
-    usable = keep(facts, lambda fact: (subject_span(fact), check_objects(fact)))
+    sieve = Sieve(arguments, progress)
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -173,10 +158,10 @@ def run_trace(arguments: argparse.Namespace) -> int:
         from .trace import from_store
 
         with _store(arguments.no_cache) as store:
-            requests = [template.replace(fact=fact) for fact in usable]
+            requests = [template.replace(fact=fact) for fact in sieve.usable]
             results = None if store is None else _all_stored(from_store, store, requests)
             if results is None:
-                results = _compute(requests, store, progress, keep)
+                results = _compute(template, sieve, store, progress)
     finally:
         progress.close()
 
@@ -203,42 +188,76 @@ def _all_stored(from_store: Any, store: Any, requests: list[TraceRequest]) -> li
     return results
 
 
-def _compute(
-    requests: list[TraceRequest],
-    store: Any,
-    progress: TerminalProgress,
-    keep: Callable[[list[Fact], Callable[[Fact], Any]], list[Fact]],
-) -> list[TraceResult]:
+def _compute(template: TraceRequest, sieve: Sieve, store: Any, progress: TerminalProgress) -> list[TraceResult]:
     """Load the model, leave out what its tokenizer cannot represent, trace the rest in packed sweeps."""
-    from .models import load_model
     from .trace import trace_many
 
-    spec, options = requests[0].model, requests[0]
-    model = load_model(
+    model = _load(template.model, store, progress)
+
+    return trace_many(model, sieve.tokenised(model, template), store=store, progress=progress)
+
+
+def _load(spec: ModelSpec, store: Any, progress: TerminalProgress) -> Any:
+    from .models import load_model
+
+    return load_model(
         spec.name, revision=spec.revision, dtype=spec.dtype, device=spec.device, progress=progress, store=store
     )
 
-    def check(fact: Fact) -> None:
-        prepared = prepare(
-            model.tokenizer,
-            fact,
-            special_tokens=options.special_tokens,
-            object_tokens=options.object_tokens,
-            first_token=options.first_token,
-            max_length=model.max_length,
-        )
-        n = len(prepared.input_ids)
-        beyond = [] if isinstance(options.experts, str) else [pos for pos in options.experts if pos >= n]
-        if beyond:
-            raise InputError(
-                f"--experts names position {beyond[0]}, but the prompt has {n} tokens.",
-                f"Positions go from 0 to {n - 1}.",
-                field="experts",
-            )
 
-    progress.update(0, 1, "tokenising")
-    good = keep([request.fact for request in requests], check)
-    return trace_many(model, [options.replace(fact=fact) for fact in good], store=store, progress=progress)
+def run_patch(arguments: argparse.Namespace) -> int:
+    """The `patch` command."""
+    from .patch_file import build, read_patches
+    from .tables import check_out
+
+    out = check_out(arguments.out) if arguments.out is not None else None
+    specs = read_patches(arguments.patches)
+    template = _template(arguments, experts="none")
+    progress = TerminalProgress()
+    sieve = Sieve(arguments, progress)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    try:
+        from .patching import patch_many
+
+        with _store(arguments.no_cache) as store:
+            model = _load(template.model, store, progress)
+
+            def fits(prepared: PreparedFact) -> None:
+                for spec in specs:
+                    place = {"n_tokens": len(prepared.input_ids), "last_subject": prepared.subject_positions[-1]}
+                    build(spec, **place, clean=0, corrupt=1)
+
+            requests = sieve.tokenised(model, template, fits)
+            results = patch_many(model, requests, specs, progress=progress)
+    finally:
+        progress.close()
+
+    from . import report
+    from .tables import long_table, provenance, write_table
+
+    table = long_table(results)
+    if out is not None:
+        write_table(table, out, metadata=provenance(results))
+    print(report.patches_summary(results))
+    if out is not None:
+        print(f"{len(table):,} rows written to {out}")
+    return 0
+
+
+def _template(arguments: argparse.Namespace, *, experts: str | tuple[int, ...]) -> TraceRequest:
+    """The request of every fact of a command, but for the fact."""
+    return TraceRequest(
+        fact=Fact("", "", ""),
+        model=ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device),
+        noise=arguments.noise,
+        draws=arguments.draws,
+        seed=arguments.seed,
+        special_tokens=arguments.special_tokens,
+        object_tokens=arguments.object_tokens,
+        first_token=arguments.first_token,
+        experts=experts,
+    )
 
 
 def run_models(arguments: argparse.Namespace) -> int:
@@ -268,78 +287,6 @@ def run_models(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(arguments: argparse.Namespace) -> list[Fact]:
-    """The facts that the arguments name."""
-    typed = {name: getattr(arguments, name) for name in ("prompt", "subject", "true")}
-    given = [f"--{name}" for name, value in typed.items() if value is not None]
-    from_list = "--facts" if arguments.facts is not None else "--fact" if arguments.fact is not None else None
-    if from_list and given:
-        raise InputError(f"{from_list} and {given[0]} cannot go together.", "Give one or the other.", field="fact")
-    if from_list and arguments.case_id is not None:
-        raise InputError(
-            f"{from_list} and --case-id cannot go together.",
-            "Facts of a list have their own case_id; choose one of them with --fact N.",
-            field="case_id",
-        )
-    auto = arguments.foil is not None and arguments.foil.strip().casefold() == AUTO_FOIL
-    if from_list:
-        return _listed(arguments, auto)
-    missing = [f"--{name}" for name, value in typed.items() if value is None]
-    if missing:
-        raise InputError(
-            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing."
-            if given
-            else "There is no fact to trace.",
-            "Give --prompt, --subject, --true and --foil, or --fact N, or --facts FILE.",
-            field=missing[0].removeprefix("--"),
-        )
-    if arguments.foil is None:
-        raise InputError(
-            "--foil is missing.",
-            "Give a false object, or --foil auto: the model's most probable other token.",
-            field="foil",
-        )
-    case_id = 0 if arguments.case_id is None else arguments.case_id
-    if not 0 <= case_id <= MAX_CASE_ID:
-        raise InputError(f"--case-id is {case_id}.", f"Give a whole number from 0 to {MAX_CASE_ID}.", field="case_id")
-    fact = Fact(
-        prompt=arguments.prompt,
-        subject=arguments.subject,
-        true=arguments.true.strip(),
-        foil=None if auto else arguments.foil.strip(),
-        case_id=case_id,
-        occurrence=arguments.occurrence,
-        foil_auto=auto,
-    )
-    return [fact]
-
-
-def _listed(arguments: argparse.Namespace, auto: bool) -> list[Fact]:
-    """Facts of a file, or of the bundled list, all or those that --fact names."""
-    from . import facts as lists
-
-    if arguments.facts is not None:
-        found = lists.read(arguments.facts, foil="auto" if auto else "file")
-    else:
-        found = lists.bundled()
-    if arguments.fact is not None:
-        found = [lists.find(found, case_id) for case_id in dict.fromkeys(arguments.fact)]
-    if auto:
-        return [replace(f, foil=None, foil_auto=True, occurrence=arguments.occurrence or f.occurrence) for f in found]
-    if (arguments.foil is not None or arguments.occurrence is not None) and len(found) > 1:
-        name = "--foil" if arguments.foil is not None else "--occurrence"
-        raise InputError(
-            f"{name} holds for one fact, but there are {len(found)}.",
-            "Choose one with --fact N, or give --foil auto." if name == "--foil" else "Choose one with --fact N.",
-            field=name.removeprefix("--"),
-        )
-    if arguments.foil is not None:
-        found = [replace(f, foil=arguments.foil.strip()) for f in found]
-    if arguments.occurrence is not None:
-        found = [replace(f, occurrence=arguments.occurrence) for f in found]
-    return found
-
-
 def _experts(text: str) -> str | tuple[int, ...]:
     """`last`, `all`, `none`, or positions such as `3,5`."""
     if text in ("last", "all", "none"):
@@ -361,7 +308,7 @@ def _store(no_cache: bool) -> Any:
     try:
         store = Store.open()
     except StoreError as error:
-        _say(f"Going on without the store: {error}")
+        say(f"Going on without the store: {error}")
         yield None
         return
     try:
@@ -370,18 +317,10 @@ def _store(no_cache: bool) -> Any:
         store.close()
 
 
-def _report_left_out(left_out: list[tuple[Fact, InputError]], total: int) -> None:
-    _say(f"{len(left_out)} of {total} facts cannot be traced and are left out:")
-    for fact, error in left_out[:_LEFT_OUT_SHOWN]:
-        _say(f"  case_id {fact.case_id}: {error}")
-    if len(left_out) > _LEFT_OUT_SHOWN:
-        _say(f"  … and {len(left_out) - _LEFT_OUT_SHOWN} more")
-
-
 def _fail(what: str, next_step: str, code: int) -> int:
-    _say(f"Error: {what}" if code != 130 else what)
+    say(f"Error: {what}" if code != 130 else what)
     if next_step:
-        _say(next_step)
+        say(next_step)
     return code
 
 
@@ -396,11 +335,6 @@ def _defect(error: Exception) -> int:
         f"This is a defect of ExpertScope or of a library, not of your input. {DEBUG}=1 shows the traceback.",
         1,
     )
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print("\n".join(visible(line) for line in text.split("\n")), file=sys.stderr, flush=True)
 
 
 def _count(number: int | None) -> str:

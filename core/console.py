@@ -93,3 +93,9 @@ def tolerant(stream: TextIO) -> None:
 def visible(text: str) -> str:
     """`text` without control characters (which could drive the terminal): they are shown as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def say(text: str) -> None:
+    """`text` on stderr; a closed stderr stops nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        print("\n".join(visible(line) for line in text.split("\n")), file=sys.stderr, flush=True)

@@ -153,7 +153,8 @@ def _own_contributions(
         tokens = torch.tensor([locate(edit) for edit, _ in placed], device=index.device)
         given = args[0].reshape(-1, args[0].shape[-1])[tokens] if parts.tail else None
         index = index[rows]
-        c = contributions(block, x.reshape(-1, x.shape[-1])[rows], index, weight.reshape(-1, index.shape[-1])[rows], given)
+        x, weight = x.reshape(-1, x.shape[-1])[rows], weight.reshape(-1, index.shape[-1])[rows]
+        c = contributions(block, x, index, weight, given)
         first = untuple(output)
         flat = first.reshape(-1, first.shape[-1]).clone()
         for i, (edit, _) in enumerate(placed):

@@ -100,6 +100,11 @@ class MoeModel:
     def structure(self, structure: Structure) -> None:
         self._structure = structure
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input-embedding table: token ids from 0 to this, exclusive, can be embedded."""
+        return int(self.embedding.weight.shape[0])
+
     @functools.cached_property
     def embedding_std(self) -> float:
         """Std of the input-embedding table (see `core.corruption.embedding_std`)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ import pandas as pd
 from .console import visible
 from .results import MIN_DROP, TraceResult, expert_name
 from .views import PAPER_CLEAN, PAPER_DROP, filter_problems, patches
+
+if TYPE_CHECKING:
+    from .patching import PatchResult
 
 BEST = 5
 MAX_FACT_LINES = 30
@@ -202,6 +206,34 @@ def _block(title: str, headings: list[str], rows: list[list[str]], draws: int) -
     if draws == 1:
         headings, rows = headings[:4] + headings[5:], [r[:4] + r[5:] for r in rows]
     return [title, *_columns(headings, rows)]
+
+
+def patches_summary(results: Sequence[PatchResult]) -> str:
+    """Interventions: one line per patch, means over draws and facts (restoration: ratio of means)."""
+    table = pd.concat([result.frame.assign(fact=i) for i, result in enumerate(results)], ignore_index=True)
+    ends = table[table.name.isin(["clean", "corrupt"])].groupby("name").contrast.mean()
+    per_draw = table[table.name == "corrupt"].set_index(["fact", "draw"]).contrast
+    clean = table[table.name == "clean"].set_index("fact").contrast
+    n, draws = len(results), results[0].request.draws
+    lines = [
+        f"{n} fact{'s' if n > 1 else ''} · {draws} draw{'s' if draws > 1 else ''} · clean contrast "
+        f"{_signed(ends['clean'])}, corrupt {_signed(ends['corrupt'])}",
+        "",
+    ]
+    rows = []
+    for name, some in table[~table.name.isin(["clean", "corrupt"])].groupby("name", sort=False):
+        run = some.run.iloc[0]
+        base = clean.loc[some.fact].to_numpy()
+        if run == "corrupt":
+            base = base - per_draw.loc[list(zip(some.fact, some.draw, strict=True))].to_numpy()
+        whole = base.mean()
+        ratio = some.rescue.mean() / whole if abs(whole) >= MIN_DROP else math.nan
+        means = [_signed(some.contrast.mean()), _signed(some.rescue.mean()), _ratio(ratio)]
+        rows.append([visible(str(name)), run, *means])
+    lines += _columns(["patch", "run", "contrast", "rescue", "restoration"], rows)
+    if (table.run == "clean").any():
+        lines.append("  Patches of the clean run: rescue is the change of its contrast, restoration that ÷ contrast.")
+    return "\n".join(lines)
 
 
 def _columns(headings: list[str], rows: list[list[str]]) -> list[str]:

@@ -61,7 +61,8 @@ class Structure:
             "attention": self.attention,
             "packed": self.packed, "additive": {str(k): v for k, v in self.additive.items()},
             "tail": {str(k): v for k, v in self.tail.items()}, "has_shared": self.has_shared,
-            "sum_error": self.sum_error, "reroutable": self.reroutable, "top_k": self.top_k, "bytes_per_token": self.bytes_per_token,
+            "sum_error": self.sum_error, "reroutable": self.reroutable, "top_k": self.top_k,
+            "bytes_per_token": self.bytes_per_token,
         }  # fmt: skip
 
     @classmethod

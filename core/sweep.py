@@ -33,13 +33,14 @@ Plan = Callable[[BaseLayer], Sequence[Patch]]
 class Outcome:
     """`patches`: in the order in which the plan gave them; `patched` [n_patches, m] and `runs` [n_runs, m]: logits of
     the objects asked for, fp32. `final`: last hidden state of each run [n_runs, d]. `activations`: of the runs that
-    were computed, by run index."""
+    were computed, by run index. `patched_final`: last hidden state of each patch, where it was asked for."""
 
     patches: list[Patch]
     patched: torch.Tensor
     runs: torch.Tensor
     final: torch.Tensor
     activations: dict[int, Activations]
+    patched_final: torch.Tensor | None = None
 
 
 @dataclass
@@ -77,13 +78,14 @@ def sweep(
     chunk_tokens: int,
     keep: bool = True,
     with_attention: bool = False,
+    keep_final: bool = False,
     progress: Progress = SILENT,
 ) -> Outcome:
     """Take `runs` and the patches that `plan` gives (each in one of the runs) once through the model.
 
     `objects[i]`: token ids whose logits are wanted at the last position of run i and of the patches in it (the same
     number for all). `chunk_tokens`: at most so many tokens go through a layer at a time. `keep`: return activations.
-    `with_attention`: some step restores an attention output.
+    `with_attention`: some step restores an attention output. `keep_final`: return the patches' last hidden states.
     """
     with model.lock, torch.no_grad(), packed_mode(model.model):
         base_runs = BaseRuns(
@@ -110,6 +112,7 @@ def sweep(
             runs=object_logits(model, final, wanted),
             final=final,
             activations=base_runs.activations() if keep else {},
+            patched_final=live.final() if keep_final else None,
         )
 
 
@@ -216,15 +219,21 @@ class _Live:
             out[torch.tensor(group.rows)] = object_logits(self.model, group.state[:, -1], wanted[owners])
         return out
 
+    def final(self) -> torch.Tensor:
+        """Last hidden state of each patch, [n_patches, d]."""
+        out = torch.empty(len(self.patches), self.model.hidden, dtype=self.model.dtype, device=self.model.device)
+        for group in self.groups.values():
+            out[torch.tensor(group.rows, device=out.device)] = group.state[:, -1]
+        return out
+
     # ---- taking the live rows through a layer
 
     def run(self, base: BaseLayer, work: _Work) -> None:
         """Take every live row through the layer, in chunks."""
         layer = base.layer
         module, block = self.model.layers[layer], self.model.blocks.get(layer)
-        parts = Parts(
-            self.structure.attention_of(self.model, layer), block, self.model.n_experts, self.structure.tail.get(layer, False)
-        )
+        attention, tail = self.structure.attention_of(self.model, layer), self.structure.tail.get(layer, False)
+        parts = Parts(attention, block, self.model.n_experts, tail)
         arguments = self.base_runs.arguments
         table = _table(base, [s for g in self.groups.values() for i in g.rows for s in self._inner_steps(i, layer)])
         for slices in self._chunks():

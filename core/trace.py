@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .answers import assemble, parts_of
+from .asking import check_tokens, prepare_for
 from .errors import InputError, StoreError
 from .identity import manifest_key, recall_identity
 from .progress import SILENT, Progress
-from .prompts import PreparedFact, prepare
+from .prompts import PreparedFact
 from .requests import Fact, TraceRequest
 from .results import TraceResult
 
@@ -72,19 +73,15 @@ def trace_many(
 ) -> list[TraceResult]:
     """Answer many requests about one model in as few sweeps as possible; results in the order of the requests.
 
-    Every request must be answerable: the first unusable fact raises `InputError` (see `core.prompts.prepare` to find
-    out beforehand).
+    Every request must be answerable: the first unusable fact raises `InputError` (see `core.asking.prepare_for` to
+    find out beforehand).
     """
     from .missing import Question
 
     questions = []
     for request in requests:
         request = request.replace(model=model.spec)
-        prepared = prepare(
-            model.tokenizer, request.fact, special_tokens=request.special_tokens,
-            object_tokens=request.object_tokens, first_token=request.first_token, max_length=model.max_length,
-        )  # fmt: skip
-        questions.append(Question(request, prepared))
+        questions.append(Question(request, prepare_for(model, request)))
     return _answer(model, questions, store, progress)
 
 
@@ -141,26 +138,6 @@ def _is_about(manifest: dict[str, Any], prepared: PreparedFact) -> bool:
     )
 
 
-def _check(model: MoeModel, question: Question) -> None:
-    """What only the token ids show: positions beyond the prompt, tokens beyond the model's vocabulary."""
-    ids, experts = question.prepared.input_ids, question.request.experts
-    beyond = [] if isinstance(experts, str) else [pos for pos in experts if not 0 <= pos < len(ids)]
-    if beyond:
-        raise InputError(
-            f"Experts are asked for at position {beyond[0]}, but the prompt has {len(ids)} tokens.",
-            f"Positions go from 0 to {len(ids) - 1}.",
-            field="experts",
-        )
-    rows = model.embedding.weight.shape[0]
-    unknown = [i for i in (*ids, question.prepared.true_id, question.prepared.foil_id or 0) if i >= rows]
-    if unknown:
-        raise InputError(
-            f"Token {unknown[0]} of the fact is beyond the model's vocabulary of {rows}.",
-            "The tokenizer does not belong to the model, or the text holds one of its added tokens.",
-            field="prompt",
-        )
-
-
 def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress: Progress) -> list[TraceResult]:
     from .missing import answer_missing
     from .provenance import provenance_of
@@ -168,7 +145,7 @@ def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress
     results: list[TraceResult | None] = [None] * len(questions)
     open_questions = []
     for i, question in enumerate(questions):
-        _check(model, question)
+        check_tokens(model, question.request, question.prepared)
         if store is not None:
             manifest = store.get_manifest(manifest_key(question.request, model.identity))
             if manifest is not None and _is_about(manifest, question.prepared):

@@ -9,12 +9,22 @@ from pathlib import Path
 import tiny_models
 import tokenizers_for_tests
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+
+def build(family: str = "qwen3_moe") -> PreTrainedModel:
+    """A random model of `family` whose vocabulary is that of the tokenizer that `save` puts beside it."""
+    recipe = tiny_models.FAMILIES[family]
+    size = {"vocab_size": len(tokenizers_for_tests.tokenizer("prefix_space"))}
+    config = AutoConfig.for_model(family, **{**tiny_models.COMMON, **recipe.config, **size})
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    tiny_models.randomise(model, recipe, 0)
+    return model
 
 
 def save(folder: Path, family: str = "qwen3_moe", *, dtype: torch.dtype = torch.float32, shard: str = "50GB") -> Path:
     """A random model of `family` with a trained byte-level tokenizer, written as transformers writes it."""
-    model = tiny_models.build(family)
-    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    build(family).to(dtype).save_pretrained(folder, max_shard_size=shard)
     tokenizers_for_tests.tokenizer("prefix_space").save_pretrained(folder)
     return folder
 

@@ -52,7 +52,7 @@ class Engine:
         self.loaded.append({"name": name, **options})
         if self.fails is not None:
             raise self.fails
-        return types.SimpleNamespace(tokenizer=tokenizer("no_prefix_space"), max_length=64)
+        return types.SimpleNamespace(tokenizer=tokenizer("no_prefix_space"), max_length=64, vocabulary=10**6)
 
     def trace_many(self, model, requests, *, store=None, progress=None):
         self.asked = list(requests)

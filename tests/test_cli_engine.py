@@ -11,13 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
 import numpy as np
 import pandas as pd
 import pytest
 import tiny_models
 import torch
 from tokenizers_for_tests import tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import core
 from core import cli
@@ -31,15 +32,7 @@ TOL = 1e-4
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A random qwen3_moe model with the demo's kind of tokenizer, as transformers saves it."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tok = tokenizer("prefix_space")
-    family = tiny_models.FAMILIES["qwen3_moe"]
-    values = {**tiny_models.COMMON, **family.config, "vocab_size": len(tok)}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **values)).float().eval()
-    tiny_models.randomise(model, family, 0)
-    model.save_pretrained(folder)
-    tok.save_pretrained(folder)
-    return folder
+    return checkpoints.save(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Every intervention of the sweep against plain hooked forwards, on several families; and the identities between them."""
+"""Every intervention of the sweep against plain hooked forwards, on several families; identities between them."""
 
 from __future__ import annotations
 

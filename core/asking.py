@@ -1,0 +1,41 @@
+"""From a request to token ids for one loaded model: the step before any run, and every reason why it fails."""
+
+from __future__ import annotations
+
+from .errors import InputError
+from .moe import MoeModel
+from .prompts import PreparedFact, prepare
+from .requests import TraceRequest
+
+
+def prepare_for(model: MoeModel, request: TraceRequest) -> PreparedFact:
+    """The request's fact as the model's tokenizer sees it. Raises `InputError` naming the field that is wrong."""
+    prepared = prepare(
+        model.tokenizer,
+        request.fact,
+        special_tokens=request.special_tokens,
+        object_tokens=request.object_tokens,
+        first_token=request.first_token,
+        max_length=model.max_length,
+    )
+    check_tokens(model, request, prepared)
+    return prepared
+
+
+def check_tokens(model: MoeModel, request: TraceRequest, prepared: PreparedFact) -> None:
+    """What only the token ids show: positions beyond the prompt, tokens beyond the model's vocabulary."""
+    ids, experts = prepared.input_ids, request.experts
+    beyond = [] if isinstance(experts, str) else [pos for pos in experts if not 0 <= pos < len(ids)]
+    if beyond:
+        raise InputError(
+            f"Experts are asked for at position {beyond[0]}, but the prompt has {len(ids)} tokens.",
+            f"Positions go from 0 to {len(ids) - 1}.",
+            field="experts",
+        )
+    unknown = [i for i in (*ids, prepared.true_id, prepared.foil_id or 0) if i >= model.vocabulary]
+    if unknown:
+        raise InputError(
+            f"Token {unknown[0]} of the fact is beyond the model's vocabulary of {model.vocabulary}.",
+            "The tokenizer does not belong to the model, or the text holds one of its added tokens.",
+            field="prompt",
+        )

@@ -1,0 +1,167 @@
+"""Any interventions asked for: patch specifications and facts in, one row per fact, patch and draw out.
+
+Knows how a specification becomes patches of a sweep and how their logits become scores; not where they were read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .asking import prepare_for
+from .base import Run
+from .budget import Budget
+from .corruption import draw_noise
+from .errors import InputError
+from .head import all_logits
+from .moe import MoeModel
+from .patch_file import PatchSpec, build, check_shape
+from .progress import SILENT, Progress
+from .prompts import PreparedFact, with_foil
+from .provenance import provenance_of
+from .requests import TraceRequest
+from .results import MIN_DROP, Provenance
+from .sweep import Outcome, listed, sweep
+
+COLUMNS = [
+    "case_id", "name", "run", "draw", "true_logit", "foil_logit", "contrast", "rescue", "restoration",
+    "log_probability", "probability", "rank",
+]  # fmt: skip
+"""Columns of `PatchResult.frame`. Patches of the corrupt run: rescue = contrast − corrupt contrast, restoration =
+rescue ÷ drop. Patches of the clean run: rescue = change of the clean contrast, restoration = that ÷ clean contrast.
+`log_probability`, `probability`, `rank`: of the true object's token in the patched run (rank 1 = most probable)."""
+
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """The answer for one fact: `frame` has the unpatched runs too, under the names `clean` and `corrupt`."""
+
+    request: TraceRequest
+    provenance: Provenance
+    frame: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _Shape:
+    n_layers: int
+    n_experts: int
+    moe_layers: list[int]
+    has_shared: bool
+    reroutable: bool
+    has_attention: list[bool]
+
+
+def shape_of(model: MoeModel) -> _Shape:
+    """What a patches file may name in this model."""
+    structure = model.structure
+    return _Shape(
+        model.n_layers, model.n_experts, model.moe_layers, structure.has_shared, structure.reroutable,
+        [bool(name) for name in structure.attention],
+    )  # fmt: skip
+
+
+def patch_many(
+    model: MoeModel, requests: Sequence[TraceRequest], specs: Sequence[PatchSpec], *, progress: Progress = SILENT
+) -> list[PatchResult]:
+    """Run every patch on every fact and draw: one sweep per fact, results in the order of the requests.
+
+    Raises `InputError` for a patch that names what the model or the prompt does not have.
+    """
+    check_shape(specs, shape_of(model))
+    for name in ("clean", "corrupt"):
+        if any(spec.name == name for spec in specs):
+            raise InputError(f"--patches: a patch is named {name!r}.", "That name means the run.", field="patches")
+    facts = [prepare_for(model, request) for request in requests]
+    budget = Budget.measure(model)
+    results = []
+    for i, (request, fact) in enumerate(zip(requests, facts, strict=True)):
+        progress.update(i, len(requests), "patching")
+        results.append(patch_prepared(model, request, fact, specs, budget=budget, progress=progress))
+    return results
+
+
+def patch_prepared(
+    model: MoeModel,
+    request: TraceRequest,
+    fact: PreparedFact,
+    specs: Sequence[PatchSpec],
+    *,
+    budget: Budget,
+    progress: Progress = SILENT,
+) -> PatchResult:
+    """One fact that is token ids already."""
+    sigma = request.noise * model.embedding_std
+    noise = draw_noise(
+        seed=request.seed, case_id=request.fact.case_id, draws=request.draws,
+        n_subject=len(fact.subject_positions), hidden=model.hidden, sigma=sigma,
+    )  # fmt: skip
+    runs = [Run(fact.input_ids), *(Run(fact.input_ids, draw, fact.subject_positions) for draw in noise)]
+    if fact.foil_id is None:
+        fact = with_foil(fact, model.tokenizer, _best_other(model, runs[0], fact.true_id, budget))
+    place = {"n_tokens": len(fact.input_ids), "last_subject": fact.subject_positions[-1], "clean": 0}
+    asked = [(spec, j, build(spec, **place, corrupt=j + 1)) for j in range(request.draws) for spec in specs]
+    outcome = sweep(
+        model, model.structure, runs, listed([patch for _, _, patch in asked]),
+        objects=[(fact.true_id, fact.foil_id)] * len(runs), chunk_tokens=budget.chunk_tokens, keep=False,
+        with_attention=any(step.site == "attention" for _, _, patch in asked for step in patch.steps),
+        keep_final=True, progress=progress,
+    )  # fmt: skip
+    # the sweep numbers patches in the order in which they joined: equal patches have equal numbers
+    number = {patch: i for i, patch in enumerate(outcome.patches)}
+    rows = [(spec.name, spec.run, j, number[patch]) for spec, j, patch in asked]
+    frame = _frame(model, request, fact, outcome, rows)
+    return PatchResult(request, provenance_of(model, fact, sigma), frame)
+
+
+def _best_other(model: MoeModel, clean: Run, true_id: int, budget: Budget) -> int:
+    """The most probable next token of the clean run other than the true object's."""
+    outcome = sweep(
+        model, model.structure, [clean], listed(()), objects=[(0,)], chunk_tokens=budget.chunk_tokens, keep=False
+    )
+    logits = all_logits(model, outcome.final)[0]
+    logits[true_id] = -torch.inf
+    return int(logits.argmax())
+
+
+def _frame(
+    model: MoeModel, request: TraceRequest, fact: PreparedFact, outcome: Outcome, rows: list[tuple[str, str, int, int]]
+) -> pd.DataFrame:
+    assert fact.foil_id is not None and outcome.patched_final is not None
+    runs = pd.DataFrame(_scores(model, outcome.final, outcome.runs, fact.true_id))
+    patched = pd.DataFrame(_scores(model, outcome.patched_final, outcome.patched, fact.true_id))
+    names = pd.DataFrame(rows, columns=["name", "run", "draw", "_at"])
+    out = pd.concat([names, patched.iloc[names._at].reset_index(drop=True)], axis=1)
+    clean, corrupt = runs.contrast.iloc[0], runs.contrast.iloc[1:].to_numpy()[names.draw.to_numpy(dtype=int)]
+    in_clean = (names.run == "clean").to_numpy()
+    out["rescue"] = out.contrast - np.where(in_clean, clean, corrupt)
+    whole = np.where(in_clean, clean, clean - corrupt)
+    defined = np.where(in_clean, np.abs(whole), whole) >= MIN_DROP
+    out["restoration"] = out.rescue / np.where(defined, whole, np.nan)
+    ends = runs.assign(name=["clean", *["corrupt"] * request.draws], draw=[pd.NA, *range(request.draws)])
+    ends["run"] = ends.name
+    ends["rescue"] = np.where(ends.name == "clean", clean - runs.contrast.iloc[1:].mean(), 0.0)
+    frame = pd.concat([ends.astype({"draw": "Int64"}), out.astype({"draw": "Int64"})], ignore_index=True)
+    return frame.assign(case_id=request.fact.case_id)[COLUMNS]
+
+
+def _scores(model: MoeModel, states: torch.Tensor, objects: torch.Tensor, true_id: int) -> dict[str, np.ndarray]:
+    """Contrast and the true object's log-probability, probability and rank, for final states [R, d]."""
+    log_probability, rank = [], []
+    for at in range(0, states.shape[0], _ROWS):
+        logits = all_logits(model, states[at : at + _ROWS]).double()
+        true = logits[:, true_id]
+        log_probability.append(true - logits.logsumexp(-1))
+        rank.append((logits > true[:, None]).sum(-1) + 1)
+    log_p = torch.cat(log_probability).numpy() if log_probability else np.zeros(0)
+    both = objects.double().numpy()
+    return {
+        "true_logit": both[:, 0], "foil_logit": both[:, 1], "contrast": both[:, 0] - both[:, 1],
+        "log_probability": log_p, "probability": np.exp(log_p),
+        "rank": torch.cat(rank).numpy() if rank else np.zeros(0, dtype=int),
+    }  # fmt: skip
