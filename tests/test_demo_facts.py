@@ -34,6 +34,15 @@ def _load(name: str):
         sys.path.remove(str(DEMO))
 
 
+def _source_rows(name: str) -> list[list[str]]:
+    lines = (DEMO / "sources" / f"{name}.psv").read_text(encoding="utf-8").splitlines()
+    return [line.split("|") for line in lines if line and not line.startswith("#")]
+
+
+def _key(fact: dict) -> tuple[str, str]:
+    return fact["requested_rewrite"]["relation_id"], fact["requested_rewrite"]["subject"]
+
+
 @pytest.fixture(scope="module")
 def facts() -> list[dict]:
     return [json.loads(line) for line in (DEMO / "facts.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -50,10 +59,10 @@ def test_record_shape_and_case_ids(facts):
         rewrite = fact["requested_rewrite"]
         assert set(rewrite) == {"prompt", "subject", "target_true", "target_new", "relation_id"}
         assert fact["case_id"] == number
-        assert fact["source"] and fact["paraphrase_prompts"]
+        assert fact["source"] and len(set(fact["paraphrase_prompts"])) >= 2
         for text in (rewrite["subject"], rewrite["target_true"]["str"], rewrite["target_new"]["str"]):
             assert text and text == text.strip()
-    keys = [(f["requested_rewrite"]["relation_id"], f["requested_rewrite"]["subject"]) for f in facts]
+    keys = [_key(fact) for fact in facts]
     assert keys == sorted(keys) and len(set(keys)) == len(keys)
 
 
@@ -78,15 +87,13 @@ def test_foil_is_an_object_of_the_relation_but_not_of_the_subject(facts):
         objects[rewrite["relation_id"]].add(rewrite["target_true"]["str"])
         true_of[rewrite["relation_id"], rewrite["subject"]].add(rewrite["target_true"]["str"])
     also_true = defaultdict(set)
-    for line in (DEMO / "sources" / "also_true.psv").read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            relation, subject, names = line.split("|")
-            also_true[relation, subject] |= {name.strip() for name in names.split(",")}
+    for relation, subject, names in _source_rows("also_true") + _source_rows("refused_foils"):
+        also_true[relation, subject] |= {name.strip() for name in names.split(",")}
     for fact in facts:
         rewrite = fact["requested_rewrite"]
         key, foil = (rewrite["relation_id"], rewrite["subject"]), rewrite["target_new"]["str"]
         assert foil in objects[rewrite["relation_id"]]
-        assert foil not in true_of[key] | also_true[key]
+        assert foil not in true_of[key] | also_true[key] | also_true[key[0], "*"]
 
 
 def test_prompts_hold_the_subject_once_and_never_give_the_object_away(facts):
@@ -135,6 +142,74 @@ def test_builder_refuses_bad_sources(relation, subject, obj, complaint):
     table.facts["book_author"]["Emma"] = ("Austen", "test")
     with pytest.raises(builder.SourceError, match=complaint):
         table.add(relation, subject, obj, "test")
+
+
+def test_review_takes_out_what_it_names_and_changes_nothing_else(facts, monkeypatch):
+    builder = _load("build_facts")
+    monkeypatch.setattr(builder, "read_review", lambda table: None)
+    before = {_key(fact): fact for fact in builder.build()}
+    after = {_key(fact): fact for fact in facts}
+    withdrawn = {(relation, subject) for relation, subject, _ in _source_rows("withdrawn")}
+    assert set(before) == set(after) | withdrawn and not set(after) & withdrawn
+    refused, objects = defaultdict(set), defaultdict(set)
+    for relation, subject, names in _source_rows("refused_foils"):
+        refused[relation, subject] |= {name.strip() for name in names.split(",")}
+    for (relation, _), fact in after.items():
+        objects[relation].add(fact["requested_rewrite"]["target_true"]["str"])
+    dropped = {
+        (relation, subject.strip(), template)
+        for relation, template, subjects in _source_rows("withdrawn_paraphrases")
+        for subject in subjects.split(",")
+    }
+    for key, fact in after.items():
+        old, new = before[key]["requested_rewrite"], fact["requested_rewrite"]
+        assert (new["prompt"], new["target_true"]) == (old["prompt"], old["target_true"])
+        foil = old["target_new"]["str"]
+        is_out = foil not in objects[key[0]] or foil in refused[key] | refused[key[0], "*"]
+        assert (new["target_new"]["str"] != foil) == is_out
+        assert fact["paraphrase_prompts"] == [
+            template.replace("{}", key[1])
+            for template in builder.TEMPLATES[key[0]].unseen
+            if template.replace("{}", key[1]) in before[key]["paraphrase_prompts"]
+            and not {(*key, template), (key[0], "*", template)} & dropped
+        ]
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "complaint"),
+    [
+        ("withdrawn", ["book_author", "Atlantis", "why"], "no fact"),
+        ("withdrawn", ["book_author", "*", "why"], "or is no fact"),
+        ("refused_foils", ["book_author", "Atlantis", "Austen"], "no fact"),
+        ("withdrawn_paraphrases", ["book_author", "{} is", "Emma"], "no paraphrase"),
+        ("withdrawn_paraphrases", ["book_author", "The writer of the book {} is", "Atlantis"], "no fact"),
+    ],
+)
+def test_builder_refuses_bad_reviews(monkeypatch, file, row, complaint):
+    builder = _load("build_facts")
+    table = builder.FactTable()
+    table.facts["book_author"]["Emma"] = ("Austen", "test")
+    monkeypatch.setattr(builder, "read_psv", lambda name: iter([row] if name == file else []))
+    with pytest.raises(builder.SourceError, match=complaint):
+        builder.read_review(table)
+
+
+def test_foil_refused_for_every_subject_is_drawn_again():
+    builder = _load("build_facts")
+    table = builder.FactTable()
+    for subject, obj in {"Emma": "Austen", "Nana": "Zola", "Kim": "Kipling", "Ulysses": "Joyce"}.items():
+        table.add("book_author", subject, obj, "test")
+    first = builder.pick_foil("book_author", "Emma", "", table, [])
+    table.refused["book_author", "*"] = {first}
+    second = builder.pick_foil("book_author", "Emma", "", table, [])
+    (third,) = {"Zola", "Kipling", "Joyce"} - {first, second}
+    table.withdrawn |= {
+        ("book_author", s) for s in table.facts["book_author"] if table.facts["book_author"][s][0] == second
+    }
+    assert builder.pick_foil("book_author", "Emma", "", table, []) == third
+    table.refused["book_author", "Emma"] = {third}
+    with pytest.raises(builder.SourceError, match="no foil"):
+        builder.pick_foil("book_author", "Emma", "", table, [])
 
 
 def test_builder_checks_cities_against_geonames():
