@@ -53,9 +53,11 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(PIP) install -r requirements-test.txt -c constraints.txt
 	@touch $@
 
-bench/.venv/.installed: bench/requirements.txt requirements.txt constraints.txt
+bench/.venv/.installed: bench/requirements.txt bench/requirements-nnterp.txt constraints.txt
 	"$(PYTHON)" -m venv bench/.venv
 	$(call install,bench/.venv/bin/python -m pip --disable-pip-version-check,-r bench/requirements.txt)
+	bench/.venv/bin/python -m pip --disable-pip-version-check install --no-deps --upgrade \
+		--target bench/.venv/nnterp -r bench/requirements-nnterp.txt
 	@touch $@
 
 # $(1): pip, $(2): what to install.
