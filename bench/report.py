@@ -86,8 +86,8 @@ def _markdown(data: dict[str, Any]) -> str:
         f"(positions {first} to {model['subject'][-1]}). Every method starts from token ids, makes its own clean and "
         f"corrupt run, and computes the cells of all layers at positions {first} to {last - 1} (left of the subject a "
         "cell equals the corrupt run, so nobody computes those). All give the same logits of the two objects; "
-        "the largest difference from our sweep is in the table. Logits are computed at the last position only where the "
-        "call allows that. Loading and wrapping the model is not timed.",
+        "the largest difference from our sweep is in the table. Logits are computed at the last position only where "
+        "the call allows that. Loading and wrapping the model is not timed.",
         "",
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
         f"Python {machine['python']}, {versions}; {machine['threads']} torch threads, "
