@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from .answers import ENDS, LAYER, parts_of, position_of
 from .memory import available_bytes
 from .moe import MoeModel
+from .prompts import PreparedFact
+from .requests import TraceRequest
 
 _KEPT_SHARE = 0.35  # of the free memory, for rows' states and activations
 _WORKING_SHARE = 0.25  # for what a layer call allocates on the way
 _MOST_TOKENS = 16_384  # more at a time is not faster
+_MOST_TOKENS_CPU = 2048  # larger intermediate results only leave the processor's cache
 
 
 @dataclass(frozen=True)
@@ -29,23 +33,32 @@ class Budget:
         """The budget at this moment on the model's device."""
         free = available_bytes(model.device)
         tokens = int(free * _WORKING_SHARE / model.structure.bytes_per_token)
-        return cls(chunk_tokens=max(64, min(_MOST_TOKENS, tokens)), kept_bytes=int(free * _KEPT_SHARE))
+        # where accelerate fetches weights for every call, few large calls are better
+        fetched = getattr(model.model, "hf_device_map", None) is not None
+        most = _MOST_TOKENS_CPU if model.device.type == "cpu" and not fetched else _MOST_TOKENS
+        return cls(chunk_tokens=max(64, min(most, tokens)), kept_bytes=int(free * _KEPT_SHARE))
 
     @staticmethod
-    def rows_bytes(model: MoeModel, length: int, start: int, draws: int, experts: str | tuple[int, ...]) -> int:
-        """Bytes of one fact's rows and activations, from the shapes (experts: every slot of clean and corrupt)."""
-        layers, per_token = len(model.moe_layers), model.hidden * model.dtype.itemsize
-        suffixes = sum(range(1, length - start + 1))
-        tokens = layers * draws * suffixes
-        per_place = 2 * model.top_k + 1
-        if experts == "all":
-            tokens += layers * draws * suffixes * per_place
-        elif experts == "last":
-            tokens += layers * draws * per_place
-        elif experts != "none":
-            tokens += layers * draws * per_place * sum(length - min(length, pos) for pos in experts)
-        activations = (1 + draws) * length * (model.n_layers + 1 + 2 * layers)
-        return (tokens + activations) * per_token
+    def part_bytes(model: MoeModel, fact: PreparedFact, part: str) -> int:
+        """Bytes that one row set of one draw keeps during a sweep: its rows, and for experts their contributions."""
+        layers, length, first = len(model.moe_layers), len(fact.input_ids), fact.subject_positions[0]
+        if part == ENDS:
+            return 0
+        if part == LAYER:
+            return layers * sum(range(1, length - first + 1)) * model.hidden * model.dtype.itemsize
+        pos = position_of(part)
+        if pos < first:
+            return 0  # nothing is computed left of the subject
+        rows = layers * (2 * model.top_k + 1) * (length - pos) * model.dtype.itemsize
+        return (rows + 2 * model.top_k * 4) * model.hidden
+
+    @classmethod
+    def answer_bytes(cls, model: MoeModel, request: TraceRequest, fact: PreparedFact) -> int:
+        """Bytes of one answer: the activations of its runs, and every row set of every draw."""
+        length = len(fact.input_ids)
+        states = model.n_layers + 1 + 2 * len(model.moe_layers)
+        activations = (1 + request.draws) * length * states * model.hidden * model.dtype.itemsize
+        return activations + request.draws * sum(cls.part_bytes(model, fact, p) for p in parts_of(request, length))
 
     def batches(self, sizes: Sequence[int]) -> Iterator[list[int]]:
         """Indices of `sizes`, in order, cut where the kept bytes would be exceeded; one too large stands alone."""
