@@ -334,8 +334,8 @@ def _token_axis(channel: type, result: TraceResult, labels: list[str], palette: 
     many = len(labels) > 24
     vertical = channel is alt.Y
     axis = alt.Axis(
-        title=None, labelAngle=0 if vertical else (-90 if many else -40), labelOverlap="greedy" if many else False, ticks=False, domain=False,
-        labelLimit=130, labelPadding=6, labelFontSize=9 if many else 12,
+        title=None, labelAngle=0 if vertical else (-90 if many else -40), ticks=False, domain=False,
+        labelOverlap="greedy" if many else False, labelLimit=130, labelPadding=6, labelFontSize=9 if many else 12,
         labelColor=alt.condition(test, alt.value(palette.subject), alt.value(palette.ink)),
         labelFontWeight=alt.condition(test, alt.value("bold"), alt.value("normal")),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from core.errors import InputError, ModelError
 from core.jobs import JobRegistry
 from core.links import View, to_query
 from core.requests import Fact, TraceRequest
-from core.workbench import Engine, Workbench
+from core.workbench import Engine, StoreStatus, Workbench
 from pages.parts import base, pictures
 
 WAIT = 10.0
@@ -61,7 +61,7 @@ def engine():
 def bench(engine, monkeypatch):
     jobs = JobRegistry()
     made = Workbench(object(), engine=Engine(engine.load_model, engine.trace_many, engine.from_store), jobs=jobs)
-    monkeypatch.setattr(made, "store_status", lambda: __import__("core.workbench").workbench.StoreStatus(limit=10**9))
+    monkeypatch.setattr(made, "store_status", lambda: StoreStatus(limit=10**9))
     monkeypatch.setattr(made, "warm_up", lambda: None)
     monkeypatch.setattr(base, "workbench", lambda: made)
     monkeypatch.setattr(base, "bundled", lambda: {FRANCE.case_id: FRANCE, JAPAN.case_id: JAPAN})
@@ -310,3 +310,49 @@ def test_dense_layers_and_the_shared_expert_are_shown(bench, engine):
     assert any("2 dense layers" in caption.value for caption in page.caption)
     page = finished(opened({"pos": "5", "layer": "3"}), bench)
     assert any("it is dense" in warning.value for warning in page.warning)
+
+
+def test_a_fact_can_be_typed_in(bench, engine):
+    page = finished(opened(), bench)
+    next(c for c in page.segmented_control if "Where the fact" in c.label).set_value("Typed in").run()
+    fields = {"Prompt": "In {} people live in", "Subject": "Peru", "True object": "Lima", "Foil": "Quito"}
+    for label, value in fields.items():
+        next(field for field in page.text_input if field.label == label).set_value(value).run()
+    assert len(engine.asked) == 1, "typing asks nothing"
+    read = bench.live(
+        Fact("In {} people live in", "Peru", "Lima", "Quito"), TraceRequest(fact=FRANCE).model,
+        special_tokens="auto", object_tokens="space", first_token=False,
+    )  # fmt: skip
+    html = "".join(element.proto.body for element in page.get("html"))
+    marked = [token for token in read.tokens if token.subject]
+    assert marked
+    for token in marked:
+        assert f'title="position {token.pos}, subject">{views.visible(token.token)}</span>' in html
+    for role, found in (("true", read.true), ("foil", read.foil)):
+        assert (f"{role} object is token" in html) == (found is not None)
+    button = next(b for b in page.button if b.label == "Trace this fact")
+    assert read.prepared is not None, read.problems
+    button.click().run()
+    finished(page, bench)
+    typed = Fact("In {} people live in", "Peru", "Lima", "Quito")
+    assert engine.asked[-1] == TraceRequest(fact=typed)
+    assert params_of(page) == to_query(TraceRequest(fact=typed), View(), bundled=False)
+
+
+def test_what_is_wrong_with_a_typed_fact_is_said_while_typing(bench, engine):
+    page = finished(opened(), bench)
+    next(c for c in page.segmented_control if "Where the fact" in c.label).set_value("Typed in").run()
+    next(field for field in page.text_input if field.label == "Prompt").set_value("Nothing here").run()
+    assert any("is not in the prompt" in re.sub(r"\\(.)", r"\1", warning.value) for warning in page.warning)
+    assert next(b for b in page.button if b.label == "Trace this fact").disabled
+
+
+def test_the_store_can_be_emptied(bench, engine, monkeypatch):
+    cleared = []
+    status = StoreStatus(size=10**6, contents=5 * 10**5, limit=10**9, models=(("demo (abc)", 5 * 10**5),))
+    monkeypatch.setattr(bench, "store_status", lambda: status)
+    monkeypatch.setattr(bench, "clear_store", cleared.append)
+    page = finished(opened(), bench)
+    next(b for b in page.button if b.label.startswith("Forget demo")).click().run()
+    next(b for b in page.button if b.label == "Forget everything").click().run()
+    assert cleared == ["demo (abc)", None]

@@ -32,7 +32,7 @@ HELP_SEED = "Each draw's generator is seeded with seed + case_id, so the numbers
 
 
 def draw() -> None:
-    """The whole sidebar, from the current state."""
+    """The sidebar from the current state, but for its `foot`."""
     link = state.begin()
     with st.sidebar:
         st.markdown("### :material/biotech: ExpertScope")
@@ -40,6 +40,11 @@ def draw() -> None:
         facts_panel.draw(link)
         _corruption(link)
         _tokens(link)
+
+
+def foot() -> None:
+    """The sidebar's last line, drawn after everything that may have been stored."""
+    with st.sidebar:
         store_panel.draw()
 
 

@@ -16,6 +16,7 @@ def draw() -> None:
     """The whole page."""
     base.start_page("Trace")
     _draw()
+    sidebar.foot()
     state.end()
     base.end_page()
 
