@@ -39,6 +39,11 @@ def experts_part(pos: int) -> str:
     return f"experts@{pos}"
 
 
+def position_of(part: str) -> int:
+    """The token index of an `experts_part`."""
+    return int(part.removeprefix("experts@"))
+
+
 def parts_of(request: TraceRequest, n_tokens: int) -> list[str]:
     """The row sets that answer a request about a prompt of `n_tokens`."""
     if request.experts == "none":

@@ -49,12 +49,13 @@ class _Stack:
 
 @dataclass
 class BaseLayer:
-    """The runs at one layer, by run index. `h_in`, `h_out`: [T, d]; `attention`: [T, d], only where it was asked for;
-    MoE tensors only where the layer has a block."""
+    """The runs at one layer, by run index. `chunk_tokens`: most tokens to compute at a time. `h_in`, `h_out`: [T, d];
+    `attention`: [T, d], only where it was asked for; MoE tensors only where the layer has a block."""
 
     model: MoeModel
     structure: Structure
     layer: int
+    chunk_tokens: int
     h_in: dict[int, torch.Tensor]
     h_out: dict[int, torch.Tensor] = field(default_factory=dict)
     attention: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -85,9 +86,15 @@ class ContributionTable:
         self._index = gather(base.index)
         tail = base.structure.tail.get(base.layer, False)
         self._block_input = gather(base.block_input) if tail or base.structure.has_shared else None
-        self._c = contributions(
-            block, gather(base.x), self._index, gather(base.weight), self._block_input if tail else None
-        ).float()  # fmt: skip
+        x, weight, given = gather(base.x), gather(base.weight), self._block_input if tail else None
+        step = max(1, base.chunk_tokens // self._index.shape[1])
+        self._c = torch.cat([
+            contributions(
+                block, x[at : at + step], self._index[at : at + step], weight[at : at + step],
+                None if given is None else given[at : at + step],
+            ).float()
+            for at in range(0, len(places), step)
+        ])  # fmt: skip
         self._index = self._index.cpu()
         self._shared: torch.Tensor | None = None
 
@@ -167,7 +174,7 @@ class BaseRuns:
 
     def step(self, layer: int) -> BaseLayer:
         """Take every run through layer `layer`."""
-        base = BaseLayer(self.model, self.structure, layer, h_in={})
+        base = BaseLayer(self.model, self.structure, layer, self.chunk_tokens, h_in={})
         for stack in self._stacks:
             for row, i in enumerate(stack.runs):
                 base.h_in[i] = stack.hidden[row]

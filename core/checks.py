@@ -16,7 +16,7 @@ import torch
 
 from .base import Run
 from .corruption import draw_noise, noised
-from .errors import ModelRefused
+from .errors import ExpertScopeError, ModelRefused
 from .head import all_logits
 from .hooks import hooks, retuple, untuple
 from .moe import MoeModel
@@ -30,7 +30,7 @@ from .sweep import listed, sweep
 _TOKENS, _SUBJECT = 8, (2, 3)
 _SMALL_LIMIT = 2e-4  # on the copy, relative to how far the patches move the logits
 _CHUNK = 8192
-_VERSION = 2  # of the checks and of what they find out; a stored verdict of another version is not used
+_VERSION = 3  # of the checks and of what they find out; a stored verdict of another version is not used
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,17 @@ def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILE
         model.structure = Structure.from_dict(noted["structure"], model)
         model.embedding_std = noted["embedding_std"]
         return checks
-    progress.update(0, 3, "checking the model")
-    checks = [*check_copy(model, progress)]
-    progress.update(1, 3, "checking the model")
-    structure = model.structure  # probes the real weights; refuses where contributions do not add up
-    progress.update(2, 3, "checking the model")
-    half = model.dtype != torch.float32
-    checks.append(Check("Σ contributions + shared = block output", structure.sum_error, 2.0**-7 if half else 5e-6))
-    checks += check_weights(model)
+    try:
+        checks = _run_checks(model, progress)
+    except (ExpertScopeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a family can fail in any way; it is refused in words
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        raise ModelRefused(
+            f"The load-time checks cannot run on this model ({type(error).__name__}: {reason}).",
+            "Its family is not supported.",
+        ) from error
+    structure = model.structure
     if store is not None:
         noted = {
             "checks": [asdict(check) for check in checks], "structure": structure.to_dict(),
@@ -72,6 +75,17 @@ def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILE
         store.put_verdict(key, model.label, noted)
     _refuse_failures(checks)
     return checks
+
+
+def _run_checks(model: MoeModel, progress: Progress) -> list[Check]:
+    progress.update(0, 3, "checking the model")
+    checks = [*check_copy(model, progress)]
+    progress.update(1, 3, "checking the model")
+    structure = model.structure  # probes the real weights; refuses where contributions do not add up
+    progress.update(2, 3, "checking the model")
+    half = model.dtype != torch.float32
+    checks.append(Check("Σ contributions + shared = block output", structure.sum_error, 2.0**-7 if half else 5e-6))
+    return checks + check_weights(model)
 
 
 def _refuse_failures(checks: list[Check]) -> None:
@@ -89,15 +103,7 @@ def _refuse_failures(checks: list[Check]) -> None:
 
 def check_copy(model: MoeModel, progress: Progress = SILENT) -> list[Check]:
     """Every layer patch, and every expert patch at the last subject token and the last token, on a tiny copy."""
-    try:
-        small = MoeModel(shrunken_model(model.config, attention=model.implementation()["attention"]))
-    except ModelRefused:
-        raise
-    except Exception as error:  # noqa: BLE001 - configuration classes raise anything; the model is refused in words
-        raise ModelRefused(
-            f"No tiny copy of the model's configuration could be built to check the sweep on ({error}).",
-            "This family is not supported.",
-        ) from error
+    small = MoeModel(shrunken_model(model.config, attention=model.implementation()["attention"]))
     return compare_with_hooks(small, progress=progress)
 
 

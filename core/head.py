@@ -7,9 +7,10 @@ The decoder layers are stubbed to hand the states over; the unembedding is stubb
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from accelerate.utils import align_module_device
 
 from .hooks import stub
 from .moe import MoeModel
@@ -21,17 +22,17 @@ _VOCABULARY = 16_384
 @torch.no_grad()
 def object_logits(model: MoeModel, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Logits of `ids` [R, m] for states after the last layer [R, d]: [R, m], fp32, on the CPU."""
-    weight, bias = model.unembedding.weight, getattr(model.unembedding, "bias", None)
     out = []
-    for at in range(0, states.shape[0], _ROWS):
-        some = ids[at : at + _ROWS].to(weight.device)
-        rows = weight[some].float()  # [r, m, d]
-        shift = 0.0 if bias is None else bias[some].float()
+    with _unembedding(model) as (weight, bias):
+        for at in range(0, states.shape[0], _ROWS):
+            some = ids[at : at + _ROWS].to(weight.device)
+            rows = weight[some].float()  # [r, m, d]
+            shift = 0.0 if bias is None else bias[some].float()
 
-        def product(hidden, rows=rows, shift=shift):  # noqa: ANN001, ANN202 - stands in for the unembedding
-            return ((hidden.float().to(rows.device) * rows).sum(-1) + shift)[:, None]
+            def product(hidden, rows=rows, shift=shift):  # noqa: ANN001, ANN202 - stands in for the unembedding
+                return ((hidden.float().to(rows.device) * rows).sum(-1) + shift)[:, None]
 
-        out.append(_through_head(model, states[at : at + _ROWS], product))
+            out.append(_through_head(model, states[at : at + _ROWS], product))
     return torch.cat(out) if out else torch.zeros(0, ids.shape[1])
 
 
@@ -41,18 +42,28 @@ def all_logits(model: MoeModel, states: torch.Tensor, *, normed: bool = False) -
 
     `normed`: the states are what the unembedding receives, the final norm behind them.
     """
-    weight, bias = model.unembedding.weight, getattr(model.unembedding, "bias", None)
+    with _unembedding(model) as (weight, bias):
 
-    def product(hidden):  # noqa: ANN001, ANN202
-        hidden = (states[:, None] if normed else hidden).float().to(weight.device)
-        parts = [hidden @ weight[at : at + _VOCABULARY].float().T for at in range(0, weight.shape[0], _VOCABULARY)]
-        logits = torch.cat(parts, -1)
-        return logits if bias is None else logits + bias.float()
+        def product(hidden):  # noqa: ANN001, ANN202
+            hidden = (states[:, None] if normed else hidden).float().to(weight.device)
+            parts = [hidden @ weight[at : at + _VOCABULARY].float().T for at in range(0, weight.shape[0], _VOCABULARY)]
+            logits = torch.cat(parts, -1)
+            return logits if bias is None else logits + bias.float()
 
-    return _through_head(model, states, product)
+        return _through_head(model, states, product)
+
+
+@contextlib.contextmanager
+def _unembedding(model: MoeModel) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """The unembedding's weight [V, d] and bias, fetched for a moment where accelerate keeps them elsewhere."""
+    module = model.unembedding
+    away = module.weight.device.type == "meta"
+    with model.lock, align_module_device(module, torch.device("cpu") if away else None):
+        yield module.weight, getattr(module, "bias", None)
 
 
 def _through_head(model: MoeModel, states: torch.Tensor, product: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Inside the model's lock: for a moment its layers and its unembedding do something else."""
     ids = torch.zeros((states.shape[0], 1), dtype=torch.long, device=model.device)
     with contextlib.ExitStack() as stack:
         for layer in model.layers:

@@ -20,7 +20,10 @@ from .prompts import subject_span
 from .requests import ModelSpec, TraceRequest, digest
 
 DEMO = "demo"
-_WHOLE = 64 * 2**20  # files up to this size are hashed by content, larger ones known by name, size and time
+ENGINE = 1
+"""Counted up whenever a change of the engine changes numbers: answers of another engine are not reused."""
+_WHOLE = 64 * 2**20  # files up to this size are hashed whole, of larger ones blocks spread over the file
+_BLOCK, _BLOCKS = 2**20, 64
 _SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
@@ -63,28 +66,35 @@ def _file_mark(path: Path) -> str:
     stat = real.stat()
     if real.parent.name == "blobs":  # the hub cache names its files by their content
         return real.name
-    if stat.st_size <= _WHOLE:
-        return _content_hash(str(real), stat.st_size, stat.st_mtime_ns)
-    return f"{stat.st_size}@{stat.st_mtime_ns}"
+    return _content_hash(str(real), stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
 def _content_hash(path: str, size: int, changed: int) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """Of the whole file, or of its size and blocks from first byte to last. `changed` only keys what is remembered."""
+    found = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as handle:
+        if size <= _WHOLE:
+            found.update(handle.read())
+        else:
+            for i in range(_BLOCKS):
+                handle.seek((size - _BLOCK) * i // (_BLOCKS - 1))
+                found.update(handle.read(_BLOCK))
+    return found.hexdigest()
 
 
 def identity_of(
     *, fingerprint: str, dtype: str, device: str, implementation: dict[str, str], quantisation: str = ""
 ) -> str:
     """The identity of a loaded model. Two that could give different numbers never share one."""
-    return digest("identity", fingerprint, dtype, device, implementation, quantisation, versions())
+    return digest("identity", ENGINE, fingerprint, dtype, device, implementation, quantisation, versions())
 
 
 def _spec_key(spec: ModelSpec) -> str | None:
     folder = locate(spec)
     if folder is None or not folder.is_dir():
         return None
-    return digest("spec", dataclasses.asdict(spec), fingerprint(folder), versions())
+    return digest("spec", ENGINE, dataclasses.asdict(spec), fingerprint(folder), versions())
 
 
 def remember_identity(store: Any, spec: ModelSpec, identity: str, *, label: str) -> None:
@@ -112,7 +122,7 @@ def manifest_key(request: TraceRequest, identity: str) -> str:
     fact = request.fact
     return digest(
         "manifest", identity, fact.text, subject_span(fact), fact.true.strip(),
-        None if fact.foil is None else fact.foil.strip(), fact.foil_auto, request.noise, request.draws,
+    """Of the whole file, or of its size and blocks from first byte to last. `changed` only keys the memory of it."""
         request.seed + fact.case_id, request.special_tokens, request.object_tokens, request.first_token,
         request.experts,
     )  # fmt: skip

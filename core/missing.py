@@ -44,7 +44,7 @@ class Question:
 @dataclass
 class Answer:
     """The parts of one answer. `tables[j]`: {part: row set} of draw j; `run_*` and `ranks`: clean run first, then
-    each corrupt one. `fresh_runs`, `fresh_rows`: what the store does not have yet."""
+    each corrupt one. `known`: activations at hand, by run. `fresh_runs`, `fresh_rows`: what the store does not have."""
 
     question: Question
     sigma: float
@@ -55,7 +55,8 @@ class Answer:
     run_infos: list[dict[str, Any]] = field(default_factory=list)
     routings: list[pd.DataFrame] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
-    fresh_runs: dict[str, tuple[Activations, dict[str, Any], pd.DataFrame]] = field(default_factory=dict)
+    known: dict[int, Activations] = field(default_factory=dict)
+    fresh_runs: set[int] = field(default_factory=set)
     fresh_rows: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -66,6 +67,11 @@ class Answer:
     def parts(self) -> list[str]:
         return parts_of(self.question.request, len(self.prepared.input_ids))
 
+    @property
+    def cached(self) -> bool:
+        """Nothing had to be computed."""
+        return not self.fresh_rows and not self.fresh_runs
+
     def write(self, store: Any, model: MoeModel, key: str, manifest: dict[str, Any]) -> None:
         """Store everything new of this answer in one transaction."""
         by_pair = dict(zip(self.pair_keys, self.tables, strict=True))
@@ -74,33 +80,41 @@ class Answer:
             (pair, part, by_pair[pair][part], {**manifest["provenance"], "ranks": ranks[pair]})
             for pair, part in self.fresh_rows
         ]
-        runs = [(k, acts.to_bytes(), info, routing) for k, (acts, info, routing) in self.fresh_runs.items()]
+        runs = [
+            (self.run_keys[which], self.known[which].to_bytes(), self.run_infos[which], self.routings[which])
+            for which in sorted(self.fresh_runs)
+        ]
         store.write(model=model.label, runs=runs, rows=rows, manifests=[(key, manifest)])
+
+    def release(self) -> None:
+        """Let go of everything large; the answer was taken."""
+        self.noise = self.noise[:0]
+        for held in (self.known, self.tables, self.routings, self.run_infos):
+            held.clear()
 
 
 def answer_missing(
     model: MoeModel, items: Sequence[tuple[int, Question]], store: Any, progress: Progress
 ) -> Iterator[tuple[int, Answer]]:
-    """Compute what `items` (index, question) need, batch by batch; yields answers as they are complete."""
+    """Compute what `items` (index, question) need, batch by batch; yields answers as they are complete.
+
+    An answer is released when the next one is asked for: take what is needed of it before.
+    """
     if not items:
         return
     budget = Budget.measure(model)
-    answers = [(i, _begin(model, question)) for i, question in items]
-    _choose_foils(model, [answer for _, answer in answers], store, budget, progress)
-    for _, answer in answers:
-        ids = answer.prepared.true_id, answer.prepared.foil_id
-        answer.pair_keys = [digest("pair", answer.run_keys[0], key, ids) for key in answer.run_keys[1:]]
-        answer.tables = [{} for _ in answer.pair_keys]
-    answers.sort(key=lambda item: len(item[1].prepared.input_ids))  # rows of one length run together
-    sizes = [budget.rows_bytes(model, len(a.prepared.input_ids), a.prepared.subject_positions[0], len(a.pair_keys),
-                               a.question.request.experts) for _, a in answers]  # fmt: skip
-    total, done = sum(sizes), 0
+    # rows of one length run together
+    items = sorted(items, key=lambda item: len(item[1].prepared.input_ids))
+    sizes = [budget.answer_bytes(model, question.request, question.prepared) for _, question in items]
+    done = 0.0
     for batch in budget.batches(sizes):
-        some = [answers[b][1] for b in batch]
-        _complete(model, some, store, budget, _Share(progress, done, sum(sizes[b] for b in batch), total))
+        share = _Share(progress, done, sum(sizes[b] for b in batch), sum(sizes))
+        answers = [(items[b][0], _begin(model, items[b][1])) for b in batch]
+        _complete(model, [answer for _, answer in answers], store, budget, share)
         done += sum(sizes[b] for b in batch)
-        for b in batch:
-            yield answers[b]
+        for i, answer in answers:
+            yield i, answer
+            answer.release()
 
 
 class _Share(Progress):
@@ -131,31 +145,41 @@ def _begin(model: MoeModel, question: Question) -> Answer:
     return Answer(question, sigma, noise, [clean, *corrupt])
 
 
-def _run(answer: Answer, which: int, known: Activations | None) -> Run:
-    """Run 0 is the clean one, run j + 1 the corrupt one of draw j."""
+def _run(answer: Answer, which: int, store: Any) -> Run:
+    """Run 0 is the clean one, run j + 1 the corrupt one of draw j; with its activations if they are at hand."""
+    if which not in answer.known and store is not None and which not in answer.fresh_runs:
+        stored = store.get_run(answer.run_keys[which])
+        if stored is not None:
+            answer.known[which] = Activations.from_bytes(stored.payload)
     noise = None if which == 0 else answer.noise[which - 1]
-    return Run(answer.prepared.input_ids, noise, answer.prepared.subject_positions, known)
+    return Run(answer.prepared.input_ids, noise, answer.prepared.subject_positions, answer.known.get(which))
 
 
-def _known(store: Any, key: str) -> Activations | None:
-    stored = None if store is None else store.get_run(key)
-    return None if stored is None else Activations.from_bytes(stored.payload)
+def _keep(answer: Answer, which: int, run: Run, fresh: Activations | None) -> Activations:
+    """Note what a sweep left behind of a run."""
+    if run.known is None:
+        assert fresh is not None
+        answer.known[which] = fresh
+        answer.fresh_runs.add(which)
+    return answer.known[which]
 
 
 def _choose_foils(model: MoeModel, answers: list[Answer], store: Any, budget: Budget, progress: Progress) -> None:
-    """Where the foil is automatic: the model's most probable next token of the clean run other than the true one."""
+    """Where the foil is automatic: the model's most probable next token of the clean run other than the true one.
+
+    All clean runs that are not known go through the model together; what they leave behind is used again.
+    """
     waiting = [answer for answer in answers if answer.prepared.foil_id is None]
-    for answer in waiting:
-        known = _known(store, answer.run_keys[0])
-        if known is None:
-            outcome = sweep(
-                model, model.structure, [_run(answer, 0, None)], listed(()), objects=[(0,)],
-                chunk_tokens=budget.chunk_tokens, keep=False, progress=progress,
-            )  # fmt: skip
-            last = outcome.final
-        else:
-            last = known.resid[-1, -1:].to(model.device)
-        logits = all_logits(model, last)[0]
+    if not waiting:
+        return
+    runs = [_run(answer, 0, store) for answer in waiting]
+    outcome = sweep(
+        model, model.structure, runs, listed(()), objects=[(0,)] * len(runs), chunk_tokens=budget.chunk_tokens,
+        progress=progress,
+    )  # fmt: skip
+    for i, (answer, run) in enumerate(zip(waiting, runs, strict=True)):
+        _keep(answer, 0, run, outcome.activations.get(i))
+        logits = all_logits(model, outcome.final[i : i + 1])[0]
         logits[answer.prepared.true_id] = -torch.inf
         prepared = with_foil(answer.prepared, model.tokenizer, int(logits.argmax()))
         answer.question = dataclasses.replace(answer.question, prepared=prepared)
@@ -165,28 +189,44 @@ def _choose_foils(model: MoeModel, answers: list[Answer], store: Any, budget: Bu
 
 
 def _complete(model: MoeModel, answers: list[Answer], store: Any, budget: Budget, progress: Progress) -> None:
-    """Fill in every answer of a batch: from the store where it has the rows and infos, by one sweep otherwise."""
+    """Fill in every answer of a batch: from the store where it has the rows and infos, by sweeps otherwise.
+
+    One sweep for all, unless a single answer is too large for the memory: then its parts follow one another.
+    """
+    _choose_foils(model, answers, store, budget, progress)
     jobs: list[_Job] = []
-    runs: list[Run] = []
-    objects: list[tuple[int, int]] = []
-    owners: list[tuple[Answer, int]] = []
-
-    def enter(answer: Answer, which: int) -> int:
-        owners.append((answer, which))
-        objects.append((answer.prepared.true_id, int(answer.prepared.foil_id)))  # type: ignore[arg-type]
-        runs.append(_run(answer, which, _known(store, answer.run_keys[which])))
-        return len(runs) - 1
-
     for answer in answers:
-        missing = _recall(answer, store)
-        if not missing:
-            continue
-        clean = enter(answer, 0)
-        for draw, parts in missing.items():
-            jobs.append(_Job(answer, draw, clean, enter(answer, draw + 1), parts))
-    if not jobs:
-        return
-    collector = _Collector(model, runs, jobs)
+        ids = answer.prepared.true_id, answer.prepared.foil_id
+        answer.pair_keys = [digest("pair", answer.run_keys[0], key, ids) for key in answer.run_keys[1:]]
+        answer.tables = [{} for _ in answer.pair_keys]
+        for draw, parts in _recall(answer, store).items():
+            jobs += [_Job(answer, draw, [part]) for part in parts]
+    sizes = [budget.part_bytes(model, job.answer.prepared, job.part) for job in jobs]
+    batches = list(budget.batches(sizes))
+    for i, batch in enumerate(batches):
+        _sweep_jobs(model, [jobs[b] for b in batch], store, budget, _Share(progress, i, 1, len(batches)))
+
+
+def _sweep_jobs(model: MoeModel, jobs: list[_Job], store: Any, budget: Budget, progress: Progress) -> None:
+    """Run some jobs in one sweep and put their row sets into their answers."""
+    runs: list[Run] = []
+    owners: list[tuple[Answer, int]] = []
+    numbers: dict[tuple[int, int], int] = {}
+
+    def number(answer: Answer, which: int) -> int:
+        if (id(answer), which) not in numbers:
+            numbers[id(answer), which] = len(runs)
+            owners.append((answer, which))
+            runs.append(_run(answer, which, store))
+        return numbers[id(answer), which]
+
+    merged: dict[tuple[int, int], _Job] = {}
+    for job in jobs:  # the parts of one draw are one job again
+        merged.setdefault((id(job.answer), job.draw), _Job(job.answer, job.draw, [])).parts.extend(job.parts)
+    for job in merged.values():
+        job.clean, job.corrupt = number(job.answer, 0), number(job.answer, job.draw + 1)
+    objects = [(answer.prepared.true_id, int(answer.prepared.foil_id)) for answer, _ in owners]  # type: ignore[arg-type]
+    collector = _Collector(model, runs, list(merged.values()))
     outcome = sweep(
         model, model.structure, runs, collector.plan, objects=objects, chunk_tokens=budget.chunk_tokens,
         progress=progress,
@@ -194,12 +234,9 @@ def _complete(model: MoeModel, answers: list[Answer], store: Any, budget: Budget
     collector.write_tables(outcome.patched.double().numpy(), outcome.runs.double().numpy())
     for at, (info, rank) in enumerate(_describe(model, outcome.final, objects)):
         answer, which = owners[at]
-        acts = outcome.activations.get(at) or runs[at].known
-        assert acts is not None
-        routing = routing_table(acts, model.moe_layers)
-        answer.run_infos[which], answer.routings[which], answer.ranks[which] = info, routing, rank
-        if runs[at].known is None:
-            answer.fresh_runs[answer.run_keys[which]] = (acts, info, routing)
+        acts = _keep(answer, which, runs[at], outcome.activations.get(at))
+        answer.run_infos[which], answer.ranks[which] = info, rank
+        answer.routings[which] = routing_table(acts, model.moe_layers)
 
 
 def _recall(answer: Answer, store: Any) -> dict[int, list[str]]:
@@ -234,13 +271,19 @@ def _recall(answer: Answer, store: Any) -> dict[int, list[str]]:
 
 @dataclass
 class _Job:
-    """The missing parts of one draw of one answer; `clean` and `corrupt` are run indices of the sweep."""
+    """Missing parts of one draw of one answer; `clean` and `corrupt` are run indices of a sweep."""
 
     answer: Answer
     draw: int
-    clean: int
-    corrupt: int
     parts: list[str]
+    clean: int = -1
+    corrupt: int = -1
+
+    @property
+    def part(self) -> str:
+        """The only part of a job that was not merged."""
+        (part,) = self.parts
+        return part
 
 
 class _Collector:

@@ -22,7 +22,7 @@ from .checks import ensure_checked
 from .errors import InputError, ModelError, ModelRefused
 from .identity import DEMO, fingerprint, locate, remember_identity
 from .memory import available_bytes
-from .moe import MoeModel, find_blocks
+from .moe import MoeModel, find_blocks, refuse_shared_outside
 from .progress import SILENT, Progress
 from .requests import ModelSpec
 
@@ -87,7 +87,9 @@ def fetch(spec: ModelSpec, progress: Progress = SILENT) -> Path:
     if folder is not None and Path(spec.name).expanduser() == folder:
         return _complete(folder, f"The folder {folder}")
     if spec.name.startswith(("/", ".", "~")):
-        raise ModelError(f"There is no folder {spec.name}.", "Check the path, or give a hub id such as org/name.")
+        raise InputError(
+            f"There is no folder {spec.name}.", "Check the path, or give a hub id such as org/name.", field="model"
+        )
     progress.update(0, 1, "looking for the model's files")
     return _complete(_download(spec), f"The model {spec.name}")
 
@@ -191,7 +193,7 @@ def _skeleton(config: Any) -> torch.nn.Module:
             f"can build ({str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__}).",
             "Choose a causal MoE language model.",
         ) from None
-    find_blocks(model)
+    refuse_shared_outside(*find_blocks(model))
     return model
 
 

@@ -85,6 +85,11 @@ class MoeModel:
         first = next(iter(self.blocks.values()))
         self.n_experts = expert_count(first.experts, self.config)
         self.hidden = int(self.config.hidden_size)
+        # read once: while a sweep runs, the shared configuration names the sweep's own attention function
+        self._implementation = {
+            "attention": str(getattr(self.config, "_attn_implementation", None)),
+            "experts": str(getattr(self.config, "_experts_implementation", None)),
+        }
         self.max_length = getattr(self.config, "max_position_embeddings", None)
 
     @property
@@ -155,10 +160,7 @@ class MoeModel:
 
     def implementation(self) -> dict[str, str]:
         """The attention and experts implementation that the model runs with."""
-        return {
-            "attention": str(getattr(self.config, "_attn_implementation", None)),
-            "experts": str(getattr(self.config, "_experts_implementation", None)),
-        }
+        return dict(self._implementation)
 
 
 def find_blocks(model: nn.Module) -> tuple[nn.ModuleList, dict[int, Block]]:

@@ -93,10 +93,6 @@ class TraceResult:
         """Clean minus corrupt contrast, mean over draws."""
         return self.clean_contrast - self.corrupt_contrast
 
-    def summary(self) -> pd.DataFrame:
-        """One row per (kind, layer, pos, expert), draws aggregated: see `over_draws`."""
-        return over_draws(self.frame)
-
 
 def complete(
     rows: pd.DataFrame, *, clean_contrast: float | np.ndarray, corrupt_contrast: float | np.ndarray
@@ -112,39 +108,6 @@ def complete(
     rows["rescue"] = rows.contrast - corrupt_contrast
     rows["restoration"] = rows.rescue / np.where(drop >= MIN_DROP, drop, np.nan)
     return rows
-
-
-def over_draws(frame: pd.DataFrame) -> pd.DataFrame:
-    """Aggregate a frame of one fact over its draws: restoration is mean rescue ÷ mean drop, never a mean of ratios.
-
-    Columns: the keys, `draws`, means of the logits, contrast, rescue and router weights, `clean_active`,
-    `rescue_sd` (sample standard deviation over draws, missing for one draw), `rescue_min`, `rescue_max`, `restoration`.
-    """
-    patched = frame[frame.kind.isin(["layer", "expert", "shared"])]
-    mean_drop = drop_of(frame)
-    keys = ["case_id", "kind", "layer", "pos", "token_id", "token", "expert"]
-    grouped = patched.groupby(keys, dropna=False, sort=False)
-    out = grouped.agg(
-        draws=("rescue", "size"),
-        clean_active=("clean_active", "first"),
-        router_weight_clean=("router_weight_clean", "mean"),
-        router_weight_corrupt=("router_weight_corrupt", "mean"),
-        true_logit=("true_logit", "mean"),
-        foil_logit=("foil_logit", "mean"),
-        contrast=("contrast", "mean"),
-        rescue=("rescue", "mean"),
-        rescue_sd=("rescue", "std"),
-        rescue_min=("rescue", "min"),
-        rescue_max=("rescue", "max"),
-    ).reset_index()
-    out["restoration"] = out.rescue / mean_drop if mean_drop >= MIN_DROP else np.nan
-    return out
-
-
-def drop_of(frame: pd.DataFrame) -> float:
-    """Clean contrast minus mean corrupt contrast of one fact's frame, in logits."""
-    clean = frame.loc[frame.kind == "clean", "contrast"].mean()
-    return float(clean - frame.loc[frame.kind == "corrupt", "contrast"].mean())
 
 
 def expert_name(layer: int, expert: int | None) -> str:

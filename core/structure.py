@@ -32,7 +32,8 @@ class Structure:
     difference of Σ contributions + shared from the block output. `reroutable`: every router selects by one plain top-k,
     so that an expert can be masked there. `attention[l]`: name of the layer's attention sublayer, or of
     what stands in its place. `top_k`: routed experts per token. `bytes_per_token`:
-    memory that a token takes inside a layer call, measured. `arguments`: recorded layer arguments."""
+    memory that a token takes inside a layer call, measured; `prefix_cost`: that of a position of a row's prefix, in
+    tokens. `arguments`: recorded layer arguments."""
 
     packed: list[bool]
     additive: dict[int, bool]
@@ -42,6 +43,7 @@ class Structure:
     reroutable: bool
     top_k: int
     bytes_per_token: float
+    prefix_cost: float
     attention: list[str]
     arguments: LayerArguments
 
@@ -62,7 +64,7 @@ class Structure:
             "packed": self.packed, "additive": {str(k): v for k, v in self.additive.items()},
             "tail": {str(k): v for k, v in self.tail.items()}, "has_shared": self.has_shared,
             "sum_error": self.sum_error, "reroutable": self.reroutable, "top_k": self.top_k,
-            "bytes_per_token": self.bytes_per_token,
+            "bytes_per_token": self.bytes_per_token, "prefix_cost": self.prefix_cost,
         }  # fmt: skip
 
     @classmethod
@@ -77,6 +79,7 @@ class Structure:
             reroutable=data["reroutable"],
             top_k=data["top_k"],
             bytes_per_token=data["bytes_per_token"],
+            prefix_cost=data["prefix_cost"],
             attention=list(data["attention"]),
             arguments=_arguments(model),
         )
@@ -100,7 +103,7 @@ def probe(model: MoeModel) -> Structure:
     arguments = _arguments(model)
     vocabulary = int(model.config.vocab_size)
     ids = (torch.arange(2 * _PROBE_TOKENS) * 7919 + 13).remainder(vocabulary).view(2, -1).to(model.device)
-    structure = Structure([], {}, {}, False, 0.0, True, 0, 1.0, [], arguments)
+    structure = Structure([], {}, {}, False, 0.0, True, 0, 1.0, 1.0, [], arguments)
     with model.lock, packed_mode(model.model):
         keys: list[Any] = []
         for row in range(2):
@@ -110,7 +113,7 @@ def probe(model: MoeModel) -> Structure:
         hidden, _ = record_layer_calls(model.model, model.layers, input_ids=ids)
         for layer in range(model.n_layers):
             hidden = _probe_layer(model, structure, layer, hidden, keys)
-        structure.bytes_per_token = _measure_memory(model, structure, hidden, keys)
+        structure.bytes_per_token, structure.prefix_cost = _measure_memory(model, structure, hidden, keys)
     for key in set(keys):
         del arguments.recorded[key]
     return structure
@@ -162,20 +165,32 @@ def _mixer(layer: nn.Module, block: Block | None, called: list[tuple[str, nn.Mod
     return ""
 
 
-def _measure_memory(model: MoeModel, structure: Structure, hidden: torch.Tensor, keys: list[Any]) -> float:
-    """Bytes per token of a call of the first MoE layer, with rows like those of a sweep."""
+def _measure_memory(
+    model: MoeModel, structure: Structure, hidden: torch.Tensor, keys: list[Any]
+) -> tuple[float, float]:
+    """(bytes per token of a call of the first MoE layer, bytes per position of a row's prefix ÷ that)."""
     layer = model.moe_layers[0]
-    module = model.layers[layer]
+    module, arguments, key = model.layers[layer], structure.arguments, keys[0]
 
-    def call(n_tokens: int) -> None:
+    def whole_rows(n_tokens: int) -> None:
         rows = hidden[:1].expand(max(1, n_tokens // _PROBE_TOKENS), -1, -1)
-        pieces = [Piece(rows, _PROBE_TOKENS, 0, [keys[0]] * rows.shape[0])]
+        pieces = [Piece(rows, _PROBE_TOKENS, 0, [key] * rows.shape[0])]
         if structure.packed[layer]:
-            call_packed(module, layer, pieces, structure.arguments)
+            call_packed(module, layer, pieces, arguments)
         else:
-            call_full(module, layer, pieces, [0], structure.arguments)
+            call_full(module, layer, pieces, [0], arguments)
 
-    return bytes_per_token(call, small=10 * _PROBE_TOKENS, large=40 * _PROBE_TOKENS)
+    def last_positions(n_rows: int) -> None:
+        prefix = Piece(hidden[:1, :-1], _PROBE_TOKENS, 0, [key], queries="none")
+        rows, owner = hidden[:1, -1:].expand(n_rows, -1, -1), torch.zeros(n_rows, dtype=torch.long)
+        piece = Piece(rows, _PROBE_TOKENS, _PROBE_TOKENS - 1, [key] * n_rows, (0, owner.to(hidden.device)))
+        call_packed(module, layer, [prefix, piece], arguments)
+
+    token = bytes_per_token(whole_rows, small=10 * _PROBE_TOKENS, large=40 * _PROBE_TOKENS)
+    if not structure.packed[layer]:
+        return token, 1.0  # whole rows are run
+    row = bytes_per_token(last_positions, small=70, large=280)
+    return token, max(0.0, (row - token) / (_PROBE_TOKENS - 1) / token)
 
 
 def _packed_agrees(module, layer, hidden, keys, arguments, want) -> bool:  # noqa: ANN001

@@ -93,16 +93,18 @@ def sweep(
         )
         live = _Live(model, structure, base_runs, chunk_tokens)
         work = _Work(model.n_layers, sum(run.length for run in runs if run.known is None), progress)
-        for layer in range(model.n_layers):
-            progress.check()
-            base = base_runs.step(layer)
-            early, late = live.admit(plan(base))
-            live.join(early, base.h_in)
-            live.run(base, work)
-            live.finish(base)
-            live.join_behind(late, base)
-            work.next_layer(live.tokens)
-        base_runs.forget()
+        try:
+            for layer in range(model.n_layers):
+                progress.check()
+                base = base_runs.step(layer)
+                early, late = live.admit(plan(base))
+                live.join(early, base.h_in)
+                live.run(base, work)
+                live.finish(base)
+                live.join_behind(late, base)
+                work.next_layer(live.tokens)
+        finally:
+            base_runs.forget()
         finals = base_runs.final
         final = torch.stack([finals[i] for i in range(len(runs))])
         wanted = torch.as_tensor(objects)
@@ -213,11 +215,10 @@ class _Live:
 
     def logits(self, wanted: torch.Tensor) -> torch.Tensor:
         """Logits [n_patches, m] of each patch's objects (`wanted` has a row per run)."""
-        out = torch.empty(len(self.patches), wanted.shape[1])
-        for group in self.groups.values():
-            owners = torch.tensor([self.patches[i].run for i in group.rows])
-            out[torch.tensor(group.rows)] = object_logits(self.model, group.state[:, -1], wanted[owners])
-        return out
+        if not self.patches:
+            return torch.zeros(0, wanted.shape[1])
+        owners = torch.tensor([patch.run for patch in self.patches])
+        return object_logits(self.model, self.final(), wanted[owners])
 
     def final(self) -> torch.Tensor:
         """Last hidden state of each patch, [n_patches, d]."""
@@ -263,19 +264,24 @@ class _Live:
         return [step for step in self.patches[i].steps if step.layer == layer and step.site != "residual"]
 
     def _chunks(self) -> Iterator[list[tuple[_Group, range]]]:
-        """Live rows of all groups, at most `chunk_tokens` tokens at a time."""
+        """Live rows of all groups, in chunks that cost at most as much as `chunk_tokens` tokens.
+
+        A row costs its own positions, its prefix's keys and values, and its share of the prefix piece.
+        """
         slices: list[tuple[_Group, range]] = []
-        tokens = 0
+        cost = 0.0
         for group in self.groups.values():
+            n = len(group.rows)
+            owners = len({self.patches[i].run for i in group.rows})
+            row = group.span + group.start * (self.structure.prefix_cost + owners / n)
             at = 0
-            while at < len(group.rows):
-                if slices and tokens + group.span > self.chunk_tokens:
+            while at < n:
+                if slices and cost + row > self.chunk_tokens:
                     yield slices
-                    slices, tokens = [], 0
-                room = max(1, (self.chunk_tokens - tokens) // group.span)
-                rows = range(at, min(len(group.rows), at + room))
+                    slices, cost = [], 0.0
+                rows = range(at, min(n, at + max(1, int((self.chunk_tokens - cost) / row))))
                 slices.append((group, rows))
-                tokens += len(rows) * group.span
+                cost += len(rows) * row
                 at = rows.stop
         if slices:
             yield slices

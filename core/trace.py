@@ -172,6 +172,6 @@ def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress
             run_infos=answer.run_infos,
             routings=answer.routings,
             ranks=answer.ranks,
-            cached=False,
+            cached=answer.cached,
         )
     return [result for result in results if result is not None]

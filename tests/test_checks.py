@@ -139,3 +139,12 @@ def test_half_precision_passes_the_checks_of_the_real_weights(family: str, dtype
     same = MoeModel(tiny_models.build(family)).structure  # what fp32 finds out about the layers
     assert (model.structure.packed, model.structure.additive) == (same.packed, same.additive)
     assert all(check.passed for check in checks.check_weights(model))
+
+
+def test_a_family_that_crashes_in_the_checks_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*args: object, **kwargs: object) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'reshape'")
+
+    monkeypatch.setattr(checks, "shrunken_model", crash)
+    with pytest.raises(ModelRefused, match="checks cannot run on this model .*reshape"):
+        ensure_checked(_model())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 from pathlib import Path
 
 import checkpoints
@@ -12,7 +14,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import core
-from core import models
+from core import identity, models
 from core.errors import ExpertScopeError, InputError, ModelError, ModelRefused
 from core.identity import locate, recall_identity
 from core.progress import Progress
@@ -102,8 +104,9 @@ def test_a_dense_model_is_refused_before_its_weights_are_read(tmp_path: Path, mo
         core.load_model(str(tmp_path / "dense"))
 
 
-def test_a_shared_expert_outside_the_block_is_refused(tmp_path: Path) -> None:
+def test_a_shared_expert_outside_the_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints.save(tmp_path / "outside", "granitemoeshared")
+    monkeypatch.setattr(models, "_read_weights", lambda *args: pytest.fail("the weights were read"))
     with pytest.raises(ModelRefused, match="shared expert .* outside"):
         core.load_model(str(tmp_path / "outside"))
 
@@ -147,8 +150,8 @@ def test_weights_that_are_missing_are_not_made_up(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ({"name": "/no/such/folder"}, ModelError, "no folder"),
-        ({"name": "./nowhere"}, ModelError, "no folder"),
+        ({"name": "/no/such/folder"}, InputError, "no folder"),
+        ({"name": "./nowhere"}, InputError, "no folder"),
         ({"name": "not a hub id!"}, InputError, "neither a folder"),
         ({"name": "org/absent"}, ModelError, "not on this machine"),
         ({"name": "demo", "dtype": "int3"}, InputError, "float32"),
@@ -181,3 +184,23 @@ def test_the_identity_is_remembered_and_follows_the_weights(copy: Path, tmp_path
         data[-1] ^= 1
         (copy / "model.safetensors").write_bytes(data)
         assert recall_identity(store, spec) is None
+
+
+def test_large_files_are_known_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_WHOLE", 1000)
+    monkeypatch.setattr(identity, "_BLOCK", 64)
+    data = bytearray(random.Random(0).randbytes(4000))
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(data)
+        data[-1] ^= name == "b"  # "c" differs in its last byte
+    a, b, c = (identity.fingerprint(tmp_path / name) for name in "abc")
+    assert a == b != c
+    os.utime(tmp_path / "a" / "model.safetensors", (1, 1))  # another time is not another model
+    assert identity.fingerprint(tmp_path / "a") == a
+
+
+def test_another_engine_does_not_reuse_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = core.load_model(str(folder)).identity
+    monkeypatch.setattr(identity, "ENGINE", identity.ENGINE + 1)
+    assert core.load_model(str(folder)).identity != before

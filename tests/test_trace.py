@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import accelerate
 import pandas as pd
 import pytest
 import tiny_models
@@ -18,8 +21,8 @@ from core.budget import Budget
 from core.memory import AllocationWatch, bytes_per_token
 from core.moe import MoeModel
 from core.prompts import PreparedFact
-from core.requests import Fact
-from core.results import MIN_DROP, complete, over_draws
+from core.requests import Fact, TraceRequest
+from core.results import MIN_DROP, TraceResult, complete
 
 N_TOKENS = 9
 
@@ -118,7 +121,7 @@ def test_another_foil_shares_the_runs_but_no_rows(model: MoeModel, store: Store)
 def test_another_setting_is_another_answer(model: MoeModel, store: Store, change: dict) -> None:
     trace.trace_prepared(model, [a_fact()], store=store)
     (changed,) = trace.trace_prepared(model, [a_fact()], store=store, **change)
-    assert not changed.cached
+    assert changed.cached == (change == {"experts": "none"})  # fewer experts are there already
     (fresh,) = trace.trace_prepared(model, [a_fact()], **change)
     pd.testing.assert_frame_equal(changed.frame, fresh.frame, atol=2e-5, rtol=0)
 
@@ -162,8 +165,6 @@ def test_the_automatic_foil_is_the_most_probable_other_token(model: MoeModel, st
 
 
 def _with_foil(prepared: PreparedFact, foil: int) -> PreparedFact:
-    import dataclasses
-
     return dataclasses.replace(prepared, foil_id=foil, foil_token=str(foil))
 
 
@@ -181,25 +182,30 @@ def test_p_true_and_top_tokens_are_those_of_plain_forwards(model: MoeModel) -> N
 
 def test_batches_respect_the_memory_and_change_no_number(model: MoeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = [a_fact(case_id=i, true_id=17 + i) for i in range(4)]
-    together = trace.trace_prepared(model, facts, draws=2)
-    calls = []
+    together = trace.trace_prepared(model, facts, draws=2, experts="all")
+    sweeps = []
     sweep = missing.sweep
 
     def spy(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
-        calls.append(len(args[2]))
-        return sweep(*args, **kwargs)
+        outcome = sweep(*args, **kwargs)
+        sweeps.append(([run.known is None for run in args[2]], len(outcome.patched)))
+        return outcome
 
     monkeypatch.setattr(missing, "sweep", spy)
-    monkeypatch.setattr(Budget, "measure", classmethod(lambda cls, model: Budget(chunk_tokens=16, kept_bytes=1)))
-    apart = trace.trace_prepared(model, facts, draws=2)
-    assert calls == [3, 3, 3, 3]  # one sweep per fact: a clean and two corrupt runs
+    monkeypatch.setattr(Budget, "measure", classmethod(lambda cls, model: Budget(chunk_tokens=16, kept_bytes=20_000)))
+    apart = trace.trace_prepared(model, facts, draws=2, experts="all")
+    assert sum(sum(fresh) for fresh, _ in sweeps) == 4 * 3  # every run computed once, in however many sweeps
+    assert len(sweeps) > 8  # even one answer is split
+    biggest = max(Budget.part_bytes(model, facts[0], part) for part in ("layer", "experts@2"))
+    rows_bytes = max(n for _, n in sweeps) * model.hidden * 4  # each row keeps at least one position
+    assert rows_bytes <= max(20_000, biggest)
     for a, b in zip(together, apart, strict=True):
         pd.testing.assert_frame_equal(a.frame, b.frame, atol=2e-5, rtol=0)
 
 
 def test_the_row_estimate_covers_what_a_sweep_keeps(model: MoeModel) -> None:
     fact = a_fact()
-    estimate = Budget.rows_bytes(model, N_TOKENS, fact.subject_positions[0], 2, "all")
+    estimate = Budget.answer_bytes(model, TraceRequest(fact.fact, draws=2, experts="all"), fact)
     with AllocationWatch() as watch:
         trace.trace_prepared(model, [fact], draws=2, experts="all")
     assert watch.peak < 3 * estimate + 40 * N_TOKENS * model.structure.bytes_per_token
@@ -222,6 +228,64 @@ def test_a_model_is_left_as_it_was(model: MoeModel) -> None:
     assert state() == before and model.implementation() == attention
 
 
+def test_threads_share_a_model(store: Store) -> None:
+    """Three at once on one model: every answer is the one that a thread alone gets, and nothing is left behind."""
+    model = MoeModel(tiny_models.build("mixtral"), fingerprint="shared")
+    model.structure  # noqa: B018 - probed once, before
+    facts = [random_fact(i, length=7 + i % 3) for i in range(9)]
+    alone = [trace.trace_prepared(model, [fact])[0] for fact in facts]
+    found: dict[int, TraceResult] = {}
+    errors: list[BaseException] = []
+
+    def work(which: int) -> None:
+        try:
+            for i in range(which, len(facts), 3):
+                found[i] = trace.trace_prepared(model, [facts[i]], store=store)[0]
+        except BaseException as error:  # noqa: BLE001 - a thread's error must reach the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for i, want in enumerate(alone):
+        pd.testing.assert_frame_equal(found[i].frame, want.frame, atol=2e-5, rtol=0)
+        pd.testing.assert_frame_equal(found[i].runs, want.runs, atol=1e-5, rtol=1e-4)
+        assert found[i].provenance.implementation == want.provenance.implementation
+    assert not [name for name, module in model.model.named_modules() if "forward" in module.__dict__]
+
+
+def test_automatic_foils_of_many_facts_take_one_pass(model: MoeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = []
+    for i in range(4):
+        fact = random_fact(i)
+        fact = dataclasses.replace(fact, foil_id=None, fact=dataclasses.replace(fact.fact, foil=None, foil_auto=True))
+        facts.append(fact)
+    sweeps = []
+    sweep = missing.sweep
+
+    def spy(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+        sweeps.append(sum(run.known is None for run in args[2]))
+        return sweep(*args, **kwargs)
+
+    monkeypatch.setattr(missing, "sweep", spy)
+    monkeypatch.setattr(missing, "with_foil", lambda p, tok, foil: _with_foil(p, foil))
+    trace.trace_prepared(model, facts)
+    assert sweeps == [4, 4]  # four clean runs, then four corrupt ones
+
+
+def test_an_offloaded_model_gives_the_same_numbers() -> None:
+    """With accelerate's hooks, weights (the unembedding's too) on the meta device between uses."""
+    want = trace.trace_prepared(MoeModel(tiny_models.build("deepseek_v3")), [a_fact()], draws=2)[0]
+    module = tiny_models.build("deepseek_v3")
+    accelerate.cpu_offload(module, execution_device=torch.device("cpu"))
+    assert module.lm_head.weight.device.type == "meta"
+    got = trace.trace_prepared(MoeModel(module), [a_fact()], draws=2)[0]
+    pd.testing.assert_frame_equal(got.frame, want.frame, atol=1e-6, rtol=0)
+
+
 # ---- the tables ----------------------------------------------------------------------------------------------------
 
 
@@ -239,25 +303,6 @@ def test_rescue_and_restoration() -> None:
 @pytest.mark.parametrize("drop", [MIN_DROP - 1e-9, 0.0, -3.0])
 def test_restoration_is_missing_where_there_is_no_drop(drop: float) -> None:
     assert complete(rows((1.0, 0.0)), clean_contrast=drop, corrupt_contrast=0.0).restoration.isna().all()
-
-
-def test_draws_are_a_ratio_of_means() -> None:
-    def row(kind: str, draw: object, contrast: float, rescue: float, layer: object = None) -> dict:
-        return {
-            "case_id": 1, "kind": kind, "draw": draw, "layer": layer, "pos": layer, "token_id": 1, "token": "a",
-            "expert": None, "clean_active": None, "router_weight_clean": 0.0, "router_weight_corrupt": 0.0,
-            "true_logit": contrast, "foil_logit": 0.0, "contrast": contrast, "rescue": rescue,
-        }  # fmt: skip
-
-    frame = pd.DataFrame([
-        row("clean", None, 10.0, 5.0), row("corrupt", 0, 9.0, 0.0), row("corrupt", 1, 1.0, 0.0),
-        row("layer", 0, 9.5, 0.5, 3), row("layer", 1, 3.0, 2.0, 3),
-    ])  # fmt: skip
-    (summary,) = over_draws(frame).to_dict("records")
-    assert summary["restoration"] == pytest.approx(1.25 / 5.0)  # not the mean of 0.5 and 0.222
-    assert summary["draws"] == 2
-    assert (summary["rescue_min"], summary["rescue_max"]) == (0.5, 2.0)
-    assert summary["rescue_sd"] == pytest.approx(1.5 / 2**0.5)
 
 
 def test_facts_of_one_sweep_keep_their_order(model: MoeModel) -> None:
