@@ -122,7 +122,8 @@ def manifest_key(request: TraceRequest, identity: str) -> str:
     fact = request.fact
     return digest(
         "manifest", identity, fact.text, subject_span(fact), fact.true.strip(),
-    """Of the whole file, or of its size and blocks from first byte to last. `changed` only keys the memory of it."""
+        None if fact.foil is None or fact.foil_auto else fact.foil.strip(), fact.foil_auto,
+        request.noise, request.draws,
         request.seed + fact.case_id, request.special_tokens, request.object_tokens, request.first_token,
         request.experts,
     )  # fmt: skip
