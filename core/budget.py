@@ -34,7 +34,7 @@ class Budget:
         free = available_bytes(model.device)
         tokens = int(free * _WORKING_SHARE / model.structure.bytes_per_token)
         # where accelerate fetches weights for every call, few large calls are better
-        fetched = getattr(model.model, "hf_device_map", None) is not None
+        fetched = len(set(map(str, (getattr(model.model, "hf_device_map", None) or {}).values()))) > 1
         most = _MOST_TOKENS_CPU if model.device.type == "cpu" and not fetched else _MOST_TOKENS
         return cls(chunk_tokens=max(64, min(most, tokens)), kept_bytes=int(free * _KEPT_SHARE))
 
