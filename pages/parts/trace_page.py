@@ -7,8 +7,9 @@ import dataclasses
 import streamlit as st
 
 from core.links import check_view
+from core.results import TraceResult
 
-from . import base, downloads, head, maps, sidebar, state, text
+from . import base, head, sidebar, state, text
 from .answers import answer
 
 
@@ -49,11 +50,15 @@ def _draw() -> None:
     for problem in problems:
         st.warning(text.plain(problem))
     head.draw(result)
+    from . import maps  # charts take most of a second to import: the head is on the screen by then
+
     maps.draw(result, view)
     _provenance(result)
 
 
-def _provenance(result) -> None:
+def _provenance(result: TraceResult) -> None:
+    from . import downloads
+
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.expander("Where these numbers come from"):
             prov = dataclasses.asdict(result.provenance)
