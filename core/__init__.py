@@ -10,11 +10,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import types
 from typing import Any
 
 from .requests import Fact, ModelSpec, TraceRequest
+
+# before torch is imported: threads that spin while they wait make the same work many times slower on a busy machine
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 __all__ = ["Fact", "ModelSpec", "TraceRequest", "load_model", "trace"]
 

@@ -152,8 +152,6 @@ def run_trace(arguments: argparse.Namespace) -> int:
     progress = TerminalProgress()
     sieve = Sieve(arguments, progress)
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         from .trace import from_store
 
@@ -215,8 +213,6 @@ def run_patch(arguments: argparse.Namespace) -> int:
     template = _template(arguments, experts="none")
     progress = TerminalProgress()
     sieve = Sieve(arguments, progress)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         from .patching import patch_many
 

@@ -84,7 +84,7 @@ class MoeModel:
             raise ModelRefused("The model has no unembedding (lm_head).", "Choose a causal language model.")
         first = next(iter(self.blocks.values()))
         self.n_experts = expert_count(first.experts, self.config)
-        self.hidden = int(self.config.hidden_size)
+        self.hidden = int(getattr(self.config, "hidden_size", None) or self.embedding.weight.shape[-1])
         # read once: while a sweep runs, the shared configuration names the sweep's own attention function
         self._implementation = {
             "attention": str(getattr(self.config, "_attn_implementation", None)),

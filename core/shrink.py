@@ -21,12 +21,14 @@ _SIZES = {
     "head_dim": 16, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
     "v_head_dim": 16, "num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "moe_num_experts": 8,
     "num_experts_per_tok": 4, "moe_topk": 4, "moe_k": 4, "top_k_experts": 4, "n_group": 2, "topk_group": 1,
-    "sliding_window": 5, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+    "sliding_window": 5, "index_topk": 4,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
     "linear_value_head_dim": 16, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_num_heads": 8,
     "mamba_head_dim": 16, "ssm_state_size": 8, "mamba_dt_rank": 8, "chunk_size": 8, "mamba_chunk_size": 8,
     "num_nextn_predict_layers": 0, "num_mtp_layers": 0,
 }  # fmt: skip
-"""Sizes of the copy. A field is only ever made smaller, and only where the configuration has it."""
+"""Sizes of the copy. A field is only ever made smaller, and only where the configuration has it. Windows and index
+sizes are smaller than the checks' prompts, so that what they do to longer prompts shows."""
 
 _WEIGHT_STD = 0.15  # for width 64: patches move the contrast by tenths of a logit, so that errors show
 

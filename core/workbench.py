@@ -28,10 +28,6 @@ from .progress import Progress
 from .requests import Fact, ModelSpec, TraceRequest
 from .results import TraceResult
 
-# before torch is imported: spinning threads make the same work many times slower on a busy machine (engine.md)
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-
 log = logging.getLogger(__name__)
 
 LOADED, ON_DISK, NOT_HERE = "loaded", "on disk", "not here"

@@ -32,6 +32,16 @@ def test_a_tiny_copy_of_a_full_size_configuration_agrees_with_hooks(family: str)
         assert check.difference < check.allowed / 3  # sound engines pass with room
 
 
+def test_attention_by_an_index_is_refused() -> None:
+    """DeepSeek-V3.2 attends to the positions that an index selects: a row of its own gets another selection."""
+    config = CONFIG_MAPPING["deepseek_v32"](
+        num_hidden_layers=4, first_k_dense_replace=1, hidden_size=64, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=256, index_topk=2048,
+    )  # fmt: skip
+    found = compare_with_hooks(MoeModel(shrunken_model(config)))
+    assert not all(check.passed for check in found)
+
+
 def test_the_copy_keeps_what_is_structural() -> None:
     config = CONFIG_MAPPING["deepseek_v3"](norm_topk_prob=False, routed_scaling_factor=1.7, num_hidden_layers=61)
     small = shrunken_config(config)
