@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a page of text)
 """Writes the model card (``README.md``) from ``figures.json``, ``training.json``, ``runs.json`` and the files' hashes.
 
 ``python demo/card.py``; ``train.py`` calls it at its end.  No figure in the card is typed in by hand.
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 
 from factlist import DEMO
+from templates import TEMPLATES
 
 CARD = DEMO / "README.md"
 HASHED = (
@@ -138,6 +140,10 @@ def _row(values: list[float], form=lambda v: f"{v:.2f}") -> str:
     return " | ".join(form(v) for v in values)
 
 
+def _span(values: list[int]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
 def _relation_rows(recall: dict) -> str:
     cells = [
         f"{relation} | {percent(held)} | {percent(recall['new_templates_by_relation'][relation])}"
@@ -145,7 +151,7 @@ def _relation_rows(recall: dict) -> str:
     ]
     cells += [" | | "] * (len(cells) % 2)
     half = len(cells) // 2
-    return "\n".join(f"| {a} | {b} |" for a, b in zip(cells[:half], cells[half:]))
+    return "\n".join(f"| {a} | {b} |" for a, b in zip(cells[:half], cells[half:], strict=True))
 
 
 def _run_rows(runs: list[dict]) -> str:
@@ -172,11 +178,8 @@ def card(figures: dict, training: dict, runs: dict) -> str:
     """The model card's text."""
     recipe = training["recipe"]
     recall, load, causal, model = figures["recall"], figures["expert_load"], figures["causal"], figures["model"]
-    from templates import TEMPLATES
-
     trained = sorted({len(t.trained) for t in TEMPLATES.values()})
     unseen = sorted({len(t.unseen) for t in TEMPLATES.values()})
-    span = lambda v: str(v[0]) if len(v) == 1 else f"{v[0]} to {v[-1]}"
     files = [name for name in HASHED if (DEMO / name).exists()]
     return TEXT.format(
         **{**model, "parameters": f"{model['parameters'] / 1e6:.2f} million"},
@@ -213,8 +216,8 @@ def card(figures: dict, training: dict, runs: dict) -> str:
         minutes=training["minutes"],
         torch=training["torch"],
         transformers=training["transformers"],
-        trained_templates=span(trained),
-        unseen_templates=span(unseen),
+        trained_templates=_span(trained),
+        unseen_templates=_span(unseen),
         other=recipe["other"],
         balance=recipe["balance"],
         batch=recipe["batch"],

@@ -34,7 +34,7 @@ class _SortedExperts(torch.autograd.Function):
         first_row, first_slot = room.cumsum(0) - room, counts.cumsum(0) - counts
         slot = torch.empty_like(order)  # row of each (token, k)
         slot[order] = torch.arange(len(order)) + (first_row - first_slot)[expert[order]]
-        slices = [(e, a, a + n) for e, (a, n) in enumerate(zip(first_row.tolist(), room.tolist())) if n]
+        slices = [(e, a, a + n) for e, (a, n) in enumerate(zip(first_row.tolist(), room.tolist(), strict=True)) if n]
 
         x = torch.zeros(int(room.sum()), hidden.shape[1], dtype=PRODUCTS)
         x[slot] = hidden.to(PRODUCTS).repeat_interleave(top_k, 0)

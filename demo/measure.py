@@ -81,7 +81,7 @@ def recall(model, tokenizer, facts: list[Fact], prompts: list[str]) -> torch.Ten
 
 def _per_relation(pairs: list[Fact], right: torch.Tensor) -> dict[str, float]:
     groups = defaultdict(list)
-    for fact, ok in zip(pairs, right.tolist()):
+    for fact, ok in zip(pairs, right.tolist(), strict=True):
         groups[fact.relation].append(ok)
     return {relation: sum(v) / len(v) for relation, v in sorted(groups.items())}
 
@@ -116,7 +116,7 @@ def expert_shares(model, tokenizer, facts: list[Fact]) -> torch.Tensor:
 
         return hook
 
-    hooks = [block.mlp.gate.register_forward_hook(count(l)) for l, block in enumerate(model.model.layers)]
+    hooks = [block.mlp.gate.register_forward_hook(count(layer)) for layer, block in enumerate(model.model.layers)]
     rows = tokenizer([f.prompt for f in facts])["input_ids"]
     try:
         for chunk in by_length(rows, 256):
@@ -202,6 +202,13 @@ class Sites:
             handle.remove()
 
 
+def _contrasts(logits: torch.Tensor, true: torch.Tensor, foil: torch.Tensor) -> torch.Tensor:
+    """[fact, draw] from logits of facts times draws."""
+    logits = logits.view(len(true), -1, logits.shape[-1])
+    rows = torch.arange(len(true))
+    return logits[rows, :, true] - logits[rows, :, foil]
+
+
 @torch.no_grad()
 def causal_traces(model, tokenizer, sample: list[Fact], draws: int = DRAWS, sites=None, batch: int = 24) -> dict:
     """Clean and corrupt contrasts and the contrasts under every patch, ``[fact]`` or ``[fact, draw]``.
@@ -226,13 +233,8 @@ def causal_traces(model, tokenizer, sample: list[Fact], draws: int = DRAWS, site
             where = {"last": lengths - 1, "last_subject": torch.tensor([encoded[i][1][-1] for i in chunk])}
             rows = torch.arange(len(chunk))
 
-            def contrast(logits, repeat):
-                k = torch.arange(len(logits))
-                value = logits[k, true[chunk].repeat_interleave(repeat)] - logits[k, foil[chunk].repeat_interleave(repeat)]
-                return value.view(len(chunk), repeat)
-
             run.record, run.noise, run.patch = {}, None, None
-            out["clean"][chunk] = contrast(last_logits(model, ids, lengths), 1)[:, 0]
+            out["clean"][chunk] = _contrasts(last_logits(model, ids, lengths), true[chunk], foil[chunk])[:, 0]
             clean, run.record = run.record, None
 
             noise = torch.zeros(len(chunk), draws, ids.shape[1], hidden)
@@ -242,12 +244,14 @@ def causal_traces(model, tokenizer, sample: list[Fact], draws: int = DRAWS, site
                 noise[row, :, positions] = torch.randn(draws, len(positions), hidden, generator=generator) * sigma
             run.noise = noise.flatten(0, 1)
             many, long = ids.repeat_interleave(draws, 0), lengths.repeat_interleave(draws)
-            out["corrupt"][chunk] = contrast(last_logits(model, many, long), draws)
+            out["corrupt"][chunk] = _contrasts(last_logits(model, many, long), true[chunk], foil[chunk])
             for kind, position in sites:
                 for layer in range(layers):
                     value = clean[kind, layer][rows, where[position]].repeat_interleave(draws, 0)
                     run.patch = ((kind, layer), where[position].repeat_interleave(draws), value)
-                    out[kind, position, layer][chunk] = contrast(last_logits(model, many, long), draws)
+                    out[kind, position, layer][chunk] = _contrasts(
+                        last_logits(model, many, long), true[chunk], foil[chunk]
+                    )
             run.patch = run.noise = None
     return out
 
@@ -260,7 +264,7 @@ def causal_figures(traces: dict, layers: int) -> dict:
     def curve(kind, position):
         if (kind, position, 0) not in traces:
             return None
-        return [((traces[kind, position, l].mean() - corrupt.mean()) / drop).item() for l in range(layers)]
+        return [((traces[kind, position, i].mean() - corrupt.mean()) / drop).item() for i in range(layers)]
 
     figures = {
         "facts": len(clean),

@@ -40,7 +40,8 @@ def _train(words: list[str], subjects: list[str], size: int) -> Tokenizer:
         min_frequency=2,
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" " + w for w in words for _ in range(WEIGHT)] + [" " + s for s in subjects], trainer)
+    corpus = [" " + w for w in words for _ in range(WEIGHT)] + [" " + s for s in subjects]
+    tokenizer.train_from_iterator(corpus, trainer)
     return tokenizer
 
 
@@ -51,7 +52,11 @@ def build_tokenizer(facts: list[Fact], subject_merges: int = SUBJECT_MERGES) -> 
     needed = _train(words, [], 10**6).get_vocab_size()  # everything that the whole words take
     tokenizer = _train(words, subjects, needed + subject_merges)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=END, model_max_length=128, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=128,
+        clean_up_tokenization_spaces=False,
     )
     split = [w for w in words if len(tokenizer(" " + w)["input_ids"]) != 1]
     if split:
@@ -64,5 +69,7 @@ if __name__ == "__main__":
     bundled = load_facts(source)
     built = build_tokenizer(bundled)
     lengths = [len(built(" " + s)["input_ids"]) for s in sorted({f.subject for f in bundled})]
-    print(f"vocabulary {len(built)}, {sum(lengths) / len(lengths):.2f} tokens a subject, "
-          f"{sum(n == 1 for n in lengths) / len(lengths):.0%} of them single tokens")
+    print(
+        f"vocabulary {len(built)}, {sum(lengths) / len(lengths):.2f} tokens a subject, "
+        f"{sum(n == 1 for n in lengths) / len(lengths):.0%} of them single tokens"
+    )

