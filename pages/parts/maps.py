@@ -203,7 +203,8 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen
     if at.request.draws == 1:
         del columns["rescue_sd"]
     st.dataframe(
-        table.assign(share=100 * table.share), column_config=columns, column_order=list(columns), hide_index=True,
+        table.assign(share=(100 * table.share).round() + 0.0),  # + 0.0: no −0 %
+        column_config=columns, column_order=list(columns), hide_index=True,
         key=slot.key, on_select=state.callback(slot.key, pick),
         selection_mode="single-row", selection_default={"selection": {"rows": [] if row is None else [row]}},
         alt=f"Active experts of layer {shown.layer} at position {shown.pos}",
