@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .errors import InputError
-from .moe import MoeModel
 from .prompts import PreparedFact, prepare
 from .requests import TraceRequest
+
+if TYPE_CHECKING:  # it loads torch, which an answer from the store does without
+    from .moe import MoeModel
 
 
 def prepare_for(model: MoeModel, request: TraceRequest) -> PreparedFact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 
@@ -194,9 +195,18 @@ def test_a_typed_fact_is_tokenised_without_a_model(bench, counting, tmp_path):
         bench.live(FRANCE, ModelSpec("no/such"), **options)
 
 
-def test_importing_the_workbench_loads_nothing_heavy():
-    import subprocess
-
-    code = "import sys, core.workbench; print([m for m in ('torch', 'transformers', 'duckdb') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_looking_up_needs_neither_torch_nor_transformers(tmp_path):
+    """A cached view appears at once: what answers from the store must not wait for seconds of imports."""
+    code = """
+import sys, core.workbench
+bench = core.workbench.Workbench.open(sys.argv[1])
+assert 'duckdb' in sys.modules
+fact = core.Fact("The capital of {} is", "France", "Paris", "Rome")
+assert bench.lookup(core.TraceRequest(fact)) is None
+bench.model_state(core.ModelSpec())
+print([name for name in ("torch", "transformers") if name in sys.modules])
+bench.close()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "store.duckdb")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import streamlit as st
 
 from core import facts
@@ -46,7 +48,11 @@ def _relations() -> dict[str, int]:
 
 @st.cache_data(show_spinner=False, max_entries=200)
 def _found(query: str, relation: str | None) -> list[int]:
-    return [fact.case_id for fact in facts.search(base.bundled().values(), query, relation=relation, limit=SHOWN + 1)]
+    known = base.bundled().values()
+    if not query:  # nothing to compare: the first visit need not wait for that
+        listed = (fact.case_id for fact in known if relation is None or fact.relation == relation)
+        return list(itertools.islice(listed, SHOWN + 1))
+    return [fact.case_id for fact in facts.search(known, query, relation=relation, limit=SHOWN + 1)]
 
 
 @st.fragment
