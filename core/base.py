@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from .activations import Activations
 from .corruption import noised
+from .editing import Parts
 from .hooks import outputs_of
 from .moe import MoeModel, Watch, contributions, margins, near_ties, without_experts
 from .packing import Piece, call_full, call_packed, record_layer_calls, rectangles
@@ -45,6 +46,23 @@ class _Stack:
     runs: list[int]
     hidden: torch.Tensor  # [n, T, d], input of the layer about to run
     fresh: list[int]  # rows that are not known
+
+
+Prefixes = dict[int, tuple[int, dict[int, int]]]
+"""Where unpatched rows lie in a call: {sequence length: (index of their piece, {run: row in it})}."""
+
+
+@dataclass(frozen=True)
+class Company:
+    """Patched rows that go through a layer in the call of the unpatched runs, so that its weights are read once.
+
+    `pieces(prefixes, room)`: their pieces, of at most about `room` tokens; `take`: receives the outputs of those;
+    `parts`: of the layer.
+    """
+
+    pieces: Callable[[Prefixes, int], list[Piece]]
+    take: Callable[[list[torch.Tensor]], None]
+    parts: Parts
 
 
 @dataclass
@@ -172,13 +190,13 @@ class BaseRuns:
             stacks.append(_Stack(members, torch.stack(hidden), fresh))  # type: ignore[arg-type]
         return stacks
 
-    def step(self, layer: int) -> BaseLayer:
-        """Take every run through layer `layer`."""
+    def step(self, layer: int, company: Company | None = None) -> BaseLayer:
+        """Take every run through layer `layer`. `company` comes along if all runs go through in one packed call."""
         base = BaseLayer(self.model, self.structure, layer, self.chunk_tokens, h_in={})
         for stack in self._stacks:
             for row, i in enumerate(stack.runs):
                 base.h_in[i] = stack.hidden[row]
-        self._compute(base)
+        self._compute(base, company)
         self._recall(base)
         for stack in self._stacks:
             stack.hidden = torch.stack([base.h_out[i] for i in stack.runs])
@@ -198,19 +216,22 @@ class BaseRuns:
 
     # ---- the parts of a step
 
-    def _compute(self, base: BaseLayer) -> None:
+    def _compute(self, base: BaseLayer, company: Company | None) -> None:
         layer = base.layer
         module = self.model.layers[layer]
         block = self.model.blocks.get(layer)
         attention = self.structure.attention_of(self.model, layer) if self.with_attention else None
-        for pieces, owners in self._chunks():
+        chunks = list(self._chunks())
+        if len(chunks) != 1 or not self.structure.packed[layer] or any(run.known is not None for run in self.runs):
+            company = None
+        for pieces, owners in chunks:
             groups = [list(range(len(pieces)))] if self.structure.packed[layer] else rectangles(pieces)
             for members in groups:
                 with contextlib.ExitStack() as stack:
                     watch = stack.enter_context(Watch(block, self.model.n_experts)) if block else None
                     mixed = stack.enter_context(outputs_of(attention)) if attention is not None else None
                     if self.structure.packed[layer]:
-                        outs = call_packed(module, layer, pieces, self.arguments)
+                        outs = self._call(module, layer, pieces, owners, company)
                     else:
                         outs = call_full(module, layer, pieces, members, self.arguments)
                 for member, out in zip(members, outs, strict=True):
@@ -220,6 +241,22 @@ class BaseRuns:
                     self._split(base, watch.routing(), [owners[m] for m in members])
                 if mixed:
                     self._divide(base.attention, mixed[0], [owners[m] for m in members])
+
+    def _call(
+        self, module: torch.nn.Module, layer: int, pieces: list[Piece], owners: list[list[int]], company: Company | None
+    ) -> list[torch.Tensor]:
+        """The packed call; with company its tokens lie behind the runs' own."""
+        if company is None:
+            return call_packed(module, layer, pieces, self.arguments)
+        prefixes = {
+            piece.length: (at, {run: row for row, run in enumerate(mine)})
+            for at, (piece, mine) in enumerate(zip(pieces, owners, strict=True))
+        }
+        room = self.chunk_tokens - sum(piece.n * piece.span for piece in pieces)
+        others = company.pieces(prefixes, room)
+        outs = call_packed(module, layer, [*pieces, *others], self.arguments, parts=company.parts)
+        company.take(outs[len(pieces) :])
+        return [out.clone() for out in outs[: len(pieces)]]  # not a view that keeps the whole call's output
 
     def _chunks(self):  # noqa: ANN202 - generator of (pieces, run indices of each piece)
         pieces, owners, tokens = [], [], 0
@@ -242,21 +279,22 @@ class BaseRuns:
             yield pieces, owners
 
     def _split(self, base: BaseLayer, seen, owners: list[list[int]]) -> None:  # noqa: ANN001
-        n = seen.index.shape[0]
-        margin, tie = margins(seen.scores, seen.k, n), near_ties(seen.scores, seen.k, n)
-        at = 0
+        n = sum(self.runs[run].length for group in owners for run in group)
+        scores = None if seen.scores is None else seen.scores[:n]
+        margin, tie = margins(scores, seen.k, n), near_ties(scores, seen.k, n)
+        for name in ("y", "x", "index", "weight", "block_input"):
+            if name != "block_input" or self.structure.needs_block_input:
+                self._divide(getattr(base, name), getattr(seen, name), owners)
+        self._divide(base.margin, margin[:, None], owners)
+        self._divide(base.near_tie, tie[:, None], owners)
         for run in (i for group in owners for i in group):
-            part = slice(at, at + self.runs[run].length)
-            at = part.stop
-            base.y[run], base.x[run] = seen.y[part], seen.x[part]
-            base.index[run], base.weight[run] = seen.index[part], seen.weight[part]
-            base.margin[run], base.near_tie[run] = margin[part], tie[part]
-            if self.structure.needs_block_input:
-                base.block_input[run] = seen.block_input[part]
+            base.margin[run], base.near_tie[run] = base.margin[run][:, 0], base.near_tie[run][:, 0]
 
     def _divide(self, target: dict[int, torch.Tensor], values: torch.Tensor, owners: list[list[int]]) -> None:
-        """Give each run its part of `values` (all runs' tokens one after the other)."""
+        """Give each run its part of `values` (all runs' tokens one after the other, others' behind them)."""
+        n = sum(self.runs[run].length for group in owners for run in group)
         flat, at = values.reshape(-1, values.shape[-1]), 0
+        flat = flat[:n].clone() if flat.shape[0] > n else flat
         for run in (i for group in owners for i in group):
             target[run] = flat[at : at + self.runs[run].length]
             at += self.runs[run].length

@@ -249,11 +249,14 @@ class Watch:
 
         def block_called(module, args, kwargs):  # noqa: ANN001, ANN202
             self._input = args[0] if args else next(v for v in kwargs.values() if torch.is_tensor(v))
+            self._inside.enter_context(self.top_k)  # only here: it costs every operation a detour through Python
 
         def block_done(module, args, output):  # noqa: ANN001, ANN202
+            self._inside.close()
             self._output = output
 
         self._stack = contextlib.ExitStack()
+        self._inside = self._stack.enter_context(contextlib.ExitStack())
         self._stack.enter_context(
             hooks(
                 self.block.experts.register_forward_pre_hook(experts_called, with_kwargs=True),
@@ -261,7 +264,6 @@ class Watch:
                 self.block.module.register_forward_hook(block_done),
             )
         )
-        self._stack.enter_context(self.top_k)
         return self
 
     def __exit__(self, *exc: object) -> None:

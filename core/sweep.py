@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from .activations import Activations
-from .base import BaseLayer, BaseRuns, ContributionTable, Run
+from .base import BaseLayer, BaseRuns, Company, ContributionTable, Prefixes, Run
 from .editing import Edit, Parts
 from .head import object_logits
 from .moe import MoeModel
@@ -47,13 +47,15 @@ class Outcome:
 class _Group:
     """Patched rows with the same sequence length and start, in the order in which they joined.
 
-    `rows`: indices of their patches; `state`: [n, span, d].
+    `rows`: indices of their patches; `state`: [n, span, d]; `ahead`: so many rows went through the layer at hand
+    already (see `_Live.company`).
     """
 
     length: int
     start: int
     rows: list[int]
     state: torch.Tensor
+    ahead: int = 0
 
     @property
     def span(self) -> int:
@@ -96,7 +98,7 @@ def sweep(
         try:
             for layer in range(model.n_layers):
                 progress.check()
-                base = base_runs.step(layer)
+                base = base_runs.step(layer, live.company(layer, work))
                 early, late = live.admit(plan(base))
                 live.join(early, base.h_in)
                 live.run(base, work)
@@ -153,6 +155,8 @@ class _Live:
         self.chunk_tokens = chunk_tokens
         self.patches: list[Patch] = []
         self.groups: dict[tuple[int, int], _Group] = {}
+        # patches with steps at a layer that their rows go through, by (layer, is the step on the stream behind it?)
+        self._acting: dict[tuple[int, bool], set[int]] = {}
 
     @property
     def tokens(self) -> int:
@@ -167,7 +171,11 @@ class _Live:
         early, late = [], []
         for patch in patches:
             first = [step for step in patch.steps if step.layer == patch.layer]
-            (late if all(map(self._can_follow, first)) else early).append(len(self.patches))
+            follows = all(map(self._can_follow, first))
+            for step in patch.steps:
+                if not (follows and step.layer == patch.layer):
+                    self._acting.setdefault((step.layer, step.site == "residual"), set()).add(len(self.patches))
+            (late if follows else early).append(len(self.patches))
             self.patches.append(patch)
         return early, late
 
@@ -207,9 +215,10 @@ class _Live:
 
     def finish(self, base: BaseLayer) -> None:
         """After a layer: steps of its live rows on the residual stream."""
-        for group in self.groups.values():
+        acting = self._acting.get((base.layer, True), ())
+        for group in self.groups.values() if acting else ():
             for row, i in enumerate(group.rows):
-                for step in self.patches[i].steps:
+                for step in self.patches[i].steps if i in acting else ():
                     if step.layer == base.layer and step.site == "residual":
                         _apply(group.state[row], group.start, step, base, self.patches[i].run, None)
 
@@ -229,17 +238,30 @@ class _Live:
 
     # ---- taking the live rows through a layer
 
+    def company(self, layer: int, work: _Work) -> Company | None:
+        """Rows for the call of the unpatched runs: possible where nothing is done to any row inside the layer, as no
+        value of those runs is needed then."""
+        if not self.structure.packed[layer] or (layer, False) in self._acting:
+            return None
+        chosen: list[tuple[_Group, range]] = []
+
+        def pieces(prefixes: Prefixes, room: int) -> list[Piece]:
+            if room > 0:
+                chosen.extend(next(self._chunks(room), []))
+            return self._pieces(layer, chosen, prefixes)
+
+        return Company(pieces, lambda outs: self._advance(chosen, outs, work), self._parts(layer))
+
     def run(self, base: BaseLayer, work: _Work) -> None:
-        """Take every live row through the layer, in chunks."""
+        """Take every live row that is not ahead through the layer, in chunks."""
         layer = base.layer
-        module, block = self.model.layers[layer], self.model.blocks.get(layer)
-        attention, tail = self.structure.attention_of(self.model, layer), self.structure.tail.get(layer, False)
-        parts = Parts(attention, block, self.model.n_experts, tail)
-        arguments = self.base_runs.arguments
-        table = _table(base, [s for g in self.groups.values() for i in g.rows for s in self._inner_steps(i, layer)])
-        for slices in self._chunks():
-            pieces = self._pieces(base, slices)
-            first = len(pieces) - len(slices)
+        module, parts, arguments = self.model.layers[layer], self._parts(layer), self.base_runs.arguments
+        acting = sorted(self._acting.get((layer, False), ()))
+        table = _table(base, [step for i in acting for step in self._inner_steps(i, layer)])
+        for slices in self._chunks(self.chunk_tokens):
+            before, prefixes = self._prefixes(base, slices)
+            pieces = [*before, *self._pieces(layer, slices, prefixes)]
+            first = len(before)
             edits = [
                 _edit(step, pos, base, table, piece=first + p, row=row - rows.start)
                 for p, (group, rows) in enumerate(slices)
@@ -255,16 +277,29 @@ class _Live:
                     got = call_full(module, layer, pieces, members, arguments, parts=parts, edits=edits)
                     for member, out in zip(members, got, strict=True):
                         outs[member - first] = out
-            for (group, rows), out in zip(slices, outs, strict=True):
-                group.state[rows.start : rows.stop] = out
-            work.advance(sum(len(rows) * group.span for group, rows in slices))
+            self._advance(slices, outs, work)
+        for group in self.groups.values():
+            group.ahead = 0
+
+    def _advance(self, slices: list[tuple[_Group, range]], outs: Sequence[torch.Tensor], work: _Work) -> None:
+        """The slices' rows are behind the layer."""
+        for (group, rows), out in zip(slices, outs, strict=True):
+            group.state[rows.start : rows.stop] = out
+            group.ahead = rows.stop
+        work.advance(sum(len(rows) * group.span for group, rows in slices))
+
+    def _parts(self, layer: int) -> Parts:
+        attention, tail = self.structure.attention_of(self.model, layer), self.structure.tail.get(layer, False)
+        return Parts(attention, self.model.blocks.get(layer), self.model.n_experts, tail)
 
     def _inner_steps(self, i: int, layer: int) -> list[Step]:
         """The steps of patch i that act inside the layer."""
+        if i not in self._acting.get((layer, False), ()):
+            return []
         return [step for step in self.patches[i].steps if step.layer == layer and step.site != "residual"]
 
-    def _chunks(self) -> Iterator[list[tuple[_Group, range]]]:
-        """Live rows of all groups, in chunks that cost at most as much as `chunk_tokens` tokens.
+    def _chunks(self, most: int) -> Iterator[list[tuple[_Group, range]]]:
+        """Live rows of all groups that are not ahead, in chunks that cost at most as much as `most` tokens.
 
         A row costs its own positions, its prefix's keys and values, and its share of the prefix piece.
         """
@@ -274,20 +309,20 @@ class _Live:
             n = len(group.rows)
             owners = len({self.patches[i].run for i in group.rows})
             row = group.span + group.start * (self.structure.prefix_cost + owners / n)
-            at = 0
+            at = group.ahead
             while at < n:
-                if slices and cost + row > self.chunk_tokens:
+                if slices and cost + row > most:
                     yield slices
                     slices, cost = [], 0.0
-                rows = range(at, min(n, at + max(1, int((self.chunk_tokens - cost) / row))))
+                rows = range(at, min(n, at + max(1, int((most - cost) / row))))
                 slices.append((group, rows))
                 cost += len(rows) * row
                 at = rows.stop
         if slices:
             yield slices
 
-    def _pieces(self, base: BaseLayer, slices: list[tuple[_Group, range]]) -> list[Piece]:
-        """The pieces of a chunk: first the unpatched prefixes that its rows need, then one piece per slice."""
+    def _prefixes(self, base: BaseLayer, slices: list[tuple[_Group, range]]) -> tuple[list[Piece], Prefixes]:
+        """The pieces of unpatched prefixes that the rows of a chunk need, and where in them to find each run's."""
         owners: dict[int, dict[int, int]] = {}  # length -> {run: row in that length's prefix piece}
         reach: dict[int, int] = {}
         for group, rows in slices:
@@ -296,21 +331,26 @@ class _Live:
                 members.setdefault(self.patches[group.rows[row]].run, len(members))
             reach[group.length] = max(reach.get(group.length, 0), group.start)
         pieces: list[Piece] = []
-        at: dict[int, int] = {}
+        prefixes: Prefixes = {}
         for length, members in owners.items():
             if reach[length]:
-                at[length] = len(pieces)
+                prefixes[length] = len(pieces), members
                 hidden = torch.stack([base.h_in[run][: reach[length]] for run in members])
                 table = [self.base_runs.table_keys[run] for run in members]
                 pieces.append(Piece(hidden, length, 0, table, queries="none"))
-        queries = "last" if base.layer == self.model.n_layers - 1 else "all"
+        return pieces, prefixes
+
+    def _pieces(self, layer: int, slices: list[tuple[_Group, range]], prefixes: Prefixes) -> list[Piece]:
+        """One piece per slice."""
+        pieces = []
+        queries = "last" if layer == self.model.n_layers - 1 else "all"
         for group, rows in slices:
             runs = [self.patches[group.rows[row]].run for row in rows]
             table = [self.base_runs.table_keys[run] for run in runs]
             prefix = None
             if group.start:
-                members = owners[group.length]
-                prefix = (at[group.length], torch.tensor([members[run] for run in runs], device=group.state.device))
+                source, members = prefixes[group.length]
+                prefix = (source, torch.tensor([members[run] for run in runs], device=group.state.device))
             state = group.state[rows.start : rows.stop]
             pieces.append(Piece(state, group.length, group.start, table, prefix, queries))
         return pieces
