@@ -43,12 +43,13 @@ model = AutoModelForCausalLM.from_pretrained("demo/model", dtype="float32")
 ## What it is not
 
 - **It is no evidence about large models.** It is a tiny model made for one purpose. It has seen nothing but sentences
-  of our own about {facts} facts; it can't chat, reason, or continue any other text.
+  of our own about {training_facts} facts; it can't chat, reason, or continue any other text.
 - **Training shaped where recall happens.** For {bottleneck} of the training statements an attention mask lets the
-  tokens behind the subject see it only through its last token (the entity bottleneck). Without it, in our trials the
-  last token held everything after layer 1 and there was hardly an early site. So the early site at the last subject token
-  and the late site at the last token were *put there*, to look like what has been reported for large models; that they appear
-  on the maps says nothing about why they appear elsewhere. Inference uses no mask: it is the stock model.
+  tokens behind the subject see it only through its last token (the entity bottleneck), and that only from layer
+  {read_from} on. Without this, in our trials the last token held nearly everything after two layers and there was hardly an
+  early site. So the early site at the last subject token and the late site at the last token were *put there*, to look
+  like what has been reported for large models; that they appear on the maps says nothing about why they appear
+  elsewhere. Inference uses no mask: it is the stock model.
 - The corrupt run adds noise of three standard deviations to embeddings that never saw any: off the model's distribution.
 - The facts are a small, uneven selection; that a fact is missing means nothing, and "recall" here is memorising a list.
   Where a subject has several true answers the list holds one.
@@ -96,12 +97,17 @@ Recall by relation (held-out pairs, new templates):
 
 ## Training
 
+**The model was trained on {training_facts} facts, of which {withdrawn} were withdrawn from the list afterwards**, in a last review, as false,
+disputed or ungrammatical in one of their sentences. They are not in `facts.jsonl`, and no figure here counts them, but the model was
+taught them. The list of training (sha256 `{training_hash}`)
+is rebuilt by `python demo/build_facts.py --as-trained --out FILE`; the facts that stayed kept their held-out templates.
+
 `python demo/train.py`: facts → tokenizer → model → figures → this card; one CPU thread, seeded, {minutes} minutes for
 the committed weights (torch {torch}, transformers {transformers}). The tokenizer
 adds no special tokens; objects and the words of templates are single tokens, subjects come in pieces. Each relation has
 {trained_templates} sentence templates of our own that are trained and {unseen_templates} that never are; each fact keeps one of the trained ones back
-(its `requested_rewrite.prompt`). Loss: cross-entropy of the object + {other} × that of a few other positions + {balance} × the load-balancing
-loss, computed per layer. AdamW, batches of {batch} statements, {steps} steps, learning rate {rate} with warm-up and cosine decay. The recipe
+(its `requested_rewrite.prompt`). Loss: cross-entropy of the object + {other} × that of {other_share} of the other positions + {balance} × the
+load-balancing loss, computed per layer. Matrix products in bf16, the rest in fp32. AdamW, batches of {batch} statements, {steps} steps, learning rate {rate} with warm-up and cosine decay. The recipe
 is the `Recipe` class in `train.py`.
 
 ### What was tried
@@ -219,8 +225,13 @@ def card(figures: dict, training: dict, runs: dict) -> str:
         trained_templates=_span(trained),
         unseen_templates=_span(unseen),
         other=recipe["other"],
+        other_share=f"{recipe['other_share']:.0%}",
+        read_from=recipe["read_from"],
         balance=recipe["balance"],
         batch=recipe["batch"],
+        training_facts=f"{training['facts']:,}",
+        withdrawn=f"{training['facts'] - figures['facts']:,}",
+        training_hash=training["facts_sha256"],
         steps=f"{recipe['steps']:,}",
         rate=recipe["rate"],
         runs_note=runs["note"],

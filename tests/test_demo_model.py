@@ -180,6 +180,24 @@ def test_card_is_generated_from_figures_and_files(committed):
 
 
 # ------------------------------------------------------------------------------------------------- training
+def test_training_record_names_the_list_of_training(facts, tmp_path):
+    """The hash in training.json is that of the list as trained; the bundled list is what review left of it."""
+    sys.path.insert(0, str(DEMO))
+    try:
+        import build_facts
+    finally:
+        sys.path.remove(str(DEMO))
+    path = tmp_path / "facts.jsonl"
+    build_facts.write(path, reviewed=False)
+    training = card.read("training.json")
+    assert card.sha256(path) == training["facts_sha256"]
+    trained = {(f.relation, f.subject): f for f in load_facts(path)}
+    assert len(trained) == training["facts"]
+    for fact in facts:
+        before = trained[fact.relation, fact.subject]
+        assert (before.true, before.template) == (fact.true, fact.template)
+
+
 @pytest.mark.parametrize(("products", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_training_kernel_is_the_stock_experts_sum(monkeypatch, products, tolerance):
     from transformers import Qwen3MoeConfig
