@@ -28,7 +28,7 @@ from core.console import TerminalProgress, duration, visible
 from core.errors import InputError, ModelError, StoreError
 from core.facts import BUNDLED
 from core.requests import Fact, TraceRequest
-from core.results import FRAME_COLUMNS, drop_of
+from core.results import FRAME_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 TYPED = ["--prompt", "The capital of {} is", "--subject", "France", "--true", "Paris", "--foil", "Rome"]
@@ -85,6 +85,11 @@ def file_of(tmp_path, records, name="facts.json") -> str:
 def record(case_id, subject="France", true="Paris", foil="Rome", prompt="The capital of {} is"):
     new = {} if foil is None else {"target_false": foil}
     return {"case_id": case_id, "prompt": prompt, "subject": subject, "target_true": true, **new}
+
+
+def drop_of(frame: pd.DataFrame) -> float:
+    """Clean minus mean corrupt contrast of one fact's table."""
+    return frame.loc[frame.kind == "clean", "contrast"].mean() - frame.loc[frame.kind == "corrupt", "contrast"].mean()
 
 
 def run(*arguments) -> int:
