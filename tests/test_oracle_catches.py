@@ -96,8 +96,8 @@ def test_neighbouring_layer(compared, monkeypatch):
     below: dict[int, torch.Tensor] = {}
     real_step = core.base.BaseRuns.step
 
-    def step(self, layer):
-        base = real_step(self, layer)
+    def step(self, layer, company=None):
+        base = real_step(self, layer, company)
         if base.y:
             clean, own = 0, dict(base.y)
             if below:
@@ -170,12 +170,18 @@ def attention_function(function: Callable):
 
 def test_prefix_of_the_clean_run(compared, monkeypatch):
     """A patched row sees the clean run's tokens before it instead of its own corrupt ones."""
-    real = core.sweep._Live._pieces
+    prefixes_alone, pieces_of = core.sweep._Live._prefixes, core.sweep._Live._pieces
 
-    def pieces(self, base, slices):
+    def prefixes(self, base, slices):
         clean = {**base.h_in, 1: base.h_in[0]}
-        return real(self, dataclasses.replace(base, h_in=clean), slices)
+        return prefixes_alone(self, dataclasses.replace(base, h_in=clean), slices)
 
+    def pieces(self, layer, slices, where):
+        # in the call of the unpatched runs themselves the clean row lies beside the corrupt one
+        where = {n: (piece, {**rows, 1: rows.get(0, rows[1])}) for n, (piece, rows) in where.items()}
+        return pieces_of(self, layer, slices, where)
+
+    monkeypatch.setattr(core.sweep._Live, "_prefixes", prefixes)
     monkeypatch.setattr(core.sweep._Live, "_pieces", pieces)
     assert compared().logits > WELL_ABOVE
 
