@@ -112,7 +112,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_local_folder(folder):
     found = catalog.entry(str(folder))
-    parameters = sum(p.numel() for p in tiny_models.build("qwen3_moe").parameters())
+    parameters = sum(p.numel() for p in checkpoints.build().parameters())
     assert found.parameters == parameters and found.bytes_per_parameter == 2.0 and found.size == 2 * parameters
     assert found.moe_layers == len(tiny_models.FAMILIES["qwen3_moe"].moe_layers)
     assert (found.layers, found.experts, found.top_k) == (4, tiny_models.N_EXPERTS, tiny_models.TOP_K)
@@ -149,7 +149,7 @@ def test_missing_shards(tmp_path):
     assert len(shards) > 1
     whole = catalog.entry(str(folder))
     assert whole.state == HERE
-    assert whole.parameters == sum(p.numel() for p in tiny_models.build("qwen3_moe").parameters())
+    assert whole.parameters == sum(p.numel() for p in checkpoints.build().parameters())
     shards[0].unlink()
     assert catalog.entry(str(folder)).state == PARTLY
 

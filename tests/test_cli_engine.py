@@ -217,7 +217,7 @@ def test_the_automatic_foil_is_the_most_probable_other_token(checkpoint, tmp_pat
     ("arguments", "code", "says"),
     [
         (["--model", "no/such-model-anywhere", *TYPED], 1, "no/such-model-anywhere"),
-        (["--model", "./no_such_folder", *TYPED], 1, "no_such_folder"),
+        (["--model", "./no_such_folder", *TYPED], 2, "no_such_folder"),
         ([*TYPED, "--experts", "99"], 2, "99"),
         ([*TYPED, "--special-tokens", "on"], 2, "BOS"),
         (["--prompt", "a b " * 200 + "{}", *TYPED[2:]], 2, "128"),
