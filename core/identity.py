@@ -27,8 +27,9 @@ _BLOCK, _BLOCKS = 2**20, 64
 _SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Versions of everything that can change a number in its last digits."""
+    """Versions of everything that can change a number in its last digits. Not to be changed by the caller."""
     found = {"python": platform.python_version()}
     for package in ("torch", "transformers", "tokenizers", "accelerate"):
         found[package] = importlib.metadata.version(package)

@@ -25,7 +25,7 @@ def provenance_of(model: MoeModel, prepared: PreparedFact, sigma: float) -> Prov
         revision=model.spec.revision,
         dtype=str(model.dtype).removeprefix("torch."),
         device=model.device.type,
-        versions=versions(),
+        versions=dict(versions()),
         implementation=model.implementation(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         noise_sigma=sigma,
