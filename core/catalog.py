@@ -5,6 +5,7 @@ Reads folders and the Hugging Face cache as they lie on the disk: no network, no
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from dataclasses import dataclass
@@ -171,6 +172,16 @@ def _weight_files(folder: Path) -> tuple[list[Path], bool]:
 def _count(file: Path) -> tuple[int, int] | None:
     """(number of weights, bytes) from a safetensors header; None where the file is damaged or cut short."""
     try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return _count_header(file, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _count_header(file: Path, file_size: int, changed: int) -> tuple[int, int] | None:
+    """The sidebar asks on every click: a header is read once as long as the file stays as it is."""
+    try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
             if length > 100 * 2**20:
@@ -183,7 +194,7 @@ def _count(file: Path) -> tuple[int, int] | None:
             begin, end = tensor["data_offsets"]
             size += end - begin
             parameters += (end - begin) // _BYTES.get(tensor["dtype"], 1)
-        return (parameters, size) if file.stat().st_size >= 8 + length + size else None
+        return (parameters, size) if file_size >= 8 + length + size else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
 
