@@ -8,7 +8,7 @@ versions, so that this runs once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -232,7 +232,7 @@ def check_weights(model: MoeModel) -> list[Check]:
     ]
     objects = [_objects(model)] * 2
     outcome = sweep(model, model.structure, runs, listed(patches), objects=objects, chunk_tokens=_CHUNK, keep=False)
-    logits = all_logits(model, torch.stack(list(_plain_finals(model, ids, runs))), normed=True)
+    logits = all_logits(model, _plain_finals(model, ids, runs), normed=True)
     swept = all_logits(model, outcome.final)
     # half precision: rounding differs with the shapes of the matrix products; a wrong sweep is off by whole spreads
     spread = logits.std(-1).max().item()
@@ -248,14 +248,14 @@ def check_weights(model: MoeModel) -> list[Check]:
     ]
 
 
-def _plain_finals(model: MoeModel, ids: torch.Tensor, runs: list[Run]) -> Iterator[torch.Tensor]:
-    """What the unembedding receives at the last position in plain forwards of the runs, [d] each."""
-    for run in runs:
-        seen: list[torch.Tensor] = []
-        handle = model.unembedding.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
-        with model.lock, torch.no_grad(), hooks(handle), noised(model.embedding, [run.noise], [run.subject]):
-            model.model(input_ids=ids, use_cache=False)
-        yield seen[0][0, -1]
+def _plain_finals(model: MoeModel, ids: torch.Tensor, runs: list[Run]) -> torch.Tensor:
+    """What the unembedding receives at the last position in one plain forward of the runs as a batch, [runs, d]."""
+    seen: list[torch.Tensor] = []
+    handle = model.unembedding.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    noise = noised(model.embedding, [run.noise for run in runs], [run.subject for run in runs])
+    with model.lock, torch.no_grad(), hooks(handle), noise:
+        model.model(input_ids=ids.expand(len(runs), -1), use_cache=False)
+    return seen[0][:, -1]
 
 
 def _probe_runs(model: MoeModel) -> tuple[list[Run], torch.Tensor]:
