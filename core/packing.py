@@ -127,6 +127,9 @@ def packed_mode(model: nn.Module) -> Iterator[None]:
     """
     config = model.config.get_text_config()
     previous = config._attn_implementation
+    if previous == ATTENTION_NAME:  # inside already
+        yield
+        return
     _current.kernel = sdpa_attention_forward if previous == "sdpa" else None
     model.set_attn_implementation(ATTENTION_NAME)
     try:

@@ -96,27 +96,54 @@ def _tolerance(dtype: torch.dtype, *, fp32: float, half: float) -> float:
 
 @torch.no_grad()
 def probe(model: MoeModel) -> Structure:
-    """Run two short token sequences through every layer in different ways and compare. Inside no lock of yours.
+    """Find out the structure of a model in a pass of its own over the weights. Inside no lock of yours.
 
     Raises `ModelRefused` where the experts' contributions do not add up to the block's output.
     """
-    arguments = _arguments(model)
-    vocabulary = int(model.config.vocab_size)
-    ids = (torch.arange(2 * _PROBE_TOKENS) * 7919 + 13).remainder(vocabulary).view(2, -1).to(model.device)
-    structure = Structure([], {}, {}, False, 0.0, True, 0, 1.0, 1.0, [], arguments)
     with model.lock, packed_mode(model.model):
-        keys: list[Any] = []
+        probing = Probing(model)
+        for layer in range(model.n_layers):
+            probing.step(layer)
+        return probing.finish()
+
+
+class Probing:
+    """Runs two short token sequences through every layer in different ways and compares.
+
+    Call `step(l)` for l = 0, 1, ... in turn, inside the model's lock and `packed_mode`; `structure` then holds
+    everything about the layers so far, and `finish()` gives it when all are done.
+    """
+
+    def __init__(self, model: MoeModel) -> None:
+        self._model, arguments = model, _arguments(model)
+        self.structure = Structure([], {}, {}, False, 0.0, True, 0, 1.0, 1.0, [], arguments)
+        vocabulary = int(model.config.vocab_size)
+        ids = (torch.arange(2 * _PROBE_TOKENS) * 7919 + 13).remainder(vocabulary).view(2, -1).to(model.device)
+        self._keys: list[Any] = []
         for row in range(2):
             key = ("probe", row) if arguments.by_content else _PROBE_TOKENS
             arguments.add(key, record_layer_calls(model.model, model.layers, input_ids=ids[row : row + 1])[1])
-            keys.append(key)
-        hidden, _ = record_layer_calls(model.model, model.layers, input_ids=ids)
-        for layer in range(model.n_layers):
-            hidden = _probe_layer(model, structure, layer, hidden, keys)
-        structure.bytes_per_token, structure.prefix_cost = _measure_memory(model, structure, hidden, keys)
-    for key in set(keys):
-        del arguments.recorded[key]
-    return structure
+            self._keys.append(key)
+        self._hidden, _ = record_layer_calls(model.model, model.layers, input_ids=ids)
+
+    def step(self, layer: int) -> None:
+        """Find out about one layer. Raises `ModelRefused` (see `probe`)."""
+        model, structure, before = self._model, self.structure, self._hidden
+        self._hidden = _probe_layer(model, structure, layer, before, self._keys)
+        if layer == model.moe_layers[0]:
+            structure.bytes_per_token, structure.prefix_cost = _measure_memory(model, structure, before, self._keys)
+
+    def finish(self) -> Structure:
+        """The structure, once every layer had its step."""
+        done = len(self.structure.packed)
+        if done != self._model.n_layers:
+            raise ModelRefused(
+                f"Only {done} of the model's {self._model.n_layers} layers take part in a forward pass.",
+                "Its family is not supported.",
+            )
+        for key in set(self._keys):
+            del self.structure.arguments.recorded[key]
+        return self.structure
 
 
 def _probe_layer(
@@ -180,10 +207,11 @@ def _measure_memory(
         else:
             call_full(module, layer, pieces, [0], arguments)
 
-    def last_positions(n_rows: int) -> None:
-        prefix = Piece(hidden[:1, :-1], _PROBE_TOKENS, 0, [key], queries="none")
-        rows, owner = hidden[:1, -1:].expand(n_rows, -1, -1), torch.zeros(n_rows, dtype=torch.long)
-        piece = Piece(rows, _PROBE_TOKENS, _PROBE_TOKENS - 1, [key] * n_rows, (0, owner.to(hidden.device)))
+    def last_positions(n_rows: int) -> None:  # of rows with two different prefixes, which have to be copied together
+        prefix = Piece(hidden[:, :-1], _PROBE_TOKENS, 0, keys, queries="none")
+        owner = torch.arange(n_rows, device=hidden.device) % 2
+        table = [keys[i % 2] for i in range(n_rows)]
+        piece = Piece(hidden[owner, -1:], _PROBE_TOKENS, _PROBE_TOKENS - 1, table, (0, owner))
         call_packed(module, layer, [prefix, piece], arguments)
 
     token = bytes_per_token(whole_rows, small=10 * _PROBE_TOKENS, large=40 * _PROBE_TOKENS)

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 import torch
 
 from .activations import Activations
-from .base import BaseLayer, BaseRuns, Company, ContributionTable, Prefixes, Run
-from .editing import Edit, Parts
+from .base import BaseLayer, BaseRuns, Company, Prefixes, Run
+from .editing import Parts
 from .head import object_logits
 from .moe import MoeModel
 from .packing import Piece, call_full, call_packed, packed_mode, rectangles
-from .patches import SHARED, Masked, Nothing, Own, Patch, Step, Updates, Value
+from .patches import Own, Patch, Step
 from .progress import SILENT, Progress
 from .structure import Structure
+from .writing import apply_behind, edit_for, table_for
 
 Plan = Callable[[BaseLayer], Sequence[Patch]]
 """Gives the patches whose first layer is that of the base layer, once its unpatched runs are known."""
@@ -90,33 +91,72 @@ def sweep(
     `with_attention`: some step restores an attention output. `keep_final`: return the patches' last hidden states.
     """
     with model.lock, torch.no_grad(), packed_mode(model.model):
-        base_runs = BaseRuns(
+        sweeping = Pass(
+            model, structure, runs, plan, chunk_tokens=chunk_tokens, keep=keep, with_attention=with_attention,
+            progress=progress,
+        )  # fmt: skip
+        with sweeping:
+            for layer in range(model.n_layers):
+                sweeping.step(layer)
+        return sweeping.outcome(objects, keep_final=keep_final)
+
+
+class Pass:
+    """A sweep under way, for who goes through the layers himself (arguments as for `sweep`).
+
+    Inside the model's lock and `packed_mode`: make it, enter it, call `step(l)` for l = 0, 1, ... in turn, leave it,
+    ask for the `outcome`. Of `structure` only what concerns the layers so far has to be known at each step.
+    """
+
+    def __init__(
+        self,
+        model: MoeModel,
+        structure: Structure,
+        runs: Sequence[Run],
+        plan: Plan,
+        *,
+        chunk_tokens: int,
+        keep: bool = True,
+        with_attention: bool = False,
+        progress: Progress = SILENT,
+    ) -> None:
+        self._model, self._plan, self._keep, self._progress = model, plan, keep, progress
+        self._runs = BaseRuns(
             model, structure, runs, chunk_tokens=chunk_tokens, keep=keep, with_attention=with_attention
         )
-        live = _Live(model, structure, base_runs, chunk_tokens)
-        work = _Work(model.n_layers, sum(run.length for run in runs if run.known is None), progress)
-        try:
-            for layer in range(model.n_layers):
-                progress.check()
-                base = base_runs.step(layer, live.company(layer, work))
-                early, late = live.admit(plan(base))
-                live.join(early, base.h_in)
-                live.run(base, work)
-                live.finish(base)
-                live.join_behind(late, base)
-                work.next_layer(live.tokens)
-        finally:
-            base_runs.forget()
-        finals = base_runs.final
-        final = torch.stack([finals[i] for i in range(len(runs))])
+        self._live = _Live(model, structure, self._runs, chunk_tokens)
+        self._work = _Work(model.n_layers, sum(run.length for run in runs if run.known is None), progress)
+
+    def __enter__(self) -> Pass:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._runs.forget()
+
+    def step(self, layer: int) -> None:
+        """Take all runs and patched rows through one layer."""
+        self._progress.check()
+        live, work = self._live, self._work
+        base = self._runs.step(layer, live.company(layer, work))
+        early, late = live.admit(self._plan(base))
+        live.join(early, base.h_in)
+        live.run(base, work)
+        live.finish(base)
+        live.join_behind(late, base)
+        work.next_layer(live.tokens)
+
+    def outcome(self, objects: Sequence[Sequence[int]], *, keep_final: bool = False) -> Outcome:
+        """What came out, once every layer had its step."""
+        finals = self._runs.final
+        final = torch.stack([finals[i] for i in range(len(finals))])
         wanted = torch.as_tensor(objects)
         return Outcome(
-            patches=live.patches,
-            patched=live.logits(wanted),
-            runs=object_logits(model, final, wanted),
+            patches=self._live.patches,
+            patched=self._live.logits(wanted),
+            runs=object_logits(self._model, final, wanted),
             final=final,
-            activations=base_runs.activations() if keep else {},
-            patched_final=live.final() if keep_final else None,
+            activations=self._runs.activations() if self._keep else {},
+            patched_final=self._live.final() if keep_final else None,
         )
 
 
@@ -201,7 +241,7 @@ class _Live:
 
     def join_behind(self, new: list[int], base: BaseLayer) -> None:
         """New rows begin as their run's output of this layer, with its steps applied."""
-        table = _table(base, [step for i in new for step in self.patches[i].steps if step.layer == base.layer])
+        table = table_for(base, [step for i in new for step in self.patches[i].steps if step.layer == base.layer])
         self.join(new, base.h_out)
         fresh = set(new)
         for group in self.groups.values():
@@ -211,7 +251,7 @@ class _Live:
                 patch = self.patches[group.rows[row]]
                 for step in patch.steps:
                     if step.layer == base.layer:
-                        _apply(group.state[row], group.start, step, base, patch.run, table)
+                        apply_behind(group.state[row], group.start, step, base, patch.run, table)
 
     def finish(self, base: BaseLayer) -> None:
         """After a layer: steps of its live rows on the residual stream."""
@@ -220,7 +260,7 @@ class _Live:
             for row, i in enumerate(group.rows):
                 for step in self.patches[i].steps if i in acting else ():
                     if step.layer == base.layer and step.site == "residual":
-                        _apply(group.state[row], group.start, step, base, self.patches[i].run, None)
+                        apply_behind(group.state[row], group.start, step, base, self.patches[i].run, None)
 
     def logits(self, wanted: torch.Tensor) -> torch.Tensor:
         """Logits [n_patches, m] of each patch's objects (`wanted` has a row per run)."""
@@ -257,13 +297,13 @@ class _Live:
         layer = base.layer
         module, parts, arguments = self.model.layers[layer], self._parts(layer), self.base_runs.arguments
         acting = sorted(self._acting.get((layer, False), ()))
-        table = _table(base, [step for i in acting for step in self._inner_steps(i, layer)])
+        table = table_for(base, [step for i in acting for step in self._inner_steps(i, layer)])
         for slices in self._chunks(self.chunk_tokens):
             before, prefixes = self._prefixes(base, slices)
             pieces = [*before, *self._pieces(layer, slices, prefixes)]
             first = len(before)
             edits = [
-                _edit(step, pos, base, table, piece=first + p, row=row - rows.start)
+                edit_for(step, pos, base, table, piece=first + p, row=row - rows.start)
                 for p, (group, rows) in enumerate(slices)
                 for row in rows
                 for step in self._inner_steps(group.rows[row], layer)
@@ -354,63 +394,3 @@ class _Live:
             state = group.state[rows.start : rows.stop]
             pieces.append(Piece(state, group.length, group.start, table, prefix, queries))
         return pieces
-
-
-# ---- what a step writes ----------------------------------------------------------------------------------------------
-
-
-def _table(base: BaseLayer, steps: Sequence[Step]) -> ContributionTable | None:
-    """Contributions for every update that the steps need at this layer."""
-    places = [
-        (run, pos)
-        for step in steps
-        if isinstance(step.source, Updates)
-        for run in (step.source.clean, step.source.corrupt)
-        for pos in step.positions
-    ]
-    return base.updates_at(places) if places else None
-
-
-def _edit(step: Step, pos: int, base: BaseLayer, table: ContributionTable | None, *, piece: int, row: int) -> Edit:
-    """The step at one position, for a row that runs through the layer."""
-    source = step.source
-    if isinstance(source, Own):
-        return Edit(piece, row, pos, step.site, experts=source.experts, scale=source.scale)
-    if isinstance(source, Masked):
-        return Edit(piece, row, pos, step.site, experts=source.experts)
-    return Edit(piece, row, pos, step.site, _vector(step, pos, base, table), step.mode == "restore")
-
-
-def _vector(step: Step, pos: int, base: BaseLayer, table: ContributionTable | None) -> torch.Tensor:
-    """The step's vector at one position, [d], fp32."""
-    source = step.source
-    if isinstance(source, Updates):
-        assert table is not None
-        total = torch.zeros_like(base.h_in[source.clean][0], dtype=torch.float32)
-        for expert in source.experts:
-            if expert == SHARED:
-                total += table.shared(source.clean, pos) - table.shared(source.corrupt, pos)
-            else:
-                total += table.expert(source.clean, pos, int(expert)) - table.expert(source.corrupt, pos, int(expert))
-        return total
-    if isinstance(source, Value):
-        values = {"moe": base.y, "attention": base.attention, "residual": base.h_out}[step.site]
-        return values[source.run][pos].float()
-    assert isinstance(source, Nothing)
-    return torch.zeros(base.h_in[next(iter(base.h_in))].shape[-1])
-
-
-def _apply(
-    state: torch.Tensor, start: int, step: Step, base: BaseLayer, run: int, table: ContributionTable | None
-) -> None:
-    """Change a row's state after the layer. A MoE step arrives here only where the block's output is simply added:
-    writing y' over y then means adding y' − y of the row's own run."""
-    for pos in step.positions:
-        at = pos - start
-        vector = _vector(step, pos, base, table)
-        if step.site == "moe" and step.mode == "restore":
-            vector = vector - base.y[run][pos].float()
-        if step.site == "residual" and step.mode == "restore":
-            state[at] = vector.to(state.dtype)
-        else:
-            state[at] = (state[at].float() + vector.to(state.device)).to(state.dtype)

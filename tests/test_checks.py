@@ -8,7 +8,7 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cache.store import Store
-from core import checks, sweep
+from core import checks, writing
 from core.base import ContributionTable
 from core.checks import Check, compare_with_hooks, ensure_checked
 from core.errors import ModelRefused
@@ -73,7 +73,7 @@ def _rolled(step, pos, base, table):  # noqa: ANN001, ANN202
     return vector.roll(1)
 
 
-_vector = sweep._vector
+_vector = writing.vector_of
 
 
 @pytest.mark.parametrize("mistake", ["position", "unweighted", "vector"])
@@ -83,7 +83,7 @@ def test_a_planted_mistake_is_refused(mistake: str, monkeypatch: pytest.MonkeyPa
     elif mistake == "unweighted":
         monkeypatch.setattr(ContributionTable, "expert", _unweighted)
     else:
-        monkeypatch.setattr(sweep, "_vector", _rolled)
+        monkeypatch.setattr(writing, "vector_of", _rolled)
     with pytest.raises(ModelRefused, match="failed a load-time check .* against hooks"):
         ensure_checked(_model())
 
@@ -100,17 +100,50 @@ def test_contributions_that_do_not_add_up_are_refused(monkeypatch: pytest.Monkey
 def test_a_sweep_that_differs_from_plain_forwards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model()
     assert all(check.passed for check in checks.check_weights(model))
-    step = checks.sweep
+    outcome_of = checks.Pass.outcome
 
     def shifted(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
-        outcome = step(*args, **kwargs)
+        outcome = outcome_of(*args, **kwargs)
         return type(outcome)(
             outcome.patches, outcome.patched + 0.05, outcome.runs, outcome.final * 1.01, outcome.activations
         )
 
-    monkeypatch.setattr(checks, "sweep", shifted)
+    monkeypatch.setattr(checks.Pass, "outcome", shifted)
     names = {check.name for check in checks.check_weights(model) if not check.passed}
     assert "a patch that changes nothing" in names
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3", "qwen3_next"])
+def test_the_real_weights_are_passed_over_once(family: str) -> None:
+    """Everything that is asked of a layer is asked before the next layer is touched, and no layer is touched again."""
+    module = tiny_models.build(family)
+    model = MoeModel(module)
+    visits: list[int] = []
+    for layer, block in enumerate(model.layers):
+        for part in block.modules():
+            if part is not block and any(True for _ in part.parameters(recurse=False)):
+                part.register_forward_pre_hook(lambda module, args, layer=layer: visits.append(layer))
+    found = checks.check_weights(model)
+    assert len(found) == 4 and all(check.passed for check in found)
+    assert visits == sorted(visits)
+    assert set(visits) == set(range(model.n_layers))
+
+
+def test_what_the_pass_finds_out_is_what_a_pass_of_its_own_finds_out() -> None:
+    module = tiny_models.build("qwen2_moe")
+    once, alone = MoeModel(module), MoeModel(module)
+    checks.check_weights(once)
+    assert once.structure.to_dict() == alone.structure.to_dict()
+
+
+def test_layers_that_take_no_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model()
+    skipped = model.layers[1]
+    monkeypatch.setattr(type(skipped), "__call__", lambda self, hidden, *args, **kwargs: (
+        hidden if self is skipped else torch.nn.Module.__call__(self, hidden, *args, **kwargs)
+    ))  # fmt: skip
+    with pytest.raises(ModelRefused):
+        checks.check_weights(model)
 
 
 def test_nan_never_passes() -> None:
@@ -134,7 +167,7 @@ def test_a_stored_refusal_is_refused_again(tmp_path, monkeypatch: pytest.MonkeyP
     module = tiny_models.build("qwen2_moe")
     with Store.open(tmp_path / "store.duckdb") as store:
         with monkeypatch.context() as planted:
-            planted.setattr(sweep, "_vector", _rolled)
+            planted.setattr(writing, "vector_of", _rolled)
             with pytest.raises(ModelRefused):
                 ensure_checked(MoeModel(module, fingerprint="same"), store)
         with pytest.raises(ModelRefused, match="load-time check"):
