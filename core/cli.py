@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .cli_facts import Sieve
 from .console import TerminalProgress, say, tolerant, visible
 from .errors import ExpertScopeError, InputError, StoreError
-from .requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SPECIAL_TOKENS, Fact, ModelSpec, TraceRequest
+from .requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SCORES, SPECIAL_TOKENS, Fact, ModelSpec, TraceRequest
 
 if TYPE_CHECKING:
     from .prompts import PreparedFact
@@ -41,7 +41,9 @@ FILE is a list such as
    {"name": "knockout", "run": "clean",   "steps": [{"site": "moe", "layer": 3, "pos": "all", "experts": [1],
                                                      "knockout": "zero"}]}]
 Sites: moe, attention, layer (both), residual. Positions: last, last_subject, all, or token indices. restore: clean or
-corrupt. knockout: zero or reroute.
+corrupt. knockout: zero or reroute. Beside numbers, experts may name shared, clean_top_k and routing_union (all experts
+active in the clean run; in either). "experts": [1] with "equal_norm_with": [7]: the update of expert 1, scaled down to
+the norm of expert 7's where that is smaller.
 """
 DEBUG = "EXPERTSCOPE_DEBUG"
 
@@ -108,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
     _fact_options(patch)
     output = patch.add_argument_group("patches and output")
     output.add_argument("--patches", required=True, metavar="FILE", help="JSON list of patches")
+    output.add_argument(
+        "--score", default="contrast", choices=SCORES, help="what rescue and restoration are measured in (contrast)"
+    )
     output.add_argument("--out", metavar="FILE", help="write the table: .parquet, .csv or .json")
     output.add_argument("--no-cache", action="store_true", help="do not use the store (load-time checks run again)")
 
@@ -225,7 +230,7 @@ def run_patch(arguments: argparse.Namespace) -> int:
                     build(spec, **place, clean=0, corrupt=1)
 
             requests = sieve.tokenised(model, template, fits)
-            results = patch_many(model, requests, specs, progress=progress)
+            results = patch_many(model, requests, specs, score=arguments.score, progress=progress)
     finally:
         progress.close()
 

@@ -3,7 +3,9 @@
     [{"name": "window", "run": "corrupt",
       "steps": [{"site": "moe", "layer": [2, 3], "pos": "last", "restore": "clean"}]}]
 
-Every mistake names the patch and the step it is in. Knows the shape of a model (layers, experts), not its weights.
+A step with `experts` adds the sum of their updates; with `equal_norm_with` too, scaled down to the norm of the sum of
+those experts' updates where that is smaller. Every mistake names the patch and the step it is in. Knows the shape of a
+model (layers, experts), not its weights.
 """
 
 from __future__ import annotations
@@ -15,15 +17,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import InputError
-from .patches import SHARED, Masked, Own, Patch, Step, Updates, Value
+from .patches import CLEAN_TOP_K, ROUTING_UNION, SHARED, Masked, Own, Patch, Step, Updates, Value
 
 SITES = ("moe", "attention", "layer", "residual")
 RUNS = ("corrupt", "clean")
 RESTORE = ("clean", "corrupt")
 KNOCKOUTS = ("zero", "reroute")
 PLACES = ("last", "last_subject", "all")
+GROUPS = (SHARED, CLEAN_TOP_K, ROUTING_UNION)
+"""What may stand in `experts` beside numbers."""
 _PATCH_KEYS = {"name", "run", "steps"}
-_STEP_KEYS = {"site", "layer", "pos", "restore", "experts", "knockout"}
+_STEP_KEYS = {"site", "layer", "pos", "restore", "experts", "equal_norm_with", "knockout"}
 
 
 class Shape(Protocol):
@@ -47,6 +51,7 @@ class StepSpec:
     pos: str | tuple[int, ...]
     restore: str | None
     experts: tuple[int | str, ...]
+    equal_norm_with: tuple[int | str, ...]
     knockout: str | None
 
 
@@ -113,19 +118,27 @@ def _step(item: Any, where: str, run: str) -> StepSpec:
     pos = item.get("pos")
     pos = _choice(where, "pos", pos, PLACES) if isinstance(pos, str) else _whole_numbers(where, "pos", pos)
     restore, experts, knockout = item.get("restore"), item.get("experts"), item.get("knockout")
+    other = item.get("equal_norm_with")
     if (restore is None) == (experts is None):
         raise _wrong(where, 'needs either "restore" or "experts"', "Give one of the two.")
     if restore is not None:
-        if knockout is not None:
-            raise _wrong(where, 'has "restore" and "knockout"', '"knockout" goes with "experts".')
-        return StepSpec(where, site, layers, pos, _choice(where, "restore", restore, RESTORE), (), None)
+        for key, value in (("knockout", knockout), ("equal_norm_with", other)):
+            if value is not None:
+                raise _wrong(where, f'has "restore" and "{key}"', f'"{key}" goes with "experts".')
+        return StepSpec(where, site, layers, pos, _choice(where, "restore", restore, RESTORE), (), (), None)
     if site != "moe":
         raise _wrong(where, f'has "experts" at site {site!r}', 'Experts are at site "moe".')
+    members = _experts(where, "experts", experts)
     if knockout is not None:
         _choice(where, "knockout", knockout, KNOCKOUTS)
         if run != "clean":
             raise _wrong(where, "knocks out in the corrupt run", 'A knockout belongs to "run": "clean".')
-    return StepSpec(where, site, layers, pos, None, _experts(where, experts), knockout)
+        if CLEAN_TOP_K in members or ROUTING_UNION in members:
+            raise _wrong(where, "knocks out a coalition by its name", "Name the experts by their numbers.")
+        if other is not None:
+            raise _wrong(where, 'has "knockout" and "equal_norm_with"', '"equal_norm_with" scales an added update.')
+    others = () if other is None else _experts(where, "equal_norm_with", other)
+    return StepSpec(where, site, layers, pos, None, members, others, knockout)
 
 
 def _known(where: str, item: dict[str, Any], allowed: set[str]) -> None:
@@ -148,12 +161,15 @@ def _whole_numbers(where: str, key: str, value: Any) -> tuple[int, ...]:
     return tuple(sorted(set(values)))
 
 
-def _experts(where: str, value: Any) -> tuple[int | str, ...]:
+def _experts(where: str, key: str, value: Any) -> tuple[int | str, ...]:
     values = value if isinstance(value, list) else [value]
-    numbers = [v for v in values if v != SHARED]
+    words = [v for v in values if isinstance(v, str)]
+    numbers = [v for v in values if not isinstance(v, str)]
     if not values:
-        raise _wrong(where, "names no expert", 'Give "experts": [0, 5] or with "shared".')
-    return (*(_whole_numbers(where, "experts", numbers) if numbers else ()), *((SHARED,) if SHARED in values else ()))
+        raise _wrong(where, f"names no expert in {key}", f'Give "{key}": [0, 5] or with "shared".')
+    for word in words:
+        _choice(where, key, word, GROUPS)
+    return (*(_whole_numbers(where, key, numbers) if numbers else ()), *(word for word in GROUPS if word in words))
 
 
 # ---- for one fact of one model ---------------------------------------------------------------------------------------
@@ -169,13 +185,13 @@ def check_shape(specs: Sequence[PatchSpec], shape: Shape) -> None:
                 raise _wrong(step.where, f"names layer {layer}, which has no MoE block", "It is a dense layer.")
             if step.site in ("attention", "layer") and not shape.has_attention[layer]:
                 raise _wrong(step.where, f"names layer {layer}, which has no attention sublayer")
-        for expert in step.experts:
+        for expert in (*step.experts, *step.equal_norm_with):
             if expert == SHARED:
                 if not shape.has_shared:
                     raise _wrong(step.where, "names the shared expert", "The model has none.")
                 if step.knockout is not None:
                     raise _wrong(step.where, "knocks out the shared expert", "Only routed experts can be knocked out.")
-            elif int(expert) >= shape.n_experts:
+            elif isinstance(expert, int) and expert >= shape.n_experts:
                 raise _wrong(step.where, f"names expert {expert}", f"Experts go from 0 to {shape.n_experts - 1}.")
         if step.knockout == "reroute" and not shape.reroutable:
             raise _wrong(step.where, "reroutes", "This model's router cannot be driven so; use the zero knockout.")
@@ -205,7 +221,7 @@ def _steps(step: StepSpec, layer: int, positions: tuple[int, ...], clean: int, c
         sites = ("attention", "moe") if step.site == "layer" else (step.site,)
         return [Step(site, layer, positions, "restore", source) for site in sites]  # type: ignore[arg-type]
     if step.knockout is None:
-        return [Step("moe", layer, positions, "add", Updates(step.experts, clean, corrupt))]
+        return [Step("moe", layer, positions, "add", Updates(step.experts, clean, corrupt, step.equal_norm_with))]
     experts = tuple(int(expert) for expert in step.experts)
     if step.knockout == "zero":
         return [Step("moe", layer, positions, "add", Own(experts))]

@@ -11,6 +11,9 @@ from typing import Literal
 
 SHARED = "shared"
 """Stands for the shared expert in `Updates.experts`."""
+CLEAN_TOP_K, ROUTING_UNION = "clean_top_k", "routing_union"
+"""Stand in `Updates.experts` for all clean-active experts, and for those active in the clean or in the corrupt run, at
+each position (protocol.md, "coalition patch"); the shared expert is in neither."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,16 @@ class Value:
 
 @dataclass(frozen=True)
 class Updates:
-    """Σ over `experts` of c[run `clean`] − c[run `corrupt`] at the step's layer and position (expert updates δ)."""
+    """Σ over `experts` of c[run `clean`] − c[run `corrupt`] at the step's layer and position (expert updates δ).
+
+    `equal_norm_with`: where the sum of the updates of these experts is shorter, the vector is scaled down to its norm
+    (protocol.md, "equal-norm pair": each of the two names the other).
+    """
 
     experts: tuple[int | str, ...]
     clean: int
     corrupt: int
+    equal_norm_with: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True)

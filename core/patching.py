@@ -24,7 +24,7 @@ from .progress import SILENT, Progress
 from .prompts import PreparedFact, with_foil
 from .provenance import provenance_of
 from .requests import TraceRequest
-from .results import MIN_DROP, Provenance
+from .results import LEAST_DROP, Provenance, is_defined
 from .sweep import Outcome, listed, sweep
 
 COLUMNS = [
@@ -33,7 +33,8 @@ COLUMNS = [
 ]  # fmt: skip
 """Columns of `PatchResult.frame`. Patches of the corrupt run: rescue = contrast − corrupt contrast, restoration =
 rescue ÷ drop. Patches of the clean run: rescue = change of the clean contrast, restoration = that ÷ clean contrast.
-`log_probability`, `probability`, `rank`: of the true object's token in the patched run (rank 1 = most probable)."""
+`log_probability`, `probability`, `rank`: of the true object's token in the patched run (rank 1 = most probable).
+With another score than the contrast, rescue and restoration are of that score."""
 
 _ROWS = 256
 
@@ -45,6 +46,7 @@ class PatchResult:
     request: TraceRequest
     provenance: Provenance
     frame: pd.DataFrame
+    score: str = "contrast"
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,17 @@ def shape_of(model: MoeModel) -> _Shape:
 
 
 def patch_many(
-    model: MoeModel, requests: Sequence[TraceRequest], specs: Sequence[PatchSpec], *, progress: Progress = SILENT
+    model: MoeModel,
+    requests: Sequence[TraceRequest],
+    specs: Sequence[PatchSpec],
+    *,
+    score: str = "contrast",
+    progress: Progress = SILENT,
 ) -> list[PatchResult]:
     """Run every patch on every fact and draw: one sweep per fact, results in the order of the requests.
 
-    Raises `InputError` for a patch that names what the model or the prompt does not have.
+    `score`: one of `core.requests.SCORES`, in which rescue and restoration are measured. Raises `InputError` for a
+    patch that names what the model or the prompt does not have.
     """
     check_shape(specs, shape_of(model))
     for name in ("clean", "corrupt"):
@@ -82,7 +90,7 @@ def patch_many(
     results = []
     for i, (request, fact) in enumerate(zip(requests, facts, strict=True)):
         progress.update(i, len(requests), "patching")
-        results.append(patch_prepared(model, request, fact, specs, budget=budget, progress=progress))
+        results.append(patch_prepared(model, request, fact, specs, budget=budget, score=score, progress=progress))
     return results
 
 
@@ -93,6 +101,7 @@ def patch_prepared(
     specs: Sequence[PatchSpec],
     *,
     budget: Budget,
+    score: str = "contrast",
     progress: Progress = SILENT,
 ) -> PatchResult:
     """One fact that is token ids already."""
@@ -115,8 +124,8 @@ def patch_prepared(
     # the sweep numbers patches in the order in which they joined: equal patches have equal numbers
     number = {patch: i for i, patch in enumerate(outcome.patches)}
     rows = [(spec.name, spec.run, j, number[patch]) for spec, j, patch in asked]
-    frame = _frame(model, request, fact, outcome, rows)
-    return PatchResult(request, provenance_of(model, fact, sigma), frame)
+    frame = _frame(model, request, fact, outcome, rows, score)
+    return PatchResult(request, provenance_of(model, fact, sigma), frame, score)
 
 
 def _best_other(model: MoeModel, clean: Run, true_id: int, budget: Budget) -> int:
@@ -130,22 +139,30 @@ def _best_other(model: MoeModel, clean: Run, true_id: int, budget: Budget) -> in
 
 
 def _frame(
-    model: MoeModel, request: TraceRequest, fact: PreparedFact, outcome: Outcome, rows: list[tuple[str, str, int, int]]
+    model: MoeModel,
+    request: TraceRequest,
+    fact: PreparedFact,
+    outcome: Outcome,
+    rows: list[tuple[str, str, int, int]],
+    score: str,
 ) -> pd.DataFrame:
     assert fact.foil_id is not None and outcome.patched_final is not None
     runs = pd.DataFrame(_scores(model, outcome.final, outcome.runs, fact.true_id))
     patched = pd.DataFrame(_scores(model, outcome.patched_final, outcome.patched, fact.true_id))
     names = pd.DataFrame(rows, columns=["name", "run", "draw", "_at"])
     out = pd.concat([names, patched.iloc[names._at].reset_index(drop=True)], axis=1)
-    clean, corrupt = runs.contrast.iloc[0], runs.contrast.iloc[1:].to_numpy()[names.draw.to_numpy(dtype=int)]
+    clean, corrupts = float(runs[score].iloc[0]), runs[score].iloc[1:].to_numpy(dtype=float)
+    corrupt = corrupts[names.draw.to_numpy(dtype=int)]
     in_clean = (names.run == "clean").to_numpy()
-    out["rescue"] = out.contrast - np.where(in_clean, clean, corrupt)
+    out["rescue"] = out[score] - np.where(in_clean, clean, corrupt)
     whole = np.where(in_clean, clean, clean - corrupt)
-    defined = np.where(in_clean, np.abs(whole), whole) >= MIN_DROP
-    out["restoration"] = out.rescue / np.where(defined, whole, np.nan)
+    divides = np.where(in_clean, np.abs(whole) >= LEAST_DROP[score], is_defined(whole, score))
+    out["restoration"] = out.rescue / np.where(divides, whole, np.nan)
     ends = runs.assign(name=["clean", *["corrupt"] * request.draws], draw=[pd.NA, *range(request.draws)])
     ends["run"] = ends.name
-    ends["rescue"] = np.where(ends.name == "clean", clean - runs.contrast.iloc[1:].mean(), 0.0)
+    ends["rescue"] = np.where(ends.name == "clean", clean - corrupts.mean(), 0.0)
+    whole = np.r_[clean - corrupts.mean(), clean - corrupts]
+    ends["restoration"] = (ends.name == "clean").astype(float).where(is_defined(whole, score))
     frame = pd.concat([ends.astype({"draw": "Int64"}), out.astype({"draw": "Int64"})], ignore_index=True)
     return frame.assign(case_id=request.fact.case_id)[COLUMNS]
 

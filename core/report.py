@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .console import visible
-from .results import MIN_DROP, TraceResult, expert_name
+from .results import LEAST_DROP, MIN_DROP, TraceResult, expert_name, is_defined
 from .views import PAPER_CLEAN, PAPER_DROP, filter_problems, patches
 
 if TYPE_CHECKING:
@@ -211,13 +211,16 @@ def _block(title: str, headings: list[str], rows: list[list[str]], draws: int) -
 def patches_summary(results: Sequence[PatchResult]) -> str:
     """Interventions: one line per patch, means over draws and facts (restoration: ratio of means)."""
     table = pd.concat([result.frame.assign(fact=i) for i, result in enumerate(results)], ignore_index=True)
-    ends = table[table.name.isin(["clean", "corrupt"])].groupby("name").contrast.mean()
-    per_draw = table[table.name == "corrupt"].set_index(["fact", "draw"]).contrast
-    clean = table[table.name == "clean"].set_index("fact").contrast
+    score = results[0].score
+    shown = score.replace("_", "-")
+    ends = table[table.name.isin(["clean", "corrupt"])].groupby("name")[score].mean()
+    per_draw = table[table.name == "corrupt"].set_index(["fact", "draw"])[score]
+    clean = table[table.name == "clean"].set_index("fact")[score]
     n, draws = len(results), results[0].request.draws
+    number = _signed if score == "contrast" else "{:.4g}".format
     lines = [
-        f"{n} fact{'s' if n > 1 else ''} · {draws} draw{'s' if draws > 1 else ''} · clean contrast "
-        f"{_signed(ends['clean'])}, corrupt {_signed(ends['corrupt'])}",
+        f"{n} fact{'s' if n > 1 else ''} · {draws} draw{'s' if draws > 1 else ''} · clean {shown} "
+        f"{number(ends['clean'])}, corrupt {number(ends['corrupt'])}",
         "",
     ]
     rows = []
@@ -227,12 +230,13 @@ def patches_summary(results: Sequence[PatchResult]) -> str:
         if run == "corrupt":
             base = base - per_draw.loc[list(zip(some.fact, some.draw, strict=True))].to_numpy()
         whole = base.mean()
-        ratio = some.rescue.mean() / whole if abs(whole) >= MIN_DROP else math.nan
-        means = [_signed(some.contrast.mean()), _signed(some.rescue.mean()), _ratio(ratio)]
+        divides = is_defined(whole, score) if run == "corrupt" else abs(whole) >= LEAST_DROP[score]
+        ratio = some.rescue.mean() / whole if divides else math.nan
+        means = [number(some[score].mean()), number(some.rescue.mean()), _ratio(ratio)]
         rows.append([visible(str(name)), run, *means])
-    lines += _columns(["patch", "run", "contrast", "rescue", "restoration"], rows)
+    lines += _columns(["patch", "run", shown, "rescue", "restoration"], rows)
     if (table.run == "clean").any():
-        lines.append("  Patches of the clean run: rescue is the change of its contrast, restoration that ÷ contrast.")
+        lines.append(f"  Patches of the clean run: rescue is the change of its {shown}, restoration that ÷ {shown}.")
     return "\n".join(lines)
 
 

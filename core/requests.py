@@ -21,6 +21,8 @@ SPECIAL_TOKENS = ("auto", "on", "off")
 OBJECT_TOKENS = ("space", "paper")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+SCORES = ("contrast", "log_probability", "probability", "rank")
+"""What a patch may be measured by: the contrast, or the true object's log-probability, probability or rank."""
 AUTO_FOIL = "auto"
 MAX_DRAWS = 1000
 

@@ -15,6 +15,8 @@ from .requests import TraceRequest
 
 MIN_DROP = 0.05
 """Below this drop (logits) a restoration is undefined and shown as missing (protocol.md)."""
+LEAST_DROP = {"contrast": MIN_DROP, "log_probability": MIN_DROP, "probability": 0.005, "rank": 1.0}
+"""The same for every score that a patch may be measured by (in its own unit)."""
 
 FRAME_COLUMNS = [
     "case_id", "kind", "draw", "layer", "pos", "token_id", "token", "expert", "clean_active",
@@ -108,6 +110,14 @@ def complete(
     rows["rescue"] = rows.contrast - corrupt_contrast
     rows["restoration"] = rows.rescue / np.where(drop >= MIN_DROP, drop, np.nan)
     return rows
+
+
+def is_defined(whole: np.ndarray | float, score: str = "contrast") -> np.ndarray:
+    """Whether a restoration is defined: `whole`, the clean minus the corrupt value, is large enough to divide by.
+
+    Ranks are better when lower.
+    """
+    return np.asarray(whole) * (-1 if score == "rank" else 1) >= LEAST_DROP[score]
 
 
 def expert_name(layer: int, expert: int | None) -> str:

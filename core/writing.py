@@ -11,7 +11,7 @@ import torch
 
 from .base import BaseLayer, ContributionTable
 from .editing import Edit
-from .patches import SHARED, Masked, Nothing, Own, Step, Updates, Value
+from .patches import CLEAN_TOP_K, ROUTING_UNION, SHARED, Masked, Nothing, Own, Step, Updates, Value
 
 
 def table_for(base: BaseLayer, steps: Sequence[Step]) -> ContributionTable | None:
@@ -41,18 +41,39 @@ def vector_of(step: Step, pos: int, base: BaseLayer, table: ContributionTable | 
     source = step.source
     if isinstance(source, Updates):
         assert table is not None
-        total = torch.zeros_like(base.h_in[source.clean][0], dtype=torch.float32)
-        for expert in source.experts:
-            if expert == SHARED:
-                total += table.shared(source.clean, pos) - table.shared(source.corrupt, pos)
-            else:
-                total += table.expert(source.clean, pos, int(expert)) - table.expert(source.corrupt, pos, int(expert))
-        return total
+        vector = _update(base, source, source.experts, pos, table)
+        if source.equal_norm_with:
+            norm, other = vector.norm(), _update(base, source, source.equal_norm_with, pos, table).norm()
+            vector = torch.where(other < norm, vector * (other / norm), vector)
+        return vector
     if isinstance(source, Value):
         values = {"moe": base.y, "attention": base.attention, "residual": base.h_out}[step.site]
         return values[source.run][pos].float()
     assert isinstance(source, Nothing)
     return torch.zeros(base.h_in[next(iter(base.h_in))].shape[-1])
+
+
+def _update(
+    base: BaseLayer, source: Updates, experts: tuple[int | str, ...], pos: int, table: ContributionTable
+) -> torch.Tensor:
+    """Σ δ of `experts` at one position, [d], fp32."""
+    total = torch.zeros_like(base.h_in[source.clean][0], dtype=torch.float32)
+    for expert in _members(base, source, experts, pos):
+        if expert == SHARED:
+            total += table.shared(source.clean, pos) - table.shared(source.corrupt, pos)
+        else:
+            total += table.expert(source.clean, pos, int(expert)) - table.expert(source.corrupt, pos, int(expert))
+    return total
+
+
+def _members(base: BaseLayer, source: Updates, experts: tuple[int | str, ...], pos: int) -> list[int | str]:
+    """The experts meant at this position, each once: `CLEAN_TOP_K` and `ROUTING_UNION` stand for those routed there."""
+    runs = {CLEAN_TOP_K: (source.clean,), ROUTING_UNION: (source.clean, source.corrupt)}
+    members: dict[int | str, None] = {}
+    for expert in experts:
+        routed = {e for run in runs.get(expert, ()) for e in base.index[run][pos].tolist()}
+        members |= dict.fromkeys(sorted(routed) if expert in runs else [expert])
+    return list(members)
 
 
 def apply_behind(

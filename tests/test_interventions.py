@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import tiny_models
 import torch
+from transformers import AutoModelForCausalLM
 
 from core.base import Run
+from core.catalog import DEMO_FOLDER
 from core.moe import MoeModel
-from core.patches import SHARED, Masked, Nothing, Own, Patch, Step, Updates, Value, layer_patch
+from core.patches import (
+    CLEAN_TOP_K,
+    ROUTING_UNION,
+    SHARED,
+    Masked,
+    Nothing,
+    Own,
+    Patch,
+    Step,
+    Updates,
+    Value,
+    layer_patch,
+)
 from core.sweep import listed, sweep
 
 N = 9
@@ -20,22 +34,33 @@ OBJECTS = (17, 33)
 LAST = N - 1
 ALL = tuple(range(N))
 CLEAN, CORRUPT = 0, 1
-FAMILIES = ["qwen3_moe", "qwen2_moe", "deepseek_v3", "granitemoe", "gpt_oss", "qwen3_next", "jamba"]
+FAMILIES = ["demo", "qwen3_moe", "qwen2_moe", "deepseek_v3", "granitemoe", "gpt_oss", "qwen3_next", "jamba"]
 ATTENTION = ("self_attn", "linear_attn", "mamba")  # the names that these families give the sublayer
 LIMIT = 1e-4
 
 
-class Bench:
-    """One model with its two runs, and the naive way to ask anything."""
+def demo() -> torch.nn.Module:
+    """The bundled model as transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(DEMO_FOLDER, dtype=torch.float32, local_files_only=True).eval()
 
-    def __init__(self, family: str) -> None:
-        self.module = tiny_models.build(family)
+
+class Bench:
+    """One model with its two runs, and the naive way to ask anything.
+
+    `prompt`: token ids, positions of the subject, noise [n_subject, d]; random ones if not given.
+    """
+
+    def __init__(self, family: str, prompt: tuple[list[int], tuple[int, ...], torch.Tensor] | None = None) -> None:
+        self.module = demo() if family == "demo" else tiny_models.build(family)
         self.model = MoeModel(self.module)
-        self.ids = torch.randint(3, 200, (1, N), generator=torch.Generator().manual_seed(1))
-        noise = torch.randn(len(SUBJECT), self.model.hidden, generator=torch.Generator().manual_seed(2))
-        self.noise = 3 * self.module.get_input_embeddings().weight.std().item() * noise
+        if prompt is None:
+            ids = torch.randint(3, 200, (N,), generator=torch.Generator().manual_seed(1)).tolist()
+            noise = torch.randn(len(SUBJECT), self.model.hidden, generator=torch.Generator().manual_seed(2))
+            prompt = ids, SUBJECT, 3 * self.module.get_input_embeddings().weight.std().item() * noise
+        ids, self.subject, self.noise = prompt
+        self.ids, self.n = torch.tensor([ids]), len(ids)
         tokens = tuple(self.ids[0].tolist())
-        self.runs = [Run(tokens), Run(tokens, self.noise, SUBJECT)]
+        self.runs = [Run(tokens), Run(tokens, self.noise, self.subject)]
         self.moe = self.model.moe_layers
         self.seen = [self.record(CLEAN), self.record(CORRUPT)]
 
@@ -61,7 +86,7 @@ class Bench:
     def noised(self, run: int) -> Iterator[None]:
         def add(module, args, output):  # noqa: ANN001, ANN202
             output = output.clone()
-            output[0, list(SUBJECT)] += self.noise
+            output[0, list(self.subject)] += self.noise
             return output
 
         handles = [self.module.get_input_embeddings().register_forward_hook(add)] if run == CORRUPT else []
@@ -71,27 +96,29 @@ class Bench:
             for handle in handles:
                 handle.remove()
 
-    def forward(self, run: int, *changes: tuple[torch.nn.Module, Callable, bool]) -> torch.Tensor:
-        """Logits of the objects; each change is (module, hook, whether it is a pre-hook)."""
+    def forward(
+        self, run: int, *changes: tuple[torch.nn.Module, Callable, bool], tokens: Sequence[int] = OBJECTS
+    ) -> torch.Tensor:
+        """Logits of the tokens; each change is (module, hook, whether it is a pre-hook)."""
         handles = [
             module.register_forward_pre_hook(hook, with_kwargs=True) if before else module.register_forward_hook(hook)
             for module, hook, before in changes
         ]
         try:
             with torch.no_grad(), self.noised(run):
-                return self.module(input_ids=self.ids, use_cache=False).logits[0, -1, list(OBJECTS)]
+                return self.module(input_ids=self.ids, use_cache=False).logits[0, -1, list(tokens)]
         finally:
             for handle in handles:
                 handle.remove()
 
     def record(self, run: int) -> dict[tuple[str, int], torch.Tensor]:
-        """{(site, layer): [N, d]} of one run."""
+        """{(site, layer): [n, d]} of one run."""
         out: dict[tuple[str, int], torch.Tensor] = {}
 
         def keep(site: str, layer: int) -> Callable:
             def hook(module, args, output):  # noqa: ANN001, ANN202
                 first = output[0] if isinstance(output, tuple) else output
-                out[site, layer] = first.reshape(N, -1).clone()
+                out[site, layer] = first.reshape(self.n, -1).clone()
 
             return hook
 
@@ -103,14 +130,14 @@ class Bench:
     def write(self, site: str, layer: int, pos: int, value: torch.Tensor, *, add: bool = False) -> tuple:
         def hook(module, args, output):  # noqa: ANN001, ANN202
             first = (output[0] if isinstance(output, tuple) else output).clone()
-            flat = first.view(N, -1)
+            flat = first.view(self.n, -1)
             flat[pos] = flat[pos] + value if add else value
             return (first, *output[1:]) if isinstance(output, tuple) else first
 
         return self.module_of(site, layer), hook, False
 
     def weights(self, layer: int, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> tuple:
-        """Change the router weights [N, k] that the experts are given (index, weight -> weight)."""
+        """Change the router weights [n, k] that the experts are given (index, weight -> weight)."""
 
         def hook(module, args, kwargs):  # noqa: ANN001, ANN202
             values = [*args, *kwargs.values()]
@@ -123,7 +150,7 @@ class Bench:
         seen: list[list[int]] = []
 
         def hook(module, args, kwargs):  # noqa: ANN001, ANN202
-            seen.append([*args, *kwargs.values()][1].reshape(N, -1)[pos].tolist())
+            seen.append([*args, *kwargs.values()][1].reshape(self.n, -1)[pos].tolist())
 
         self.forward(run, (self.model.blocks[layer].experts, hook, True))
         return seen[0]
@@ -135,7 +162,7 @@ class Bench:
             out: list[torch.Tensor] = []
 
             def keep(module, args, output, out=out):  # noqa: ANN001, ANN202
-                out.append((output[0] if isinstance(output, tuple) else output).reshape(N, -1)[pos].clone())
+                out.append((output[0] if isinstance(output, tuple) else output).reshape(self.n, -1)[pos].clone())
 
             block = self.model.blocks[layer].module
             self.forward(run, (block, keep, False))
@@ -279,6 +306,47 @@ def test_the_routing_union_is_the_layer_patch(bench: Bench) -> None:
     agrees(bench.sweep(*patches), bench.sweep(*wanted))
 
 
+def test_coalitions_by_name_are_the_experts_routed_there(bench: Bench) -> None:
+    patches, wanted = [], []
+    for pos in (SUBJECT[-1], LAST):
+        for layer in bench.moe:
+            runs = {CLEAN_TOP_K: (CLEAN,), ROUTING_UNION: (CLEAN, CORRUPT)}
+            for name, seen in runs.items():
+                members = {e for run in seen for e in bench.routed(run, layer, pos)}
+                delta = sum(bench.update(layer, pos, expert) for expert in members)
+                wanted.append(bench.forward(CORRUPT, bench.write("moe", layer, pos, delta, add=True)))
+                source = Updates((next(iter(members)), name), CLEAN, CORRUPT)  # who is named twice counts once
+                patches.append(Patch(CORRUPT, (Step("moe", layer, (pos,), "add", source),)))
+    agrees(bench.sweep(*patches), torch.stack(wanted))
+
+
+@pytest.mark.parametrize("pos", [SUBJECT[-1], LAST])
+def test_an_equal_norm_pair_is_scaled_to_the_smaller_norm(bench: Bench, pos: int) -> None:
+    """Each of the two vectors alone, and both together."""
+    for layer in bench.moe:
+        pair = sorted({*bench.routed(CLEAN, layer, pos), *bench.routed(CORRUPT, layer, pos)})[:2]
+        deltas = [bench.update(layer, pos, expert) for expert in pair]
+        smaller = min(delta.norm() for delta in deltas)
+        equal = [delta * smaller / delta.norm().clamp_min(1e-30) for delta in deltas]
+        steps = [
+            Step("moe", layer, (pos,), "add", Updates((one,), CLEAN, CORRUPT, (other,)))
+            for one, other in (pair, pair[::-1])
+        ]
+        got = bench.sweep(*(Patch(CORRUPT, (step,)) for step in steps), Patch(CORRUPT, tuple(steps)))
+        writes = [bench.write("moe", layer, pos, delta, add=True) for delta in equal]
+        agrees(got, torch.stack([*(bench.forward(CORRUPT, one) for one in writes), bench.forward(CORRUPT, *writes)]))
+
+
+def test_an_update_of_zero_makes_its_equal_norm_partner_zero(bench: Bench) -> None:
+    layer = bench.moe[0]
+    routed = {*bench.routed(CLEAN, layer, LAST), *bench.routed(CORRUPT, layer, LAST)}
+    absent = next(e for e in range(bench.model.n_experts) if e not in routed)
+    for pair in ((min(routed), absent), (absent, min(routed))):
+        source = Updates(pair[:1], CLEAN, CORRUPT, pair[1:])
+        (got,) = bench.sweep(Patch(CORRUPT, (Step("moe", layer, (LAST,), "add", source),)))
+        agrees(got, bench.forward(CORRUPT))
+
+
 def test_the_zero_vector_changes_nothing(bench: Bench) -> None:
     patches = [Patch(run, (Step("moe", bench.moe[0], (4,), "add", Nothing()),)) for run in (CLEAN, CORRUPT)]
     agrees(bench.sweep(*patches), torch.stack([bench.forward(CLEAN), bench.forward(CORRUPT)]))
@@ -294,6 +362,22 @@ def _softmax_router(module: torch.nn.Module, h: torch.Tensor, banned: int, k: in
     return order, weight / weight.sum() if renormalise else weight
 
 
+def reroute(bench: Bench, layer: int, banned: int, positions: Sequence[int], *, renormalise: bool) -> tuple:
+    """The change to a forward: at `positions` the experts that the router would choose without `banned`."""
+    router = bench.model.blocks[layer].module.gate
+
+    def hook(module, args, kwargs):  # noqa: ANN001, ANN202
+        values = [*args, *kwargs.values()]
+        x, index, weight = values[0], values[1].clone(), values[2].clone()
+        for pos in positions:
+            order, new = _softmax_router(router, x[pos], banned, index.shape[1], renormalise=renormalise)
+            index[pos], weight[pos] = torch.tensor(order), new
+        values[1:3] = index, weight
+        return tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
+
+    return bench.model.blocks[layer].experts, hook, True
+
+
 @pytest.mark.parametrize(("family", "renormalise"), [("qwen3_moe", True), ("mixtral", True), ("olmoe", False)])
 @pytest.mark.parametrize("positions", [ALL, (LAST,)], ids=["all", "last"])
 def test_reroute(family: str, renormalise: bool, positions: tuple[int, ...]) -> None:
@@ -302,18 +386,7 @@ def test_reroute(family: str, renormalise: bool, positions: tuple[int, ...]) -> 
     patches, wanted = [], []
     for layer in bench.moe:
         banned = bench.routed(CLEAN, layer, LAST)[0]
-        router = bench.model.blocks[layer].module.gate
-
-        def hook(module, args, kwargs, banned=banned, router=router):  # noqa: ANN001, ANN202
-            values = [*args, *kwargs.values()]
-            x, index, weight = values[0], values[1].clone(), values[2].clone()
-            for pos in positions:
-                order, new = _softmax_router(router, x[pos], banned, index.shape[1], renormalise=renormalise)
-                index[pos], weight[pos] = torch.tensor(order), new
-            values[1:3] = index, weight
-            return tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
-
-        wanted.append(bench.forward(CLEAN, (bench.model.blocks[layer].experts, hook, True)))
+        wanted.append(bench.forward(CLEAN, reroute(bench, layer, banned, positions, renormalise=renormalise)))
         patches.append(Patch(CLEAN, (Step("router", layer, positions, "mask", Masked((banned,))),)))
     agrees(bench.sweep(*patches), torch.stack(wanted))
     assert (torch.stack(wanted) - bench.forward(CLEAN)).abs().max() > 0.01

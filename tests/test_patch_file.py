@@ -10,17 +10,20 @@ import checkpoints
 import pandas as pd
 import pytest
 import torch
-from test_interventions import ALL, CLEAN, CORRUPT, LAST, OBJECTS, SUBJECT, Bench
+from test_interventions import ALL, CLEAN, CORRUPT, LAST, OBJECTS, SUBJECT, Bench, reroute
+from transformers import AutoTokenizer
 
 from core import cli
 from core.budget import Budget
+from core.catalog import DEMO_FOLDER
 from core.corruption import draw_noise
 from core.errors import InputError
+from core.facts import bundled
 from core.patch_file import build, check_shape, parse_patches, read_patches
 from core.patches import Masked, Own, Step, Updates, Value
 from core.patching import patch_prepared, shape_of
-from core.prompts import PreparedFact
-from core.requests import Fact, TraceRequest
+from core.prompts import PreparedFact, prepare
+from core.requests import SCORES, Fact, TraceRequest
 
 ISSUE = [
     {"name": "layer", "run": "corrupt", "steps": [{"site": "moe", "layer": 3, "pos": "last", "restore": "clean"}]},
@@ -51,6 +54,9 @@ def test_every_form_becomes_the_steps_it_means() -> None:
     assert [s.site for s in two.steps] == ["moe", "residual"]
     assert (knockout.run, knockout.steps) == (0, (Step("moe", 3, tuple(range(9)), "add", Own((1,))),))
     assert reroute.steps == (Step("router", 3, tuple(range(9)), "mask", Masked((1,))),)
+    step = {"site": "moe", "layer": 1, "pos": 0, "experts": [4, "shared"], "equal_norm_with": "clean_top_k"}
+    (equal,) = parse_patches([{"name": "e", "steps": [step]}])
+    assert build(equal, **PLACE).steps[0].source == Updates((4, "shared"), 0, 2, ("clean_top_k",))
     (both,) = parse_patches([{"name": "l", "steps": [{"site": "layer", "layer": 1, "pos": 0, "restore": "corrupt"}]}])
     assert [(s.site, s.source) for s in build(both, **PLACE).steps] == [("attention", Value(2)), ("moe", Value(2))]
 
@@ -90,7 +96,29 @@ def wrong(**changes: object) -> list:
         (wrong(knockout="zero"), "restore.*knockout"),
         (wrong(restore=None, experts=[1], site="attention"), "experts.*attention"),
         (wrong(restore=None, experts=[]), "names no expert"),
-        (wrong(restore=None, experts=["all"]), "has experts"),
+        (wrong(restore=None, experts=["all"]), "has experts 'all'.*shared, clean_top_k, routing_union"),
+        (wrong(restore=None, experts=[1, [2]]), "has experts"),
+        (wrong(restore=None, experts={"e": 1}), "has experts"),
+        (wrong(restore=None, experts=[1], equal_norm_with=[]), "no expert in equal_norm_with"),
+        (wrong(restore=None, experts=[1], equal_norm_with=-1), "has equal_norm_with"),
+        (wrong(equal_norm_with=[1]), "restore.*equal_norm_with"),
+        (wrong(restore=None, experts=[1], equal_norm_with=[2], knockout="zero", run="clean"), "equal_norm_with"),
+        (wrong(restore=None, experts="clean_top_k", knockout="zero", run="clean"), "coalition by its name"),
+        (wrong(name=7), "patch 0 has no name"),
+        (wrong(name=" "), "patch 0 has no name"),
+        (wrong(colours=[1], run="corrupt") + [None], "unknown key 'colours'"),
+        ([{**ISSUE[0], "step": []}], "patch 'layer' has an unknown key 'step'"),
+        (wrong(steps={"site": "moe"}), "has no steps"),
+        (wrong(steps=None), "has no steps"),
+        (wrong(site=None), "has site None"),
+        (wrong(site=["moe"]), r"has site \['moe'\]"),
+        (wrong(layer=None), "has layer None"),
+        (wrong(layer="3"), "has layer '3'"),
+        (wrong(layer=[1, "2"]), "has layer"),
+        (wrong(pos=None), "has pos None"),
+        (wrong(pos=["last"]), "has pos"),
+        (wrong(pos=-1), "has pos -1"),
+        (wrong(run=True), "has run True"),
         (wrong(restore=None, experts=[1], knockout="zero"), "corrupt run"),
         (wrong(restore=None, experts=[1], knockout="off", run="clean"), "has knockout 'off'"),
         (ISSUE[:1] * 2, "'layer' is there twice"),
@@ -125,6 +153,10 @@ def bench() -> Bench:
         ({"site": "moe", "layer": 0, "pos": "last", "restore": "clean"}, "corrupt", "layer 0, which has no MoE"),
         ({"site": "layer", "layer": 0, "pos": "last", "restore": "clean"}, "corrupt", "layer 0, which has no MoE"),
         ({"site": "moe", "layer": 1, "pos": "last", "experts": [8]}, "corrupt", "expert 8.*0 to 7"),
+        ({"site": "moe", "layer": 1, "pos": "last", "experts": [1], "equal_norm_with": [8]}, "corrupt", "expert 8"),
+        ({"site": "moe", "layer": [1, 4], "pos": "last", "experts": [1]}, "corrupt", "layer 4.*0 to 3"),
+        ({"site": "residual", "layer": 4, "pos": "last", "restore": "clean"}, "corrupt", "layer 4.*0 to 3"),
+        ({"site": "attention", "layer": 4, "pos": "last", "restore": "clean"}, "corrupt", "layer 4.*0 to 3"),
         ({"site": "moe", "layer": 1, "pos": "all", "experts": [1], "knockout": "reroute"}, "clean", "reroutes"),
         ({"site": "moe", "layer": 1, "pos": "all", "experts": ["shared"], "knockout": "zero"}, "clean", "shared"),
     ],
@@ -216,6 +248,79 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "p.json").write_text(json.dumps([{"name": "x", "steps": [step]}]))
     assert cli.main(ask) == 2
     assert "layer 77" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def on_the_demo() -> tuple[list[int], PreparedFact, Bench]:
+    """A bundled fact with its tokens, and the bench with its first noise draw."""
+    fact = bundled()[1500]
+    prepared = prepare(AutoTokenizer.from_pretrained(DEMO_FOLDER), fact)
+    ids, subject = list(prepared.input_ids), prepared.subject_positions
+    model = Bench("demo").model
+    sigma = 3 * model.embedding.weight.float().std().item()
+    noise = draw_noise(
+        seed=0, case_id=fact.case_id, draws=1, n_subject=len(subject), hidden=model.hidden, sigma=sigma
+    )  # fmt: skip
+    return ids, prepared, Bench("demo", (ids, subject, noise[0]))
+
+
+@pytest.fixture(scope="module")
+def by_hand(on_the_demo: tuple[list[int], PreparedFact, Bench]) -> dict[str, torch.Tensor]:
+    """Logits of the whole vocabulary for every patch of the issue's file, by hooked forwards."""
+    ids, prepared, bench = on_the_demo
+    last, subject, clean = len(ids) - 1, prepared.subject_positions[-1], bench.seen[CLEAN]
+    members = [e for e in (1, 7) if e in {*bench.routed(CLEAN, 3, last), *bench.routed(CORRUPT, 3, last)}]
+    pair = sum((bench.update(3, last, e) for e in members), torch.zeros(bench.model.hidden))
+    two = bench.update(1, subject, 2)
+    changes = {
+        "layer": [bench.write("moe", 3, last, clean["moe", 3][last])],
+        "window": [bench.write("moe", layer, subject, clean["moe", layer][subject]) for layer in (2, 3, 4)],
+        "attention": [bench.write("attention", 3, pos, clean["attention", 3][pos]) for pos in (4, 5)],
+        "pair": [bench.write("moe", 3, last, pair, add=True)],
+        "two sites": [
+            bench.write("moe", 1, subject, two, add=True), bench.write("residual", 5, last, clean["residual", 5][last])
+        ],
+        "knockout": [bench.weights(3, lambda index, weight: weight.masked_fill(index == 1, 0))],
+        "reroute": [reroute(bench, 3, 1, range(len(ids)), renormalise=True)],
+        "clean": [],
+        "corrupt": [],
+    }  # fmt: skip
+    runs = {name: CLEAN if name in ("knockout", "reroute", "clean") else CORRUPT for name in changes}
+    everything = range(bench.model.vocabulary)
+    return {name: bench.forward(runs[name], *some, tokens=everything) for name, some in changes.items()}
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_the_issues_file_on_the_demo_by_the_command(
+    score: str, on_the_demo: tuple[list[int], PreparedFact, Bench], by_hand: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    prepared = on_the_demo[1]
+    (tmp_path / "p.json").write_text(json.dumps(ISSUE))
+    ask = ["patch", "--fact", str(prepared.fact.case_id), "--patches", str(tmp_path / "p.json"), "--score", score]
+    assert cli.main([*ask, "--no-cache", "--out", str(tmp_path / "out.csv")]) == 0
+    table = pd.read_csv(tmp_path / "out.csv").set_index("name")
+    assert list(table.index) == ["clean", "corrupt", *(patch["name"] for patch in ISSUE)]
+    wanted = {}
+    for name, logits in by_hand.items():
+        p = logits.double().softmax(-1)
+        wanted[name] = {
+            "contrast": (logits[prepared.true_id] - logits[prepared.foil_id]).item(),
+            "probability": p[prepared.true_id].item(), "log_probability": p[prepared.true_id].log().item(),
+            "rank": (logits > logits[prepared.true_id]).sum().item() + 1,
+        }  # fmt: skip
+        for column, value in wanted[name].items():
+            assert table.loc[name, column] == pytest.approx(value, abs=1e-4), (name, column)
+    clean, corrupt = wanted["clean"][score], wanted["corrupt"][score]
+    for patch in ISSUE:
+        value, row = wanted[patch["name"]][score], table.loc[patch["name"]]
+        before, whole = (clean, clean) if patch["run"] == "clean" else (corrupt, clean - corrupt)
+        assert row.rescue == pytest.approx(value - before, abs=1e-4)
+        if abs(whole) < {"contrast": 0.05, "log_probability": 0.05, "probability": 0.005, "rank": 1}[score]:
+            assert pd.isna(row.restoration)
+        else:
+            assert row.restoration == pytest.approx((value - before) / whole, abs=1e-3)
+    assert table.restoration.notna().sum() >= 5
+    assert len({round(row["contrast"], 4) for row in wanted.values()}) >= 6  # the patches are told apart
 
 
 def test_all_positions_mean_every_token() -> None:
