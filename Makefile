@@ -1,6 +1,7 @@
 # make run    install what is needed into .venv and open the dashboard on http://127.0.0.1:8501
 # make test   the same with the test tools and a Chromium, then all tests
 # make bench  measure against the peers of bench/requirements.txt (an environment of its own)
+# make bench-engine  what the engine's own work costs (needs no peers)
 # make lint   ruff
 #
 # VENV=folder and PORT=8502 change where things go; ARGS="-k store" is passed to pytest (or to the benchmark);
@@ -21,7 +22,7 @@ TORCH_INDEX ?=
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: run test bench lint chromium clean help
+.PHONY: run test bench bench-engine lint chromium clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +39,9 @@ lint: $(VENV)/.installed-test
 
 bench: bench/.venv/.installed
 	bench/.venv/bin/python -m bench $(ARGS)
+
+bench-engine: $(VENV)/.installed
+	$(BIN)/python -m bench engine $(ARGS)
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

@@ -68,12 +68,12 @@ class Case:
         return copy.deepcopy(self.model, memo)
 
 
-def build_model(seed: int = 0) -> Qwen3MoeForCausalLM:
+def build_model(seed: int = 0, *, layers: int = LAYERS, experts: int = EXPERTS) -> Qwen3MoeForCausalLM:
     """The random model, fp32, on the CPU."""
     torch.manual_seed(seed)
     config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=64, num_experts=EXPERTS, num_experts_per_tok=TOP_K,
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=layers, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=64, num_experts=experts, num_experts_per_tok=TOP_K,
         moe_intermediate_size=INTERMEDIATE, norm_topk_prob=True, max_position_embeddings=256,
         tie_word_embeddings=False, decoder_sparse_step=1, mlp_only_layers=[],
         architectures=["Qwen3MoeForCausalLM"],
