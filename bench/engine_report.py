@@ -60,9 +60,9 @@ def _lines(
         "# What the engine's own work costs",
         "",
         f"The base: one random qwen3_moe model (fp32, CPU) of {case.LAYERS} layers, hidden {case.HIDDEN}, "
-        f"{case.EXPERTS} experts of {case.INTERMEDIATE}, top-{case.TOP_K}; a prompt of {case.TOKENS} tokens with a subject of "
-        f"{len(case.SUBJECT)} from position {case.SUBJECT[0]}, one fact, one noise draw, the whole layer × token heat "
-        "map with everything that the page shows except expert patches.",
+        f"{case.EXPERTS} experts of {case.INTERMEDIATE}, top-{case.TOP_K}; a prompt of {case.TOKENS} tokens with a "
+        f"subject of {len(case.SUBJECT)} from position {case.SUBJECT[0]}, one fact, one noise draw, the whole "
+        "layer × token heat map with everything that the page shows except expert patches.",
         "",
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
         f"Python {machine['python']}, {versions}; {machine['threads']} torch threads, "
@@ -72,8 +72,9 @@ def _lines(
         "## As the heat map grows",
         "",
         "The bound is arithmetic alone: patched rows × their suffix × active weights, and the unpatched runs, at the "
-        f"fastest rate at which this machine multiplied matrices during the run ({rate / 1e9:.0f} billion multiply-adds "
-        "a second). Attention scores, norms, routing, memory traffic and the head are not in it, so nothing reaches 1.",
+        f"fastest rate at which this machine multiplied matrices during the run ({rate / 1e9:.0f} billion "
+        "multiply-adds a second). Attention scores, norms, routing, memory traffic and the head are not in it, so "
+        "nothing reaches 1.",
         "",
         "| heat map | patched rows | seconds | × base | bound, seconds | × bound |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
