@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from .editing import Parts
 from .hooks import outputs_of
 from .moe import MoeModel, Watch, contributions, margins, near_ties, without_experts
 from .packing import Piece, call_full, call_packed, record_layer_calls, rectangles
+from .room import Room
 from .structure import Structure
 
 
@@ -57,7 +59,7 @@ class Company:
     """Patched rows that go through a layer in the call of the unpatched runs, so that its weights are read once.
 
     `pieces(prefixes, room)`: their pieces, of at most about `room` tokens; `take`: receives the outputs of those;
-    `parts`: of the layer.
+    `parts`: of the layer. Where memory runs out, `pieces` is asked again and must give what was not taken.
     """
 
     pieces: Callable[[Prefixes, int], list[Piece]]
@@ -67,13 +69,13 @@ class Company:
 
 @dataclass
 class BaseLayer:
-    """The runs at one layer, by run index. `chunk_tokens`: most tokens to compute at a time. `h_in`, `h_out`: [T, d];
+    """The runs at one layer, by run index. `room`: tokens to compute at a time. `h_in`, `h_out`: [T, d];
     `attention`: [T, d], only where it was asked for; MoE tensors only where the layer has a block."""
 
     model: MoeModel
     structure: Structure
     layer: int
-    chunk_tokens: int
+    room: Room
     h_in: dict[int, torch.Tensor]
     h_out: dict[int, torch.Tensor] = field(default_factory=dict)
     attention: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -105,14 +107,18 @@ class ContributionTable:
         tail = base.structure.tail.get(base.layer, False)
         self._block_input = gather(base.block_input) if tail or base.structure.has_shared else None
         x, weight, given = gather(base.x), gather(base.weight), self._block_input if tail else None
-        step = max(1, base.chunk_tokens // self._index.shape[1])
-        self._c = torch.cat([
-            contributions(
-                block, x[at : at + step], self._index[at : at + step], weight[at : at + step],
-                None if given is None else given[at : at + step],
-            ).float()
-            for at in range(0, len(places), step)
-        ])  # fmt: skip
+
+        def compute() -> torch.Tensor:
+            step = max(1, base.room.tokens // self._index.shape[1])
+            return torch.cat([
+                contributions(
+                    block, x[at : at + step], self._index[at : at + step], weight[at : at + step],
+                    None if given is None else given[at : at + step],
+                ).float()
+                for at in range(0, len(places), step)
+            ])  # fmt: skip
+
+        self._c = base.room.within(compute)
         self._index = self._index.cpu()
         self._shared: torch.Tensor | None = None
 
@@ -125,7 +131,10 @@ class ContributionTable:
     def shared(self, run: int, pos: int) -> torch.Tensor:
         """The shared expert's part of the block output: [d]."""
         if self._shared is None:
-            self._shared = without_experts(self._base.model.blocks[self._base.layer], self._block_input).float()
+            room, block, given = self._base.room, self._base.model.blocks[self._base.layer], self._block_input
+            self._shared = room.within(
+                lambda: torch.cat([without_experts(block, some).float() for some in given.split(room.tokens)])
+            )
         return self._shared[self._row[run, pos]]
 
 
@@ -142,14 +151,14 @@ class BaseRuns:
         structure: Structure,
         runs: Sequence[Run],
         *,
-        chunk_tokens: int,
+        room: Room,
         keep: bool = True,
         with_attention: bool = False,
     ) -> None:
         if with_attention:
             runs = [dataclasses.replace(run, known=None) for run in runs]
         self.model, self.structure, self.runs = model, structure, list(runs)
-        self.chunk_tokens, self.keep, self.with_attention = chunk_tokens, keep, with_attention
+        self.room, self.keep, self.with_attention = room, keep, with_attention
         self.arguments = structure.arguments
         self.table_keys = [self._record(i, run) for i, run in enumerate(self.runs)]
         self._stacks = self._start()
@@ -178,10 +187,7 @@ class BaseRuns:
             hidden: list[torch.Tensor | None] = [None] * len(members)
             if fresh:
                 some = [self.runs[members[row]] for row in fresh]
-                ids = torch.tensor([run.ids for run in some], device=self.model.device)
-                with noised(self.model.embedding, [r.noise for r in some], [r.subject for r in some]):
-                    first, _ = record_layer_calls(self.model.model, self.model.layers, input_ids=ids)
-                for row, values in zip(fresh, first, strict=True):
+                for row, values in zip(fresh, self.room.within(functools.partial(self._embedded, some)), strict=True):
                     hidden[row] = values
             for row, i in enumerate(members):
                 known = self.runs[i].known
@@ -190,13 +196,23 @@ class BaseRuns:
             stacks.append(_Stack(members, torch.stack(hidden), fresh))  # type: ignore[arg-type]
         return stacks
 
+    def _embedded(self, runs: Sequence[Run]) -> list[torch.Tensor]:
+        """Input of the first layer, [T, d] for each of some runs of one length."""
+        step, found = max(1, self.room.tokens // runs[0].length), []
+        for at in range(0, len(runs), step):
+            some = runs[at : at + step]
+            ids = torch.tensor([run.ids for run in some], device=self.model.device)
+            with noised(self.model.embedding, [r.noise for r in some], [r.subject for r in some]):
+                found += record_layer_calls(self.model.model, self.model.layers, input_ids=ids)[0]
+        return found
+
     def step(self, layer: int, company: Company | None = None) -> BaseLayer:
         """Take every run through layer `layer`. `company` comes along if all runs go through in one packed call."""
-        base = BaseLayer(self.model, self.structure, layer, self.chunk_tokens, h_in={})
+        base = BaseLayer(self.model, self.structure, layer, self.room, h_in={})
         for stack in self._stacks:
             for row, i in enumerate(stack.runs):
                 base.h_in[i] = stack.hidden[row]
-        self._compute(base, company)
+        self.room.within(lambda: self._compute(base, company))
         self._recall(base)
         for stack in self._stacks:
             stack.hidden = torch.stack([base.h_out[i] for i in stack.runs])
@@ -252,7 +268,7 @@ class BaseRuns:
             piece.length: (at, {run: row for row, run in enumerate(mine)})
             for at, (piece, mine) in enumerate(zip(pieces, owners, strict=True))
         }
-        room = self.chunk_tokens - sum(piece.n * piece.span for piece in pieces)
+        room = self.room.tokens - sum(piece.n * piece.span for piece in pieces)
         others = company.pieces(prefixes, room)
         outs = call_packed(module, layer, [*pieces, *others], self.arguments, parts=company.parts)
         company.take(outs[len(pieces) :])
@@ -264,8 +280,8 @@ class BaseRuns:
             length = stack.hidden.shape[1]
             at = 0
             while at < len(stack.fresh):
-                room = max(1, (self.chunk_tokens - tokens) // length)
-                if tokens and tokens + length > self.chunk_tokens:
+                room = max(1, (self.room.tokens - tokens) // length)
+                if tokens and tokens + length > self.room.tokens:
                     yield pieces, owners
                     pieces, owners, tokens = [], [], 0
                     continue

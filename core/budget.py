@@ -6,6 +6,7 @@ follows from the shapes; both are held against the memory that is free now.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from .memory import available_bytes
 from .moe import MoeModel
 from .prompts import PreparedFact
 from .requests import TraceRequest
+from .room import Room
 
 _KEPT_SHARE = 0.35  # of the free memory, for rows' states and activations
 _WORKING_SHARE = 0.25  # for what a layer call allocates on the way
@@ -23,9 +25,10 @@ _MOST_TOKENS_CPU = 2048  # larger intermediate results only leave the processor'
 
 @dataclass(frozen=True)
 class Budget:
-    """`chunk_tokens`: tokens that go through a layer at a time. `kept_bytes`: for rows and activations of a sweep."""
+    """`chunk_tokens`: tokens that go through a layer at a time (a `Room` is halved where memory runs out all the same).
+    `kept_bytes`: for rows and activations of a sweep."""
 
-    chunk_tokens: int
+    chunk_tokens: Room | int
     kept_bytes: int
 
     @classmethod
@@ -36,7 +39,7 @@ class Budget:
         # where accelerate fetches weights for every call, few large calls are better
         fetched = len(set(map(str, (getattr(model.model, "hf_device_map", None) or {}).values()))) > 1
         most = _MOST_TOKENS_CPU if model.device.type == "cpu" and not fetched else _MOST_TOKENS
-        return cls(chunk_tokens=max(64, min(most, tokens)), kept_bytes=int(free * _KEPT_SHARE))
+        return cls(chunk_tokens=Room(max(64, min(most, tokens))), kept_bytes=int(free * _KEPT_SHARE))
 
     @staticmethod
     def part_bytes(model: MoeModel, fact: PreparedFact, part: str) -> int:
@@ -59,6 +62,13 @@ class Budget:
         states = model.n_layers + 1 + 2 * len(model.moe_layers)
         activations = (1 + request.draws) * length * states * model.hidden * model.dtype.itemsize
         return activations + request.draws * sum(cls.part_bytes(model, fact, p) for p in parts_of(request, length))
+
+    def smaller(self, taken: int, *, several: bool) -> Budget | None:
+        """What to try when a sweep that kept about `taken` bytes ran out of memory: half of them; for `several` False
+        (one answer alone) each of its parts alone. None where that was tried already."""
+        if several:
+            return dataclasses.replace(self, kept_bytes=min(self.kept_bytes, taken) // 2)
+        return dataclasses.replace(self, kept_bytes=0) if self.kept_bytes else None
 
     def batches(self, sizes: Sequence[int]) -> Iterator[list[int]]:
         """Indices of `sizes`, in order, cut where the kept bytes would be exceeded; one too large stands alone."""

@@ -18,7 +18,7 @@ import torch
 
 from .base import Run
 from .corruption import draw_noise, noised
-from .errors import ExpertScopeError, ModelRefused
+from .errors import ExpertScopeError, ModelRefused, OutOfMemory
 from .head import all_logits
 from .hooks import hooks, retuple, untuple
 from .moe import MoeModel
@@ -26,6 +26,7 @@ from .packing import packed_mode
 from .patches import Nothing, Patch, Step, expert_patch, layer_patch
 from .progress import SILENT, Progress
 from .requests import digest
+from .room import ran_out
 from .shrink import shrunken_model
 from .structure import Probing, Structure
 from .sweep import Pass, listed, sweep
@@ -61,9 +62,11 @@ def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILE
         return checks
     try:
         checks = _run_checks(model, progress)
-    except (ExpertScopeError, MemoryError, torch.OutOfMemoryError):
+    except ExpertScopeError:
         raise
     except Exception as error:  # noqa: BLE001 - a family can fail in any way; it is refused in words
+        if ran_out(error):
+            raise OutOfMemory() from error
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         raise ModelRefused(
             f"The load-time checks cannot run on this model ({type(error).__name__}: {reason}).",

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_facts import Sieve
 from .console import TerminalProgress, say, tolerant, visible
-from .errors import ExpertScopeError, InputError, StoreError
+from .errors import ExpertScopeError, InputError, OutOfMemory, StoreError
 from .requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SCORES, SPECIAL_TOKENS, Fact, ModelSpec, TraceRequest
+from .room import ran_out
 
 if TYPE_CHECKING:
     from .prompts import PreparedFact
@@ -66,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail("Interrupted.", "What was finished is in the store (unless --no-cache).", 130)
-    except MemoryError:
-        return _fail("The memory of this machine is used up.", "Trace fewer facts at once, or a smaller model.", 1)
     except Exception as error:  # noqa: BLE001 - the last resort of the command line
+        if ran_out(error):
+            full = OutOfMemory()
+            return _fail(full.what, full.next, full.exit_code)
         return _defect(error)
 
 

@@ -39,6 +39,18 @@ class ModelRefused(ModelError):
     """The model was read but will not be traced: not a MoE, an unsupported block, a failed load-time check."""
 
 
+class OutOfMemory(ExpertScopeError):
+    """The memory of the machine or of the GPU does not suffice, also for the smallest pieces of the work."""
+
+    def __init__(
+        self,
+        what: str = "There was not enough memory for this.",
+        next: str = "What was finished before is kept. Close other programs, ask for fewer draws or positions, "
+        "choose a smaller dtype or model, or device cpu in place of a GPU.",
+    ) -> None:
+        super().__init__(what, next)
+
+
 class StoreError(ExpertScopeError):
     """The store cannot be opened, read or written."""
 

@@ -14,6 +14,7 @@ from accelerate.utils import align_module_device
 
 from .hooks import stub
 from .moe import MoeModel
+from .room import Room
 
 _ROWS = 2048
 _VOCABULARY = 16_384
@@ -22,18 +23,19 @@ _VOCABULARY = 16_384
 @torch.no_grad()
 def object_logits(model: MoeModel, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Logits of `ids` [R, m] for states after the last layer [R, d]: [R, m], fp32, on the CPU."""
-    out = []
     with _unembedding(model) as (weight, bias):
-        for at in range(0, states.shape[0], _ROWS):
-            some = ids[at : at + _ROWS].to(weight.device)
-            rows = weight[some].float()  # [r, m, d]
-            shift = 0.0 if bias is None else bias[some].float()
 
-            def product(hidden, rows=rows, shift=shift):  # noqa: ANN001, ANN202 - stands in for the unembedding
+        def some(at: slice) -> torch.Tensor:
+            chosen = ids[at].to(weight.device)
+            rows = weight[chosen].float()  # [r, m, d]
+            shift = 0.0 if bias is None else bias[chosen].float()
+
+            def product(hidden):  # noqa: ANN001, ANN202 - stands in for the unembedding
                 return ((hidden.float().to(rows.device) * rows).sum(-1) + shift)[:, None]
 
-            out.append(_through_head(model, states[at : at + _ROWS], product))
-    return torch.cat(out) if out else torch.zeros(0, ids.shape[1])
+            return _through_head(model, states[at], product)
+
+        return _by_rows(states.shape[0], _ROWS, some, ids.shape[1])
 
 
 @torch.no_grad()
@@ -44,13 +46,30 @@ def all_logits(model: MoeModel, states: torch.Tensor, *, normed: bool = False) -
     """
     with _unembedding(model) as (weight, bias):
 
-        def product(hidden):  # noqa: ANN001, ANN202
-            hidden = (states[:, None] if normed else hidden).float().to(weight.device)
-            parts = [hidden @ weight[at : at + _VOCABULARY].float().T for at in range(0, weight.shape[0], _VOCABULARY)]
-            logits = torch.cat(parts, -1)
-            return logits if bias is None else logits + bias.float()
+        def some(at: slice) -> torch.Tensor:
+            def product(hidden):  # noqa: ANN001, ANN202
+                hidden = (states[at, None] if normed else hidden).float().to(weight.device)
+                cuts = range(0, weight.shape[0], _VOCABULARY)
+                logits = torch.cat([hidden @ weight[v : v + _VOCABULARY].float().T for v in cuts], -1)
+                return logits if bias is None else logits + bias.float()
 
-        return _through_head(model, states, product)
+            return _through_head(model, states[at], product)
+
+        return _by_rows(states.shape[0], _ROWS, some, weight.shape[0])
+
+
+def _by_rows(n: int, most: int, some: Callable[[slice], torch.Tensor], width: int) -> torch.Tensor:
+    """`some` of all n rows one after the other, [n, width]: at most `most` at a time, fewer where memory runs out."""
+    room, out, at = Room(most), [torch.zeros(0, width)], 0
+
+    def go_on() -> None:
+        nonlocal at
+        while at < n:
+            out.append(some(slice(at, at + room.tokens)))
+            at += room.tokens
+
+    room.within(go_on)
+    return torch.cat(out)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import Cancelled, ExpertScopeError
+from .errors import Cancelled, ExpertScopeError, OutOfMemory
 from .progress import Progress
+from .room import ran_out
 
 log = logging.getLogger(__name__)
 
@@ -283,10 +284,8 @@ class JobRegistry:
 
 def _in_words(error: BaseException) -> ExpertScopeError:
     """A general sentence for what we did not foresee; the log has the rest."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ExpertScopeError(
-            "There was not enough memory for this.", "Ask for fewer draws or positions, or a smaller model."
-        )
+    if ran_out(error):
+        return OutOfMemory()
     return ExpertScopeError(
         f"Something went wrong inside ExpertScope ({type(error).__name__}).", "The server's log has the details."
     )

@@ -21,12 +21,14 @@ from .answers import ENDS, LAYER, experts_part, parts_of
 from .base import BaseLayer, Run
 from .budget import Budget
 from .corruption import draw_noise
+from .errors import OutOfMemory
 from .head import all_logits
 from .moe import MoeModel
 from .patches import SHARED, Patch, expert_patch, layer_patch
 from .progress import Progress
 from .prompts import PreparedFact, with_foil
 from .requests import TraceRequest, digest
+from .room import give_back, ran_out
 from .sweep import listed, sweep
 
 TOP = 20  # next tokens kept per run
@@ -98,7 +100,9 @@ def answer_missing(
 ) -> Iterator[tuple[int, Answer]]:
     """Compute what `items` (index, question) need, batch by batch; yields answers as they are complete.
 
-    An answer is released when the next one is asked for: take what is needed of it before.
+    An answer is released when the next one is asked for: take what is needed of it before. Where memory runs out, a
+    sweep halves what it runs at a time; where that does not help, the batch is begun again in smaller ones. Raises
+    `OutOfMemory` if not even a part of a single answer fits.
     """
     if not items:
         return
@@ -106,12 +110,25 @@ def answer_missing(
     # rows of one length run together
     items = sorted(items, key=lambda item: len(item[1].prepared.input_ids))
     sizes = [budget.answer_bytes(model, question.request, question.prepared) for _, question in items]
-    done = 0.0
-    for batch in budget.batches(sizes):
-        share = _Share(progress, done, sum(sizes[b] for b in batch), sum(sizes))
-        answers = [(items[b][0], _begin(model, items[b][1])) for b in batch]
-        _complete(model, [answer for _, answer in answers], store, budget, share)
-        done += sum(sizes[b] for b in batch)
+    done, left = 0.0, list(range(len(items)))
+    while left:
+        batch = [left[b] for b in next(budget.batches([sizes[i] for i in left]))]
+        size = sum(sizes[b] for b in batch)
+        smaller = None
+        try:
+            answers = [(items[b][0], _begin(model, items[b][1])) for b in batch]
+            _complete(model, [answer for _, answer in answers], store, budget, _Share(progress, done, size, sum(sizes)))
+        except (MemoryError, RuntimeError, OutOfMemory) as error:
+            if not ran_out(error):
+                raise
+            smaller = budget.smaller(size, several=len(batch) > 1)
+            if smaller is None:
+                raise OutOfMemory() from error
+        if smaller is not None:  # out here the exception is gone, and the tensors that its frames held
+            budget = smaller
+            give_back()
+            continue
+        done, left = done + size, left[len(batch) :]
         for i, answer in answers:
             yield i, answer
             answer.release()

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 
 from .activations import Activations
-from .base import BaseLayer, BaseRuns, Company, Prefixes, Run
+from .base import BaseLayer, BaseRuns, Company, ContributionTable, Prefixes, Run
 from .editing import Parts
 from .head import object_logits
 from .moe import MoeModel
 from .packing import Piece, call_full, call_packed, packed_mode, rectangles
 from .patches import Own, Patch, Step
 from .progress import SILENT, Progress
+from .room import Room
 from .structure import Structure
 from .writing import apply_behind, edit_for, table_for
 
@@ -78,7 +79,7 @@ def sweep(
     plan: Plan,
     *,
     objects: Sequence[Sequence[int]],
-    chunk_tokens: int,
+    chunk_tokens: int | Room,
     keep: bool = True,
     with_attention: bool = False,
     keep_final: bool = False,
@@ -87,7 +88,8 @@ def sweep(
     """Take `runs` and the patches that `plan` gives (each in one of the runs) once through the model.
 
     `objects[i]`: token ids whose logits are wanted at the last position of run i and of the patches in it (the same
-    number for all). `chunk_tokens`: at most so many tokens go through a layer at a time. `keep`: return activations.
+    number for all). `chunk_tokens`: at most so many tokens go through a layer at a time; where memory runs out the
+    sweep goes on with half of them (a `Room` remembers that for the next sweep). `keep`: return activations.
     `with_attention`: some step restores an attention output. `keep_final`: return the patches' last hidden states.
     """
     with model.lock, torch.no_grad(), packed_mode(model.model):
@@ -115,16 +117,15 @@ class Pass:
         runs: Sequence[Run],
         plan: Plan,
         *,
-        chunk_tokens: int,
+        chunk_tokens: int | Room,
         keep: bool = True,
         with_attention: bool = False,
         progress: Progress = SILENT,
     ) -> None:
         self._model, self._plan, self._keep, self._progress = model, plan, keep, progress
-        self._runs = BaseRuns(
-            model, structure, runs, chunk_tokens=chunk_tokens, keep=keep, with_attention=with_attention
-        )
-        self._live = _Live(model, structure, self._runs, chunk_tokens)
+        room = Room.of(chunk_tokens)
+        self._runs = BaseRuns(model, structure, runs, room=room, keep=keep, with_attention=with_attention)
+        self._live = _Live(model, structure, self._runs, room)
         self._work = _Work(model.n_layers, sum(run.length for run in runs if run.known is None), progress)
 
     def __enter__(self) -> Pass:
@@ -190,9 +191,9 @@ class _Work:
 class _Live:
     """The patched rows that are alive: admitted by layer, taken through the layers, read out at the end."""
 
-    def __init__(self, model: MoeModel, structure: Structure, base_runs: BaseRuns, chunk_tokens: int) -> None:
+    def __init__(self, model: MoeModel, structure: Structure, base_runs: BaseRuns, room: Room) -> None:
         self.model, self.structure, self.base_runs = model, structure, base_runs
-        self.chunk_tokens = chunk_tokens
+        self.room = room
         self.patches: list[Patch] = []
         self.groups: dict[tuple[int, int], _Group] = {}
         # patches with steps at a layer that their rows go through, by (layer, is the step on the stream behind it?)
@@ -286,19 +287,24 @@ class _Live:
         chosen: list[tuple[_Group, range]] = []
 
         def pieces(prefixes: Prefixes, room: int) -> list[Piece]:
-            if room > 0:
-                chosen.extend(next(self._chunks(room), []))
+            chosen[:] = next(self._chunks(room), []) if room > 0 else []
             return self._pieces(layer, chosen, prefixes)
 
         return Company(pieces, lambda outs: self._advance(chosen, outs, work), self._parts(layer))
 
     def run(self, base: BaseLayer, work: _Work) -> None:
-        """Take every live row that is not ahead through the layer, in chunks."""
+        """Take every live row that is not ahead through the layer."""
+        acting = sorted(self._acting.get((base.layer, False), ()))
+        table = table_for(base, [step for i in acting for step in self._inner_steps(i, base.layer)])
+        self.room.within(lambda: self._run(base, table, work))
+        for group in self.groups.values():
+            group.ahead = 0
+
+    def _run(self, base: BaseLayer, table: ContributionTable | None, work: _Work) -> None:
+        """`run` in chunks; what it finished is ahead when it is called again."""
         layer = base.layer
         module, parts, arguments = self.model.layers[layer], self._parts(layer), self.base_runs.arguments
-        acting = sorted(self._acting.get((layer, False), ()))
-        table = table_for(base, [step for i in acting for step in self._inner_steps(i, layer)])
-        for slices in self._chunks(self.chunk_tokens):
+        for slices in self._chunks(self.room.tokens):
             before, prefixes = self._prefixes(base, slices)
             pieces = [*before, *self._pieces(layer, slices, prefixes)]
             first = len(before)
@@ -318,8 +324,6 @@ class _Live:
                     for member, out in zip(members, got, strict=True):
                         outs[member - first] = out
             self._advance(slices, outs, work)
-        for group in self.groups.values():
-            group.ahead = 0
 
     def _advance(self, slices: list[tuple[_Group, range]], outs: Sequence[torch.Tensor], work: _Work) -> None:
         """The slices' rows are behind the layer."""

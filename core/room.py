@@ -1,0 +1,78 @@
+"""What to do when memory runs out in the middle of the work: halve what goes through a layer at a time, and go on.
+
+Knows failures of allocation as torch, NumPy and Python report them; nothing of layers or rows. No torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from .errors import OutOfMemory
+
+_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed")
+T = TypeVar("T")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that memory could not be had: on a GPU, or in torch's or Python's CPU allocator."""
+    if isinstance(error, OutOfMemory | MemoryError):
+        return True
+    if any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__):  # torch's, without importing torch
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
+
+
+def give_back() -> None:
+    """Return memory that nothing uses any more to the devices, so that a smaller attempt finds it."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def in_words(what: str = "The memory is used up.") -> Iterator[None]:
+    """Whatever failure of allocation leaves the block becomes an `OutOfMemory` with `what` as its first sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory(what) from error
+
+
+class Room:
+    """How many tokens go through a layer at a time. Shared by the sweeps of one piece of work, so that what one of
+    them learned holds for the next; `halvings` counts how often memory ran out."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = max(1, int(tokens))
+        self.halvings = 0
+
+    @classmethod
+    def of(cls, tokens: int | Room) -> Room:
+        """The room itself, or a new one of so many tokens."""
+        return tokens if isinstance(tokens, Room) else cls(tokens)
+
+    def within(self, work: Callable[[], T]) -> T:
+        """What `work()` returns. It is called again with half the tokens for as long as memory runs out in it; it must
+        read `tokens` anew in every call and find what it finished before. Raises `OutOfMemory` below one token: then
+        it is not the tokens that take the memory, and `tokens` is what it was."""
+        before = self.tokens
+        while True:
+            try:
+                return work()
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out(error):
+                    raise
+                if self.tokens == 1:
+                    self.tokens = before
+                    raise OutOfMemory("Not even a single row fits into the memory.") from error
+            # here the exception is gone, and with it the tensors that its frames held
+            self.tokens //= 2
+            self.halvings += 1
+            give_back()
