@@ -20,13 +20,13 @@ from .activations import Activations
 from .answers import ENDS, LAYER, experts_part, parts_of
 from .base import BaseLayer, Run
 from .budget import Budget
-from .corruption import draw_noise
 from .errors import OutOfMemory
+from .fact_runs import runs_of, with_best_foil
 from .head import all_logits
 from .moe import MoeModel
 from .patches import SHARED, Patch, expert_patch, layer_patch
-from .progress import Progress
-from .prompts import PreparedFact, with_foil
+from .progress import Progress, Share
+from .prompts import PreparedFact
 from .requests import TraceRequest, digest
 from .room import give_back, ran_out
 from .sweep import listed, sweep
@@ -45,12 +45,12 @@ class Question:
 
 @dataclass
 class Answer:
-    """The parts of one answer. `tables[j]`: {part: row set} of draw j; `run_*` and `ranks`: clean run first, then
-    each corrupt one. `known`: activations at hand, by run. `fresh_runs`, `fresh_rows`: what the store does not have."""
+    """The parts of one answer. `tables[j]`: {part: row set} of draw j; `runs`, `run_*` and `ranks`: clean run first,
+    then each corrupt one. `known`: activations at hand, by run. `fresh_runs`, `fresh_rows`: what the store lacks."""
 
     question: Question
     sigma: float
-    noise: torch.Tensor
+    runs: list[Run]
     run_keys: list[str]
     pair_keys: list[str] = field(default_factory=list)
     tables: list[dict[str, pd.DataFrame]] = field(default_factory=list)
@@ -90,8 +90,7 @@ class Answer:
 
     def release(self) -> None:
         """Let go of everything large; the answer was taken."""
-        self.noise = self.noise[:0]
-        for held in (self.known, self.tables, self.routings, self.run_infos):
+        for held in (self.runs, self.known, self.tables, self.routings, self.run_infos):
             held.clear()
 
 
@@ -117,7 +116,7 @@ def answer_missing(
         smaller = None
         try:
             answers = [(items[b][0], _begin(model, items[b][1])) for b in batch]
-            _complete(model, [answer for _, answer in answers], store, budget, _Share(progress, done, size, sum(sizes)))
+            _complete(model, [answer for _, answer in answers], store, budget, Share(progress, done, size, sum(sizes)))
         except (MemoryError, RuntimeError, OutOfMemory) as error:
             if not ran_out(error):
                 raise
@@ -134,32 +133,17 @@ def answer_missing(
             answer.release()
 
 
-class _Share(Progress):
-    """The part of the whole that one batch makes up."""
-
-    def __init__(self, outer: Progress, before: float, mine: float, total: float) -> None:
-        self._outer, self._before, self._mine, self._total = outer, before, mine, total
-
-    def update(self, done: float, total: float, label: str = "") -> None:
-        self._outer.update(self._before + self._mine * done / total, self._total, label)
-
-    def check(self) -> None:
-        self._outer.check()
-
-
 def _begin(model: MoeModel, question: Question) -> Answer:
-    request, prepared = question.request, question.prepared
-    sigma = request.noise * model.embedding_std
-    noise = draw_noise(
-        seed=request.seed, case_id=request.fact.case_id, draws=request.draws,
-        n_subject=len(prepared.subject_positions), hidden=model.hidden, sigma=sigma,
-    )  # fmt: skip
-    clean = digest("run", model.identity, prepared.input_ids)
-    corrupt = [
-        digest("run", clean, prepared.subject_positions, hashlib.sha256(draw.numpy().tobytes()).hexdigest())
-        for draw in noise
-    ]
-    return Answer(question, sigma, noise, [clean, *corrupt])
+    runs, sigma = runs_of(model, question.request, question.prepared)
+    return Answer(question, sigma, runs, [_run_key(model, run) for run in runs])
+
+
+def _run_key(model: MoeModel, run: Run) -> str:
+    """Everything that a run's activations depend on."""
+    key = digest("run", model.identity, run.ids)
+    if run.noise is None:
+        return key
+    return digest("run", key, run.subject, hashlib.sha256(run.noise.numpy().tobytes()).hexdigest())
 
 
 def _run(answer: Answer, which: int, store: Any) -> Run:
@@ -168,8 +152,7 @@ def _run(answer: Answer, which: int, store: Any) -> Run:
         stored = store.get_run(answer.run_keys[which])
         if stored is not None:
             answer.known[which] = Activations.from_bytes(stored.payload)
-    noise = None if which == 0 else answer.noise[which - 1]
-    return Run(answer.prepared.input_ids, noise, answer.prepared.subject_positions, answer.known.get(which))
+    return dataclasses.replace(answer.runs[which], known=answer.known.get(which))
 
 
 def _keep(answer: Answer, which: int, run: Run, fresh: Activations | None) -> Activations:
@@ -196,9 +179,7 @@ def _choose_foils(model: MoeModel, answers: list[Answer], store: Any, budget: Bu
     )  # fmt: skip
     for i, (answer, run) in enumerate(zip(waiting, runs, strict=True)):
         _keep(answer, 0, run, outcome.activations.get(i))
-        logits = all_logits(model, outcome.final[i : i + 1])[0]
-        logits[answer.prepared.true_id] = -torch.inf
-        prepared = with_foil(answer.prepared, model.tokenizer, int(logits.argmax()))
+        prepared = with_best_foil(model, answer.prepared, outcome.final[i : i + 1])
         answer.question = dataclasses.replace(answer.question, prepared=prepared)
 
 
@@ -221,7 +202,7 @@ def _complete(model: MoeModel, answers: list[Answer], store: Any, budget: Budget
     sizes = [budget.part_bytes(model, job.answer.prepared, job.part) for job in jobs]
     batches = list(budget.batches(sizes))
     for i, batch in enumerate(batches):
-        _sweep_jobs(model, [jobs[b] for b in batch], store, budget, _Share(progress, i, 1, len(batches)))
+        _sweep_jobs(model, [jobs[b] for b in batch], store, budget, Share(progress, i, 1, len(batches)))
 
 
 def _sweep_jobs(model: MoeModel, jobs: list[_Job], store: Any, budget: Budget, progress: Progress) -> None:

@@ -13,15 +13,14 @@ import pandas as pd
 import torch
 
 from .asking import prepare_for
-from .base import Run
 from .budget import Budget
-from .corruption import draw_noise
 from .errors import InputError
+from .fact_runs import runs_of, with_chosen_foil
 from .head import all_logits
 from .moe import MoeModel
 from .patch_file import PatchSpec, build, check_shape
 from .progress import SILENT, Progress
-from .prompts import PreparedFact, with_foil
+from .prompts import PreparedFact
 from .provenance import provenance_of
 from .requests import TraceRequest
 from .results import LEAST_DROP, Provenance, is_defined
@@ -105,14 +104,8 @@ def patch_prepared(
     progress: Progress = SILENT,
 ) -> PatchResult:
     """One fact that is token ids already."""
-    sigma = request.noise * model.embedding_std
-    noise = draw_noise(
-        seed=request.seed, case_id=request.fact.case_id, draws=request.draws,
-        n_subject=len(fact.subject_positions), hidden=model.hidden, sigma=sigma,
-    )  # fmt: skip
-    runs = [Run(fact.input_ids), *(Run(fact.input_ids, draw, fact.subject_positions) for draw in noise)]
-    if fact.foil_id is None:
-        fact = with_foil(fact, model.tokenizer, _best_other(model, runs[0], fact.true_id, budget))
+    runs, sigma = runs_of(model, request, fact)
+    fact = with_chosen_foil(model, fact, runs[0], budget)
     place = {"n_tokens": len(fact.input_ids), "last_subject": fact.subject_positions[-1], "clean": 0}
     asked = [(spec, j, build(spec, **place, corrupt=j + 1)) for j in range(request.draws) for spec in specs]
     outcome = sweep(
@@ -126,16 +119,6 @@ def patch_prepared(
     rows = [(spec.name, spec.run, j, number[patch]) for spec, j, patch in asked]
     frame = _frame(model, request, fact, outcome, rows, score)
     return PatchResult(request, provenance_of(model, fact, sigma), frame, score)
-
-
-def _best_other(model: MoeModel, clean: Run, true_id: int, budget: Budget) -> int:
-    """The most probable next token of the clean run other than the true object's."""
-    outcome = sweep(
-        model, model.structure, [clean], listed(()), objects=[(0,)], chunk_tokens=budget.chunk_tokens, keep=False
-    )
-    logits = all_logits(model, outcome.final)[0]
-    logits[true_id] = -torch.inf
-    return int(logits.argmax())
 
 
 def _frame(

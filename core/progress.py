@@ -21,4 +21,19 @@ class Progress:
         """Raise `Cancelled` if the work should stop."""
 
 
+class Share(Progress):
+    """A part of a whole: from `before`, `mine` of the `total` units that `outer` is told about."""
+
+    def __init__(self, outer: Progress, before: float, mine: float, total: float, label: str = "") -> None:
+        """`label`: what the outer one is told, if not the part's own words."""
+        self._outer, self._before, self._mine, self._total = outer, before, mine, total
+        self._label = label
+
+    def update(self, done: float, total: float, label: str = "") -> None:
+        self._outer.update(self._before + self._mine * done / total, self._total, self._label or label)
+
+    def check(self) -> None:
+        self._outer.check()
+
+
 SILENT = Progress()

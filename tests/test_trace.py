@@ -16,7 +16,7 @@ import torch
 from compare import random_fact
 
 from cache.store import Store
-from core import checks, missing, trace
+from core import checks, fact_runs, missing, trace
 from core.budget import Budget
 from core.memory import AllocationWatch, bytes_per_token
 from core.moe import MoeModel
@@ -159,7 +159,7 @@ def test_the_automatic_foil_is_the_most_probable_other_token(model: MoeModel, st
         wanted = next(i for i in order if i != true_id)
         question = a_fact(true_id=true_id, foil_id=None, auto=True)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(missing, "with_foil", lambda p, tok, foil: _with_foil(p, foil))
+            patched.setattr(fact_runs, "with_foil", lambda p, tok, foil: _with_foil(p, foil))
             (result,) = trace.trace_prepared(model, [question], store=store)
         assert result.provenance.foil_id == wanted
 
@@ -271,7 +271,7 @@ def test_automatic_foils_of_many_facts_take_one_pass(model: MoeModel, monkeypatc
         return sweep(*args, **kwargs)
 
     monkeypatch.setattr(missing, "sweep", spy)
-    monkeypatch.setattr(missing, "with_foil", lambda p, tok, foil: _with_foil(p, foil))
+    monkeypatch.setattr(fact_runs, "with_foil", lambda p, tok, foil: _with_foil(p, foil))
     trace.trace_prepared(model, facts)
     assert sweeps == [4, 4]  # four clean runs, then four corrupt ones
 

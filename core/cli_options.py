@@ -1,0 +1,81 @@
+"""What the commands that ask a model have in common: their options, the request they make, the store, the model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import Any
+
+from .console import TerminalProgress, say
+from .errors import StoreError
+from .requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SPECIAL_TOKENS, Fact, ModelSpec, TraceRequest
+
+
+def fact_options(command: argparse.ArgumentParser) -> None:
+    """The options that say which model, which facts and which corruption."""
+    model = command.add_argument_group("model")
+    model.add_argument("--model", default="demo", metavar="NAME", help="demo, a Hugging Face id or a folder (demo)")
+    model.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hugging Face id")
+    model.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: float32 on a CPU where it fits")
+    model.add_argument("--device", default="auto", choices=DEVICES)
+
+    fact = command.add_argument_group("facts")
+    fact.add_argument("--prompt", metavar="TEXT", help="template with {} for the subject, or the whole text")
+    fact.add_argument("--subject", metavar="TEXT")
+    fact.add_argument("--true", metavar="TEXT", help="the true object")
+    fact.add_argument("--foil", metavar="TEXT", help="a false object; auto: the most probable other token")
+    fact.add_argument("--occurrence", type=int, metavar="K", help="which occurrence of the subject is meant (from 1)")
+    fact.add_argument("--case-id", type=int, metavar="N", help="number of a typed fact; seeds its noise (0)")
+    fact.add_argument("--fact", type=int, nargs="+", metavar="N", help="facts by case_id, bundled or of --facts")
+    fact.add_argument("--facts", metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet")
+
+    method = command.add_argument_group("method")
+    method.add_argument("--noise", type=float, default=3.0, metavar="X", help="noise level, × embedding std (3)")
+    method.add_argument("--draws", type=int, default=1, metavar="N", help=f"noise draws, 1 to {MAX_DRAWS} (1)")
+    method.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise, plus the case_id (0)")
+    method.add_argument("--special-tokens", default="auto", choices=SPECIAL_TOKENS)
+    method.add_argument("--object-tokens", default="space", choices=OBJECT_TOKENS)
+    method.add_argument("--first-token", action="store_true", help="let an object's first token stand for it")
+
+
+def template(arguments: argparse.Namespace, *, experts: str | tuple[int, ...]) -> TraceRequest:
+    """The request of every fact of a command, but for the fact."""
+    return TraceRequest(
+        fact=Fact("", "", ""),
+        model=ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device),
+        noise=arguments.noise,
+        draws=arguments.draws,
+        seed=arguments.seed,
+        special_tokens=arguments.special_tokens,
+        object_tokens=arguments.object_tokens,
+        first_token=arguments.first_token,
+        experts=experts,
+    )
+
+
+def load(spec: ModelSpec, store: Any, progress: TerminalProgress) -> Any:
+    from .models import load_model
+
+    return load_model(
+        spec.name, revision=spec.revision, dtype=spec.dtype, device=spec.device, progress=progress, store=store
+    )
+
+
+@contextlib.contextmanager
+def open_store(no_cache: bool) -> Any:
+    """The open store, or None where it is not wanted or cannot be had (which is said, and stops nothing)."""
+    if no_cache:
+        yield None
+        return
+    from cache.store import Store
+
+    try:
+        store = Store.open()
+    except StoreError as error:
+        say(f"Going on without the store: {error}")
+        yield None
+        return
+    try:
+        yield store
+    finally:
+        store.close()
