@@ -29,7 +29,7 @@ help:
 	@sed -n 's/^# //p' Makefile | sed '/^VENV/,$$d'
 
 run: $(VENV)/.installed
-	$(BIN)/python -m streamlit run app.py --server.address 127.0.0.1 --server.port $(PORT)
+	$(BIN)/python serve.py --server.address 127.0.0.1 --server.port $(PORT)
 
 test: $(VENV)/.installed-test chromium
 	$(BIN)/python -m pytest $(ARGS)

@@ -53,10 +53,7 @@ def server(tmp_path_factory):
     log = (folder / "log").open("w+")
     command = [
         sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        "app.py",
+        "serve.py",
         "--server.port",
         str(port),
         "--server.headless",

@@ -50,7 +50,7 @@ def test_core_and_cache_work_without_a_browser(path: Path):
     assert not imported(path.read_text("utf-8")) & {"streamlit", "pages", "app"}
 
 
-@pytest.mark.parametrize("path", modules("pages", "app.py"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", modules("pages", "app.py", "serve.py"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_know_neither_models_nor_sql(path: Path):
     assert not imported(path.read_text("utf-8")) & {"torch", "transformers", "duckdb"}
 
