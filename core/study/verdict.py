@@ -1,0 +1,194 @@
+"""The verdict: a total function of the intervals, as a table of rules, and the words that state those intervals.
+
+docs/verdict.md shows the table. Knows estimates, no rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..results import expert_name
+from ..stats import Estimate
+from ..tooltips import NONE, number
+
+SPECIFIC_EXPERT = "specific expert"
+COALITION = "coalition"
+NO_RECURRENT_EXPERT = "no recurrent expert"
+NO_LAYER = "no layer-level localisation"
+
+NEGLIGIBLE = 0.02
+"""A layer effect below this share of the mean drop is none, however narrow its interval."""
+
+FEW = 20
+"""Below so many units a percentile interval is too narrow to be taken at its word."""
+
+YES, NO, NONE_OF_THAT_SIZE, ANY = "yes", "no", "no other", "any"
+
+QUESTIONS = {
+    "layer": "Is the layer patch's interval above 0, and its mean at least 2 % of the drop?",
+    "candidate": "Is an expert clean-active in enough discovery facts?",
+    "specific": "Is the specificity interval (against active-random controls) above 0?",
+    "gate_matched": "Is the interval against the gate-matched control above 0 too?",
+    "group": "Did two or more experts reach the wanted share of the layer patch on discovery?",
+    "recovers": "Is that coalition's interval above 0, and not below the wanted share of the layer patch?",
+    "beats_random": "Is it above random coalitions of its size? (“no other”: it is all active experts of every fact)",
+}
+
+RULES: tuple[tuple[dict[str, tuple[str, ...]], str], ...] = (
+    ({"layer": (NO,)}, NO_LAYER),
+    ({"candidate": (NO,)}, NO_RECURRENT_EXPERT),
+    ({"specific": (YES,), "gate_matched": (YES,)}, SPECIFIC_EXPERT),
+    ({"group": (YES,), "recovers": (YES,), "beats_random": (YES, NONE_OF_THAT_SIZE)}, COALITION),
+    ({}, NO_RECURRENT_EXPERT),
+)
+"""(answers, verdict): the first rule whose answers all hold gives the verdict; questions not named may have any."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the verdict depends on: estimates on validation, and the choices made on discovery.
+
+    `expert`, `n_active` of `n_discovery`: the selected one (None: no candidate) and its recurrence; `needed`: by a
+    candidate. `coalition_size`: 0 where there is none; `reached`: on discovery.
+    """
+
+    layer: int | None
+    expert: int | None
+    n_active: int
+    n_discovery: int
+    needed: int
+    layer_rescue: Estimate
+    drop: float
+    expert_rescue: Estimate
+    specificity: Estimate
+    gate_matched: Estimate
+    coalition_size: int
+    coalition_rule: str
+    coalition_share: float
+    reached: bool
+    minimal: Estimate
+    minimal_minus_target: Estimate
+    minimal_minus_random: Estimate
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`label`: one of the four; `rule`: number of the rule that gave it, from 1; `words`: the sentences that say why;
+    `cautions`: what weakens them."""
+
+    label: str
+    rule: int
+    words: list[str]
+    cautions: list[str]
+
+
+def answers(evidence: Evidence) -> dict[str, str]:
+    """The answer to each of `QUESTIONS`. A missing interval is never above 0, and a missing coalition recovers
+    nothing."""
+    e = evidence
+    effect = e.layer_rescue.above_zero and not e.layer_rescue.mean < NEGLIGIBLE * e.drop
+    recovers = e.minimal.above_zero and e.minimal_minus_target.ci_high >= 0
+    other = e.minimal_minus_random.n > 0
+    return {
+        "layer": _yes(effect),
+        "candidate": _yes(e.expert is not None),
+        "specific": _yes(e.specificity.above_zero),
+        "gate_matched": _yes(e.gate_matched.above_zero),
+        "group": _yes(e.reached and e.coalition_size >= 2),
+        "recovers": _yes(recovers),
+        "beats_random": _yes(e.minimal_minus_random.above_zero) if other else NONE_OF_THAT_SIZE,
+    }
+
+
+def rule_for(answered: dict[str, str]) -> int:
+    """The number of the first rule that holds, from 1; the last one always does."""
+    return next(
+        i
+        for i, (wanted, _) in enumerate(RULES, start=1)
+        if all(answered[question] in allowed for question, allowed in wanted.items())
+    )
+
+
+def decide(evidence: Evidence) -> Verdict:
+    """The verdict for any evidence whatever."""
+    rule = rule_for(answers(evidence))
+    return Verdict(RULES[rule - 1][1], rule, _words(evidence, rule), _cautions(evidence))
+
+
+def interval(estimate: Estimate) -> str:
+    """+0.463 [+0.344, +0.590]; – where undefined."""
+    if estimate.n == 0:
+        return NONE
+    low, high = number(estimate.ci_low, 3, True), number(estimate.ci_high, 3, True)
+    return f"{number(estimate.mean, 3, True)} [{low}, {high}]"
+
+
+def _words(e: Evidence, rule: int) -> list[str]:
+    if e.layer is None or e.layer_rescue.n == 0:
+        return ["Nothing was measured on validation facts, so no layer-level effect is shown."]
+    share = f", {number(100 * e.layer_rescue.mean / e.drop, 0)} % of the drop" if e.drop > 0 else ""
+    layer = f"restoring the MoE block of layer {e.layer} rescues {interval(e.layer_rescue)} logits{share}"
+    if rule == 1:
+        why = "too little to speak of" if e.layer_rescue.above_zero else "an interval that is not above 0"
+        return [f"No layer stands out: {layer} on {_facts(e.layer_rescue.n)}, {why}."]
+    words = [f"There is an effect at one layer: {layer} on {_facts(e.layer_rescue.n)}."]
+    if e.expert is None:
+        words.append(
+            f"No expert of layer {e.layer} recurs: none is clean-active in {e.needed} of the {e.n_discovery} "
+            "discovery facts."
+        )
+        return words
+    name = expert_name(e.layer, e.expert)
+    words.append(
+        f"{name} recurs (clean-active in {e.n_active} of {e.n_discovery} discovery facts) and rescues "
+        f"{interval(e.expert_rescue)} on its own."
+    )
+    against = (
+        f"its specificity is {interval(e.specificity)} against other active experts and {interval(e.gate_matched)} "
+        "against the one with the nearest router weight"
+    )
+    if rule == 3:
+        return [*words, f"It is specific: {against}; both intervals lie above 0."]
+    if e.specificity.n == 0 and e.gate_matched.n == 0:
+        words.append("No other expert is active beside it, so its specificity cannot be tested.")
+    else:
+        words.append(f"It is not specific: {against}; not both intervals lie above 0.")
+    return [*words, _coalition_words(e, rule)]
+
+
+def _coalition_words(e: Evidence, rule: int) -> str:
+    if e.coalition_size == 0 or e.minimal.n == 0:
+        return "No coalition was measured."
+    wanted = f"{100 * e.coalition_share:.0f} % of the layer patch"
+    members = "expert" if e.coalition_size == 1 else "experts"
+    group = f"the first {e.coalition_size} active {members} of each fact by {e.coalition_rule.replace('_', ' ')}"
+    if not e.reached:
+        return f"No coalition reaches {wanted} on discovery; all active experts rescue {interval(e.minimal)}."
+    gap = f"{interval(e.minimal)}; against {wanted} that is {interval(e.minimal_minus_target)}"
+    other = f"against random coalitions of that size {interval(e.minimal_minus_random)}"
+    if e.minimal_minus_random.n == 0:
+        other = "and they are all active experts, so that there are no others of that size"
+    if rule == 4:
+        return f"A coalition carries it: {group} rescue {gap}, {other}."
+    if e.coalition_size == 1:
+        return f"One expert per fact is enough, but not the same one: {group} rescues {gap}, {other}."
+    return f"No coalition is shown to carry it: {group} rescue {gap}, {other}."
+
+
+def _cautions(e: Evidence) -> list[str]:
+    out = []
+    units = e.layer_rescue.units
+    if 0 < units < FEW:
+        out.append(f"Only {units} units were resampled: percentile intervals are too narrow for so few.")
+    for what, estimate in (("layer patch", e.layer_rescue), ("specificity", e.specificity if e.expert else None)):
+        if estimate is not None and estimate.n_missing:
+            out.append(f"{what}: {_facts(estimate.n_missing)} missing, {_facts(estimate.n)} used.")
+    return out
+
+
+def _facts(n: int) -> str:
+    return f"{n} fact" if n == 1 else f"{n} facts"
+
+
+def _yes(condition: bool) -> str:
+    return YES if condition else NO
