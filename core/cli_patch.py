@@ -6,11 +6,13 @@ Arguments → `TraceRequest`s → `core.patching` or `core.minimal` → a table 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_facts import Sieve
 from .cli_options import fact_options, load, open_store, template
 from .console import TerminalProgress
+from .errors import InputError
 from .requests import SCORES
 
 if TYPE_CHECKING:
@@ -51,6 +53,72 @@ def add_patch(commands: Any) -> None:
     output.add_argument("--no-cache", action="store_true", help="do not use the store (load-time checks run again)")
 
 
+def add_minimal(commands: Any) -> None:
+    """The parser of the `minimal` command."""
+    minimal = commands.add_parser(
+        "minimal",
+        help="the smallest set of experts that restores a fact",
+        description="Greedily the fewest clean-active experts whose updates, added together in the corrupt run, "
+        "restore a fact; beside it random sets of the same sizes. Without --layer and --pos: of the whole model.",
+        allow_abbrev=False,
+    )
+    minimal.set_defaults(run=run_minimal)
+    fact_options(minimal)
+    search = minimal.add_argument_group("search")
+    search.add_argument("--layer", type=int, metavar="N", help="only this layer's experts")
+    search.add_argument("--pos", metavar="WHERE", help="only at this position: last, last_subject or a token index")
+    search.add_argument("--target", type=float, default=0.8, metavar="X", help="the restoration to reach (0.8)")
+    search.add_argument("--steps", type=int, default=16, metavar="N", help="at most so many experts (16)")
+    search.add_argument("--random", type=int, default=20, metavar="N", help="random sets of each size (20)")
+    output = minimal.add_argument_group("output")
+    output.add_argument("--out", metavar="FILE", help="write the curve: .parquet, .csv or .json")
+    output.add_argument("--no-cache", action="store_true", help="do not use the store (load-time checks run again)")
+
+
+def run_minimal(arguments: argparse.Namespace) -> int:
+    """The `minimal` command."""
+    from .tables import check_out
+
+    out = check_out(arguments.out) if arguments.out is not None else None
+    pos = _position(arguments.pos)
+    asked = template(arguments, experts="none")
+    progress = TerminalProgress()
+    sieve = Sieve(arguments, progress)
+    try:
+        from .minimal import Search, minimal_many
+
+        search = Search(arguments.layer, pos, arguments.target, arguments.steps, arguments.random)
+        with open_store(arguments.no_cache) as store:
+            model = load(asked.model, store, progress)
+            requests = sieve.tokenised(model, asked, lambda fact: search.check(model, fact))
+            results = minimal_many(model, requests, search, progress=progress)
+    finally:
+        progress.close()
+    return _write(results, out, "minimal_summary")
+
+
+def _position(text: str | None) -> int | str | None:
+    if text is None or text in ("last", "last_subject"):
+        return text
+    if text.isascii() and text.isdigit() and len(text) < 7:
+        return int(text)
+    raise InputError(f"--pos is {text!r}.", "Choose last, last_subject, or a token index from 0.", field="pos")
+
+
+def _write(results: list[Any], out: Path | None, summary: str) -> int:
+    """The table into its file, the summary to stdout."""
+    from . import report
+    from .tables import long_table, provenance, write_table
+
+    table = long_table(results)
+    if out is not None:
+        write_table(table, out, metadata=provenance(results))
+    print(getattr(report, summary)(results))
+    if out is not None:
+        print(f"{len(table):,} rows written to {out}")
+    return 0
+
+
 def run_patch(arguments: argparse.Namespace) -> int:
     """The `patch` command."""
     from .patch_file import build, read_patches
@@ -77,13 +145,4 @@ def run_patch(arguments: argparse.Namespace) -> int:
     finally:
         progress.close()
 
-    from . import report
-    from .tables import long_table, provenance, write_table
-
-    table = long_table(results)
-    if out is not None:
-        write_table(table, out, metadata=provenance(results))
-    print(report.patches_summary(results))
-    if out is not None:
-        print(f"{len(table):,} rows written to {out}")
-    return 0
+    return _write(results, out, "patches_summary")

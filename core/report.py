@@ -17,6 +17,7 @@ from .results import LEAST_DROP, MIN_DROP, TraceResult, expert_name, is_defined
 from .views import PAPER_CLEAN, PAPER_DROP, filter_problems, patches
 
 if TYPE_CHECKING:
+    from .minimal import MinimalResult
     from .patching import PatchResult
 
 BEST = 5
@@ -238,6 +239,36 @@ def patches_summary(results: Sequence[PatchResult]) -> str:
     if (table.run == "clean").any():
         lines.append(f"  Patches of the clean run: rescue is the change of its {shown}, restoration that ÷ {shown}.")
     return "\n".join(lines)
+
+
+def minimal_summary(results: Sequence[MinimalResult]) -> str:
+    """Minimal sets: each fact's curve, beside random sets of the same sizes."""
+    blocks = []
+    for result in results:
+        where, request, curve = result.provenance, result.request, result.curve
+        draws = f"{request.draws} draw{'s' if request.draws > 1 else ''}"
+        n, tried = len(result.candidates), int(result.candidates.considered.sum())
+        lines = [
+            f"{_prompt(result)} → {where.true_token!r} (true), {where.foil_token!r} (foil)",
+            f"case_id {request.fact.case_id} · drop {_signed(result.drop)} · {draws} · {n} clean-active experts of "
+            f"{result.scope}" + (f", {tried} tried" if tried < n else ""),
+        ]
+        headings = ["size", "joins", "position", "restoration", "rescue", "random sets", "sd", "min", "max"]
+        rows = [
+            [
+                str(r.size), r.name, _position(result, r.pos), _ratio(r.restoration), _signed(r.rescue),
+                _ratio(r.random_restoration), "–" if math.isnan(r.random_sd) else f"{r.random_sd:.3f}",
+                _ratio(r.random_min), _ratio(r.random_max),
+            ]
+            for r in curve.itertuples()
+        ]  # fmt: skip
+        lines += _columns(headings, rows) if rows else []
+        if result.reached:
+            lines.append(f"{len(curve)} expert{'s' if len(curve) > 1 else ''} restore {result.target:g} of the drop.")
+        elif rows:
+            lines.append(f"{result.target:g} is not reached.")
+        blocks.append("\n".join([*lines, *result.notes]))
+    return "\n\n".join(blocks)
 
 
 def _columns(headings: list[str], rows: list[list[str]]) -> list[str]:
