@@ -1,0 +1,128 @@
+"""Where the tokens of many prompts are routed: frequencies, entropy, information, co-activation, divergence.
+
+Pure arrays and tables; knows no model and no store. A *set* below is a choice of tokens, given as a boolean mask.
+Logarithms are to base 2: entropies, information and divergences are in bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+TOKEN_COLUMNS = ["fact", "case_id", "relation", "subject", "run", "draw", "pos", "role", "token_id", "token"]
+"""Columns of `RoutedTokens.tokens`: `fact` numbers the prompts; `run` is clean or corrupt (`draw` missing on clean);
+`role` is one of `core.roles.ROLES`."""
+
+
+@dataclass(frozen=True)
+class RoutedTokens:
+    """Tokens and where they went. `tokens`: one row per token (`TOKEN_COLUMNS`); `index` [tokens, MoE layers, k]: its
+    routed experts (an index of `n_experts` or more is no expert); `weight`: their router weights, same shape;
+    `layers`: the MoE layers' indices."""
+
+    tokens: pd.DataFrame
+    index: np.ndarray
+    weight: np.ndarray
+    layers: Sequence[int]
+    n_experts: int
+
+    def active(self, mask: np.ndarray | None = None) -> np.ndarray:
+        """Whether each token of a set is routed to each expert: bool [tokens, layers, experts]."""
+        index = self.index if mask is None else self.index[mask]
+        out = np.zeros((*index.shape[:2], self.n_experts + 1), dtype=bool)
+        np.put_along_axis(out, np.minimum(index, self.n_experts).astype(np.int64), True, axis=2)
+        return out[..., : self.n_experts]
+
+
+def frequency(routed: RoutedTokens, mask: np.ndarray | None = None) -> np.ndarray:
+    """Share of a set's tokens that are routed to each expert: [layers, experts], between 0 and 1; NaN for no tokens.
+
+    Sums to the model's top-k over a layer's experts.
+    """
+    index = routed.index if mask is None else routed.index[mask]
+    out = np.full((index.shape[1], routed.n_experts), np.nan)
+    if len(index):
+        for layer in range(index.shape[1]):
+            counts = np.bincount(index[:, layer].ravel(), minlength=routed.n_experts)[: routed.n_experts]
+            out[layer] = counts / len(index)
+    return out
+
+
+def load_entropy(frequencies: np.ndarray) -> np.ndarray:
+    """Entropy of each layer's load ÷ log₂(experts): [layers]. 1: all experts share alike, 0: one takes all."""
+    load = _shares(frequencies)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = -np.where(load > 0, load * np.log2(load), 0.0).sum(-1)
+    return np.where(np.isnan(load).any(-1), np.nan, bits / np.log2(load.shape[-1]))
+
+
+def information(
+    active: np.ndarray, groups: Sequence[str], *, permutations: int = 200, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What being routed to an expert says about the group: mutual information and its baseline, each [layers, experts].
+
+    `active` [facts, layers, experts]: whether the fact's token is routed there; `groups`: one label per fact (its
+    relation). The plug-in estimate is biased upward: the baseline is its mean over random permutations of the labels
+    (protocol.md, "More pitfalls"), to be subtracted.
+    """
+    labels, codes = np.unique(np.asarray(groups), return_inverse=True)
+    flat = active.reshape(len(active), -1).astype(np.float64)
+    found = _plug_in(flat, codes, len(labels))
+    generator = np.random.default_rng(seed)
+    baseline = np.zeros_like(found)
+    for _ in range(permutations):
+        baseline += _plug_in(flat, generator.permutation(codes), len(labels)) / permutations
+    return found.reshape(active.shape[1:]), baseline.reshape(active.shape[1:])
+
+
+def _plug_in(active: np.ndarray, codes: np.ndarray, n_groups: int) -> np.ndarray:
+    """I(routed; group) = H(routed) − Σ_g p(g) H(routed | g) from counts, [experts of all layers]."""
+    sizes = np.bincount(codes, minlength=n_groups).astype(np.float64)
+    counts = np.zeros((n_groups, active.shape[1]))
+    np.add.at(counts, codes, active)
+    within = _binary_entropy(counts / sizes[:, None])
+    return _binary_entropy(active.mean(0)) - (sizes[:, None] / len(codes) * within).sum(0)
+
+
+def _binary_entropy(p: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return -(np.where(p > 0, p * np.log2(p), 0.0) + np.where(p < 1, (1 - p) * np.log2(1 - p), 0.0))
+
+
+def co_activation(active: np.ndarray) -> pd.DataFrame:
+    """How often two experts of one layer serve the same token: one row per pair i < j.
+
+    `active` [tokens, experts]. `together`: tokens routed to both; `expected`: freq(i) · freq(j) · tokens, if the two
+    were chosen independently; `lift`: together ÷ expected, missing where nothing is expected.
+    """
+    counts = active.astype(np.float64)
+    together, each = counts.T @ counts, counts.sum(0)
+    i, j = np.triu_indices(active.shape[1], k=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = each[i] * each[j] / len(active)
+        lift = np.where(expected > 0, together[i, j] / expected, np.nan)
+    return pd.DataFrame(
+        {"expert": i, "other": j, "together": together[i, j].astype(np.int64), "expected": expected, "lift": lift}
+    )
+
+
+def divergence(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Jensen–Shannon divergence of the loads of two sets: ([layers], each expert's part of it [layers, experts]).
+
+    `a`, `b`: frequencies [layers, experts], normalised to shares of the layer's load. Between 0 (equal) and 1 bit (no
+    expert serves both). An expert's part is ½ p log₂(p/m) + ½ q log₂(q/m) with m = (p + q)/2; it is never negative.
+    """
+    p, q = _shares(a), _shares(b)
+    middle = (p + q) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = np.where(p > 0, p * np.log2(p / middle), 0.0) / 2 + np.where(q > 0, q * np.log2(q / middle), 0.0) / 2
+    parts = np.where(np.isnan(p) | np.isnan(q), np.nan, np.maximum(parts, 0.0))
+    return parts.sum(-1), parts
+
+
+def _shares(frequencies: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return frequencies / frequencies.sum(-1, keepdims=True)
