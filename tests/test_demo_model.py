@@ -5,6 +5,7 @@ Everything is recomputed from ``demo/model`` and ``demo/facts.jsonl``; nothing i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ try:
     import card
     import fast
     import measure
-    from factlist import load_facts
+    import train
+    from factlist import FACTS, load_facts
     from templates import PREFIXES, TEMPLATES, fill
 finally:
     sys.path.remove(str(DEMO))
@@ -180,22 +182,11 @@ def test_card_is_generated_from_figures_and_files(committed):
 
 
 # ------------------------------------------------------------------------------------------------- training
-def test_training_record_names_the_list_of_training(facts, tmp_path):
-    """The hash in training.json is that of the list as trained; the bundled list is what review left of it."""
-    sys.path.insert(0, str(DEMO))
-    try:
-        import build_facts
-    finally:
-        sys.path.remove(str(DEMO))
-    path = tmp_path / "facts.jsonl"
-    build_facts.write(path, reviewed=False)
+def test_the_model_was_trained_on_the_bundled_list_by_the_committed_recipe(facts):
     training = card.read("training.json")
-    assert card.sha256(path) == training["facts_sha256"]
-    trained = {(f.relation, f.subject): f for f in load_facts(path)}
-    assert len(trained) == training["facts"]
-    for fact in facts:
-        before = trained[fact.relation, fact.subject]
-        assert (before.true, before.template) == (fact.true, fact.template)
+    assert training["facts_sha256"] == card.sha256(FACTS)
+    assert training["facts"] == len(facts)
+    assert training["recipe"] == dataclasses.asdict(train.Recipe())
 
 
 @pytest.mark.parametrize(("products", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
