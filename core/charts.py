@@ -1,70 +1,23 @@
 """The pictures: tables of `core.views` drawn with Altair. No Streamlit, no model, no files.
 
 Every chart is zero-centred where it shows an effect, shows what is missing as missing, and explains each mark in its
-tooltip. Selections are by integer layer, position and expert, never by label. A chart comes as a `Picture`: its
-Vega-Lite spec with named data sets and the tables of these names, so that one build serves the page (tables travel
-as Arrow) and the exports (tables embedded as values).
+tooltip. Selections are by integer layer, position and expert, never by label.
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from typing import Any
-
 import altair as alt
 import numpy as np
 import pandas as pd
-from altair.utils import schemapi
 
 from . import views
 from .links import SHARED, View
 from .palette import LIGHT, Palette
+from .picture import CANVAS_MARKS, Picture, Tables, finish, limit, unchecked
 from .results import TraceResult
 from .tooltips import cell_tooltips, expert_tooltips, strip_tooltips
 
-FONT = '"Source Sans", "Source Sans Pro", "Segoe UI", "Helvetica Neue", Arial, sans-serif'
-CANVAS_MARKS = 2000
-"""Above this many marks a chart is drawn on a canvas instead of as SVG."""
-
 TITLES = {"restoration": "restoration", "rescue": "rescue (logits)"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A Vega-Lite spec and its data: `spec` names the data sets that `tables` holds. `marks`: how many it draws."""
-
-    spec: dict[str, Any]
-    tables: dict[str, pd.DataFrame]
-    marks: int
-
-    def for_page(self) -> dict[str, Any]:
-        """The spec with data frames as data sets, as Streamlit takes it."""
-        return self.spec | {"datasets": self.tables}
-
-    def standalone(self, *, width: int, title: str = "", subtitle: list[str] | None = None) -> dict[str, Any]:
-        """A spec of plain JSON values with everything in it, of a fixed width in pixels."""
-        spec = self.spec | {"datasets": {name: _records(table) for name, table in self.tables.items()}, "width": width}
-        if title:
-            spec["title"] = {
-                "text": title,
-                "subtitle": subtitle or [],
-                "anchor": "start",
-                "frame": "group",
-                "offset": 12,
-            }
-        return spec
-
-
-def _unchecked(build):
-    """Altair validates every object against the schema as it is made, most of a build's time; the tests do it once."""
-
-    @functools.wraps(build)
-    def run(*args, **kwargs):
-        with schemapi.debug_mode(False):
-            return build(*args, **kwargs)
-
-    return run
 
 
 def row_height(n_rows: int) -> int:
@@ -72,14 +25,14 @@ def row_height(n_rows: int) -> int:
     return next((size for limit, size in ((10, 30), (16, 24), (28, 18), (48, 13)) if n_rows <= limit), 10)
 
 
-@_unchecked
+@unchecked
 def layer_token(result: TraceResult, *, view: View = View(), palette: Palette = LIGHT) -> Picture:
     """Layer × token heat map of layer patches. Selection `cell` with fields layer and pos; the view's cell is preset.
 
     Dense layers are rows of their own colour; where the view names an expert, a dot marks every token of that layer
     that is routed to it (hollow: in the corrupt run only).
     """
-    tables = _Tables()
+    tables = Tables()
     cells = views.layer_cells(result)
     cells["value"], cells["defined"] = _shade(cells[view.measure])
     cells = pd.concat([cells.reset_index(drop=True), cell_tooltips(result, cells)], axis=1)
@@ -110,10 +63,10 @@ def layer_token(result: TraceResult, *, view: View = View(), palette: Palette = 
         )
         fill = alt.condition("datum.routed == 'clean'", alt.value(palette.expert), alt.value("transparent"))
         layers.append(dots.encode(x=x, y=y, fill=fill))
-    return _finish(alt.layer(*layers), tables, len(cells), result.provenance.n_layers, palette)
+    return _grid(alt.layer(*layers), tables, len(cells), result.provenance.n_layers, palette)
 
 
-@_unchecked
+@unchecked
 def layer_expert(
     result: TraceResult,
     pos: int,
@@ -126,7 +79,7 @@ def layer_expert(
     Selection `expert` with fields layer and expert (the shared one is `views.SHARED_INDEX`). Unrouted experts are
     blank, those routed only in a corrupt run carry a ring, the view's layer a frame, its expert an outline.
     """
-    tables = _Tables()
+    tables = Tables()
     grid = views.expert_grid(result, pos)
     grid["value"], grid["defined"] = _shade(grid[view.measure])
     grid["routed"] = grid.status != views.NOT_ROUTED
@@ -174,10 +127,10 @@ def layer_expert(
         frame = alt.Chart(tables(pd.DataFrame({"layer": [view.layer]})))
         layers.append(_outline(frame, palette.mark, width=1.6).encode(y=y))
     layers.append(_outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
-    return _finish(alt.layer(*layers), tables, len(grid), prov.n_layers, palette)
+    return _grid(alt.layer(*layers), tables, len(grid), prov.n_layers, palette)
 
 
-@_unchecked
+@unchecked
 def routing_strip(
     result: TraceResult,
     layer: int,
@@ -189,7 +142,7 @@ def routing_strip(
 
     Colour says where the expert is routed, opacity its router weight; ≈ after a token marks a near tie there.
     """
-    tables = _Tables()
+    tables = Tables()
     strip = views.routing_strip(result, layer)
     near = strip.near_tie_clean.astype(bool) | strip.near_tie_corrupt.astype(bool)
     ties = set(strip.pos[near])
@@ -238,10 +191,10 @@ def routing_strip(
         layers.append(_outline(row, palette.mark, width=1.2).encode(y=y))
     layers.append(_outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
     n_marks = len(strip) + len(labels) * len(columns)
-    return _finish(alt.layer(*layers), tables, n_marks, len(labels), palette)
+    return _grid(alt.layer(*layers), tables, n_marks, len(labels), palette)
 
 
-@_unchecked
+@unchecked
 def expert_bars(
     result: TraceResult,
     layer: int,
@@ -254,7 +207,7 @@ def expert_bars(
 
     The two bars of an expert add up to its rescue (the tick), as true_shift − foil_shift does.
     """
-    tables = _Tables()
+    tables = Tables()
     table = views.active_experts(result, layer, pos)
     long = pd.concat(
         [
@@ -286,18 +239,7 @@ def expert_bars(
     if (name := names.get(views.SHARED_INDEX if view.expert == SHARED else view.expert)) and view.layer == layer:
         row = alt.Chart(tables(pd.DataFrame({"name": [name]})))
         layers.append(_outline(row, palette.expert, width=1.6).encode(y=y))
-    return _finish(alt.layer(*layers), tables, len(long), len(table), palette, step=26)
-
-
-def limit(values: pd.Series) -> float:
-    """The end of a zero-centred colour scale: the largest magnitude, rounded up, at least 0.05."""
-    finite = np.abs(values.to_numpy(dtype=float))
-    finite = finite[np.isfinite(finite)]
-    top = float(finite.max()) if finite.size else 0.0
-    if top <= 0.05:
-        return 0.05
-    step = 10.0 ** np.floor(np.log10(top)) / 2
-    return float(np.ceil(top / step - 1e-9) * step)
+    return _grid(alt.layer(*layers), tables, len(long), len(table), palette, step=26)
 
 
 def _selection(name: str, fields: dict[str, int | None], marked: bool) -> alt.Parameter:
@@ -350,7 +292,7 @@ def _layer_axis(result: TraceResult, palette: Palette) -> alt.Y:
     return alt.Y("layer:O", sort=None, title="layer", scale=alt.Scale(domain=domain, paddingInner=_gap(n)), axis=axis)
 
 
-def _dense(dense: list[int], labels: list[str], palette: Palette, tables: _Tables, field: str) -> list[alt.Chart]:
+def _dense(dense: list[int], labels: list[str], palette: Palette, tables: Tables, field: str) -> list[alt.Chart]:
     """Rows of layers without experts: blank cells with a dashed line through, so that they pass for no value."""
     rows = pd.MultiIndex.from_product([dense, labels], names=["layer", field]).to_frame(index=False)
     rows["t_note"] = [f"layer {layer}" for layer in rows.layer]
@@ -383,38 +325,9 @@ def _js(text: str) -> str:
     return f"'{out}'"
 
 
-class _Tables(dict[str, pd.DataFrame]):
-    """Collects a picture's tables: called with a table, keeps it and gives the name under which the spec knows it."""
-
-    def __call__(self, table: pd.DataFrame) -> alt.NamedData:
-        name = f"table{len(self)}"
-        self[name] = table
-        return alt.NamedData(name=name)
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    clean = table.astype(object).where(table.notna(), None)
-    return [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in clean.to_dict("records")]
-
-
-def _finish(
-    chart: alt.LayerChart, tables: _Tables, n_marks: int, n_rows: int, palette: Palette, step: int | None = None
+def _grid(
+    chart: alt.LayerChart, tables: Tables, n_marks: int, n_rows: int, palette: Palette, step: int | None = None
 ) -> Picture:
-    renderer = "canvas" if n_marks > CANVAS_MARKS else "svg"
-    text = {"labelFont": FONT, "titleFont": FONT, "labelColor": palette.ink, "titleColor": palette.muted}
-    lines = {"gridColor": palette.grid, "domainColor": palette.grid, "tickColor": palette.grid}
-    chart = (
-        chart.properties(
-            width="container",
-            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-            height=max(n_rows * (step or row_height(n_rows)), 60),
-            usermeta={"embedOptions": {"renderer": renderer, "actions": False}},
-        )
-        .resolve_scale(color="independent", fill="independent")
-        .configure(background=palette.background, font=FONT, padding=4)
-        .configure_view(stroke=None)
-        .configure_axis(**text, **lines, labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
-        .configure_legend(**text, labelFontSize=11, titleFontSize=12, titleFontWeight="normal", offset=8)
-        .configure_title(font=FONT, subtitleFont=FONT, color=palette.ink, subtitleColor=palette.muted, anchor="start")
-    )
-    return Picture(spec=chart.to_dict(validate=False), tables=dict(tables), marks=n_marks)
+    """A chart of rows of one height each, whose layers have colour scales of their own."""
+    height = max(n_rows * (step or row_height(n_rows)), 60)
+    return finish(chart.resolve_scale(color="independent", fill="independent"), tables, n_marks, height, palette)

@@ -7,18 +7,16 @@ under a chart. Whatever a person typed is escaped for the place where it stands.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import html
 import json
 import re
-import struct
 import textwrap
-import zlib
 from typing import Any
 
 import pandas as pd
 
-from .charts import Picture
+from .embedding import bundle, in_script, one_line, png_with, svg_with
+from .picture import Picture
 from .results import TraceResult
 from .tables import table_bytes
 
@@ -68,7 +66,7 @@ def file_stem(result: TraceResult, what: str) -> str:
 def csv(table: pd.DataFrame, result: TraceResult, what: str) -> bytes:
     """UTF-8 CSV. The first `CSV_COMMENTS` lines are comments: what it is, the request, the provenance (JSON)."""
     about = origin(result)
-    lines = [f"# ExpertScope: {_one_line(what)}"]
+    lines = [f"# ExpertScope: {one_line(what)}"]
     lines += [f"# {name}: {json.dumps(about[name])}" for name in ("request", "provenance")]
     return ("\n".join(lines) + "\n").encode() + table_bytes(table, ".csv")
 
@@ -82,21 +80,14 @@ def svg(picture: Picture, result: TraceResult, title: str) -> bytes:
     """The chart with title and caption as SVG; request and provenance in its `metadata` element."""
     import vl_convert
 
-    text = vl_convert.vegalite_to_svg(_spec(picture, result, title))
-    about = html.escape(json.dumps(origin(result), ensure_ascii=False), quote=False)
-    start = text.index(">", text.index("<svg")) + 1
-    return f"{text[:start]}<metadata>{_xml(about)}</metadata>{text[start:]}".encode()
+    return svg_with(vl_convert.vegalite_to_svg(_spec(picture, result, title)), origin(result))
 
 
 def png(picture: Picture, result: TraceResult, title: str) -> bytes:
     """The chart with title and caption as PNG at twice its size; request and provenance in its text chunk."""
     import vl_convert
 
-    data = vl_convert.vegalite_to_png(_spec(picture, result, title), scale=2)
-    text = b"ExpertScope\0\0\0\0\0" + json.dumps(origin(result), ensure_ascii=False).encode()
-    chunk = struct.pack(">I", len(text)) + b"iTXt" + text + struct.pack(">I", zlib.crc32(b"iTXt" + text))
-    end = data.rindex(b"IEND") - 4
-    return data[:end] + chunk + data[end:]
+    return png_with(vl_convert.vegalite_to_png(_spec(picture, result, title), scale=2), origin(result))
 
 
 def page(picture: Picture, result: TraceResult, title: str) -> bytes:
@@ -111,41 +102,16 @@ def page(picture: Picture, result: TraceResult, title: str) -> bytes:
         background=html.escape(str(config.get("background", "#fff"))),
         ink=html.escape(str(ink)),
         lines=lines,
-        bundle=_bundle(),
-        spec=_in_script(spec),
-        origin=_in_script(origin(result)),
+        bundle=bundle(),
+        spec=in_script(spec),
+        origin=in_script(origin(result)),
         shown=html.escape(json.dumps(origin(result), ensure_ascii=False, indent=1)),
     ).encode()
 
 
 def _spec(picture: Picture, result: TraceResult, title: str) -> dict[str, Any]:
-    lines = [part for line in caption(result) for part in textwrap.wrap(_one_line(line), 130) or [""]]
+    lines = [part for line in caption(result) for part in textwrap.wrap(one_line(line), 130) or [""]]
     return picture.standalone(width=WIDTH, title=title, subtitle=lines)
-
-
-@functools.lru_cache(maxsize=1)
-def _bundle() -> str:
-    import vl_convert
-
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
-
-
-def _in_script(value: Any) -> str:
-    """JSON that cannot end a script element, whatever text is in it."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return text
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.splitlines())
-
-
-def _xml(text: str) -> str:
-    return "".join(
-        c for c in text if c in "\t\n\r" or c >= " " and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff"
-    )
 
 
 _PAGE = """<!DOCTYPE html>

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from core import export
-from core.charts import Picture
+from core.picture import Picture
 from core.results import TraceResult
 
 

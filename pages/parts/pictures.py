@@ -10,8 +10,8 @@ from typing import Any
 
 import streamlit as st
 
-from core.charts import Picture
 from core.palette import Palette, palette
+from core.picture import Picture
 from core.results import TraceResult
 
 from . import state
