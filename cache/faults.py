@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from core.errors import StoreError
+from core.errors import StoreBusy, StoreError
 
 Kind = Literal["locked", "newer", "full", "denied", "damaged", "conflict", "other"]
 
@@ -40,7 +40,7 @@ def explain(error: BaseException, path: Path) -> StoreError:
     if name == "locked":
         pid = re.search(r"\(PID (\d+)\)", str(error))
         who = f"another process (PID {pid.group(1)})" if pid else "another process"
-        return StoreError(
+        return StoreBusy(
             f"The store {path} is in use by {who}; only one process at a time can have it open.",
             "Stop that one (an ExpertScope dashboard or command that is still running), use its dashboard instead, "
             "give --no-cache on the command line, or set EXPERTSCOPE_HOME to another folder.",

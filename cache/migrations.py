@@ -53,9 +53,23 @@ def _02_near_tie(cursor: Cursor) -> None:
     cursor.execute("ALTER TABLE routing ADD COLUMN near_tie BOOLEAN")
 
 
+def _03_studies(cursor: Cursor) -> None:
+    """A study and its parts: each part is what one batch of its plan left behind (see studies.py)."""
+    cursor.execute("""
+        CREATE TABLE studies (
+            id BIGINT NOT NULL, name VARCHAR NOT NULL, model VARCHAR NOT NULL, settings VARCHAR NOT NULL,
+            plan VARCHAR NOT NULL, provenance VARCHAR NOT NULL, state VARCHAR NOT NULL, note VARCHAR NOT NULL,
+            progress VARCHAR NOT NULL, stop BOOLEAN NOT NULL, created BIGINT NOT NULL, updated BIGINT NOT NULL)""")
+    cursor.execute("""
+        CREATE TABLE study_parts (
+            study BIGINT NOT NULL, stage VARCHAR NOT NULL, number BIGINT NOT NULL,
+            payload BLOB NOT NULL USING COMPRESSION uncompressed)""")
+
+
 MIGRATIONS: list[tuple[int, str, Callable[[Cursor], None]]] = [
     (1, "tables", _01_tables),
     (2, "near_tie", _02_near_tie),
+    (3, "studies", _03_studies),
 ]
 LATEST = MIGRATIONS[-1][0]
 

@@ -87,6 +87,14 @@ class BaseLayer:
     near_tie: dict[int, torch.Tensor] = field(default_factory=dict)
     block_input: dict[int, torch.Tensor] = field(default_factory=dict)
 
+    def routed(self, run: int, pos: int) -> dict[int, float]:
+        """{expert: router weight} of what a run routes at one position of this layer."""
+        weights: dict[int, float] = {}
+        for expert, weight in zip(self.index[run][pos].tolist(), self.weight[run][pos].float().tolist(), strict=True):
+            if expert < self.model.n_experts:  # some families mark an unused slot with an index past the last expert
+                weights[expert] = weights.get(expert, 0.0) + weight
+        return weights
+
     def updates_at(self, places: Sequence[tuple[int, int]]) -> ContributionTable:
         """Expert contributions of every (run, pos) in `places`, computed together."""
         return ContributionTable(self, list(dict.fromkeys(places)))

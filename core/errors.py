@@ -55,6 +55,10 @@ class StoreError(ExpertScopeError):
     """The store cannot be opened, read or written."""
 
 
+class StoreBusy(StoreError):
+    """Another process has the store open just now."""
+
+
 class Cancelled(ExpertScopeError):
     """The person (or a closing session) asked the work to stop. What was finished before is kept."""
 

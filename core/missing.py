@@ -314,7 +314,7 @@ class _Collector:
     def _add_experts(
         self, j: int, part: str, base: BaseLayer, job: _Job, pos: int, ends: dict[str, int], first: int
     ) -> None:
-        clean, corrupt = _routed(base, job.clean, pos), _routed(base, job.corrupt, pos)
+        clean, corrupt = base.routed(job.clean, pos), base.routed(job.corrupt, pos)
         for expert in sorted(clean.keys() | corrupt.keys()):
             row = ("expert", base.layer, pos, expert, expert in clean, clean.get(expert, 0.0), corrupt.get(expert, 0.0))
             self._add(j, part, row, expert_patch(**ends, pos=pos, expert=expert) if pos >= first else None)
@@ -342,15 +342,6 @@ class _Collector:
         for job in self._jobs:
             if ENDS in job.parts:
                 job.answer.tables[job.draw][ENDS] = _ends(runs[job.clean], runs[job.corrupt])
-
-
-def _routed(base: BaseLayer, run: int, pos: int) -> dict[int, float]:
-    """{expert: router weight} at one place."""
-    weights: dict[int, float] = {}
-    for expert, weight in zip(base.index[run][pos].tolist(), base.weight[run][pos].float().tolist(), strict=True):
-        if expert < base.model.n_experts:  # some families mark an unused slot with an index past the last expert
-            weights[expert] = weights.get(expert, 0.0) + weight
-    return weights
 
 
 def _ends(clean: np.ndarray, corrupt: np.ndarray) -> pd.DataFrame:

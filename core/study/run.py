@@ -1,0 +1,281 @@
+"""Running a study: scan, survey, selection, coalitions, validation; each batch is committed as soon as it is measured.
+
+A batch that is in the store is not measured again, so a study that was killed goes on where it was, and what it still
+measures is cut by the stored plan as it would have been. Knows the order of the work; `measure` does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ..asking import prepare_for
+from ..errors import Cancelled, ExpertScopeError, InputError
+from ..moe import MoeModel
+from ..progress import SILENT, Progress
+from ..prompts import PreparedFact, check_objects
+from ..requests import Fact, TraceRequest
+from . import data, locks, selection
+from . import rows as table
+from .cases import SCAN as SCAN_CASES
+from .describe import differences, provenance_of_study
+from .measure import Draws, Item, contrasts, measure
+from .plan import Plan, cost_of, scan_cost
+from .reporting import Reporter
+from .scan import MEASURED, OBJECTS, SCAN_COLUMNS, UNUSABLE, facts_to_bytes, funnel, scan_order, to_parquet
+from .settings import StudySettings
+from .work import Work
+
+MIN_FACTS = 4
+"""Fewer kept facts than this cannot be split and compared."""
+_ASK_EVERY = 2.0  # seconds between two looks whether someone asked the study to stop
+
+
+def create(
+    book: Any,
+    model: MoeModel,
+    name: str,
+    settings: StudySettings,
+    facts: Sequence[Fact],
+    *,
+    batch_tokens: int | None = None,
+) -> None:
+    """Put a new study into `book` (`cache.studies.Studies`), with its plan and its facts; nothing is measured yet.
+
+    Raises `InputError` where the name is taken or the facts do not fit the settings. `batch_tokens`: see `Plan.make`.
+    """
+    settings = settings.replace(model=model.spec)
+    ordered = scan_order(facts, settings)
+    plan = Plan.make(
+        model, settings, largest_case_id=max(fact.case_id for fact in ordered), batch_tokens=batch_tokens
+    )
+    book.add(
+        name,
+        model=model.label,
+        settings=settings.to_dict(),
+        plan=plan.to_dict(),
+        provenance=provenance_of_study(model, settings),
+        state=data.QUEUED,
+        progress={},
+        parts=[(data.FACTS, 0, facts_to_bytes(ordered))],
+    )
+
+
+def run(book: Any, model: MoeModel, name: str, *, progress: Progress = SILENT) -> None:
+    """Do what is left of the study `name`. Waits while another study of the same model runs.
+
+    Raises `Cancelled` when it was asked to stop; what was done is kept. Raises `InputError` where the study is running
+    elsewhere or the model is not the one that it began with, `ExpertScopeError` where too few facts pass the filters.
+    """
+    record = book.get(name)
+    if record.provenance["identity"] != model.identity:
+        raise InputError(
+            f"The study {name!r} began with another model, number format, device or version of the libraries; its "
+            "numbers would not fit together.",
+            f"It began with {differences(record.provenance, model)}. Start a new study.",
+            field="model",
+        )
+    folder = locks.folder_beside(book.path)
+    with locks.trying(folder, f"study {record.id}") as mine:
+        if not mine:
+            raise InputError(f"The study {name!r} is running already.", "Wait for it, or cancel it.", field="name")
+        progress = _Stopping(progress, book, name)
+        with _ending(book, name):
+            book.update(name, state=data.QUEUED, note="", stop=False)
+            label = "waiting for another study of this model"
+            with locks.waiting(folder, f"model {model.identity}", label=label, progress=progress):
+                book.update(name, state=data.RUNNING)
+                _Run(book, model, name, progress).through()
+
+
+@contextlib.contextmanager
+def _ending(book: Any, name: str) -> Iterator[None]:
+    """Note how the work ended. Where even that fails, the study counts as interrupted."""
+    end: dict[str, Any] = {"state": data.DONE}
+    try:
+        yield
+    except (Cancelled, KeyboardInterrupt):
+        end = {"state": data.CANCELLED}
+        raise
+    except ExpertScopeError as error:
+        end = {"state": data.FAILED, "note": str(error)}
+        raise
+    except Exception as error:
+        end = {"state": data.FAILED, "note": f"Unexpected failure: {type(error).__name__}: {error}"[:500]}
+        raise
+    finally:
+        with contextlib.suppress(ExpertScopeError):
+            book.update(name, **end)
+
+
+def state_of(book: Any, record: Any) -> str:
+    """The state of a study as it is: one that nobody works on any more is interrupted, whatever it says."""
+    if record.state not in (data.RUNNING, data.QUEUED):
+        return record.state
+    with locks.trying(locks.folder_beside(book.path), f"study {record.id}") as free:
+        return data.INTERRUPTED if free else record.state
+
+
+class _Stopping(Progress):
+    """Also asks the store, now and then, whether someone asked the study to stop."""
+
+    def __init__(self, outer: Progress, book: Any, name: str) -> None:
+        self._outer, self._book, self._name = outer, book, name
+        self._asked = time.monotonic()
+
+    def update(self, done: float, total: float, label: str = "") -> None:
+        self._outer.update(done, total, label)
+
+    def check(self) -> None:
+        self._outer.check()
+        if time.monotonic() - self._asked > _ASK_EVERY:
+            self._asked = time.monotonic()
+            if self._book.get(self._name).stop:
+                raise Cancelled()
+
+
+class _Run:
+    """One process's share of a study: everything that is not in the store yet, in order."""
+
+    def __init__(self, book: Any, model: MoeModel, name: str, progress: Progress) -> None:
+        record = book.get(name)
+        self.book, self.model, self.name = book, model, name
+        self.settings = StudySettings.from_dict(record.settings)
+        self.plan = Plan.from_dict(record.plan)
+        self.structure = replace(model.structure, prefix_cost=self.plan.prefix_cost)
+        self.parts = book.parts(name)
+        self.report = Reporter(progress, record.progress)
+        self.records = data.facts_from_bytes(self.parts[data.FACTS, 0])
+
+    def through(self) -> None:
+        """All stages."""
+        with _threads(self.plan.threads):
+            kept = self.scan()
+            facts = [self.prepared(fact) for fact in kept]
+            work = Work(self.model, self.settings, self.plan, kept, facts)
+            self.report.expect(work.estimates())
+            self.stage(data.SURVEY, work.survey())
+            layer = selection.best_layer(self.rows(kept))
+            assert layer is not None
+            if not self.settings.joint_search:
+                self.stage(data.EXPERTS, work.experts(layer))
+            self.stage(data.COALITIONS, work.coalitions(self.rows(kept), layer))
+            self.stage(data.VALIDATION, work.validation(self.rows(kept), layer))
+
+    # -- the funnel -------------------------------------------------------------------------------------------------
+
+    def scan(self) -> list[Fact]:
+        """Measure candidates until enough are kept or none is left; the kept facts."""
+        draws = Draws(table.MAIN, self.settings.noise, self.settings.seed, self.settings.draws)
+        wanted = self.settings.n if self.settings.cases == SCAN_CASES else len(self.records)
+        scanned = data.joined(self.parts, data.SCAN, SCAN_COLUMNS)
+        number = sum(stage == data.SCAN for stage, _ in self.parts)
+        self.report.begin(data.SCAN, facts=wanted, cost=0.0)
+        while True:
+            found = funnel(scanned, self.settings, records=len(self.records))
+            self.report.funnel = found.counts
+            if found.enough or len(scanned) == len(self.records):
+                break
+            outcomes, facts = self._candidates(len(scanned))
+            cost = scan_cost(self.model, facts, draws.n)
+            ends = contrasts(
+                self.model, self.structure, facts, draws, chunk_tokens=self.plan.chunk_tokens,
+                progress=self.report.batch(cost),
+            )  # fmt: skip
+            fresh = pd.DataFrame(outcomes, columns=["place", "outcome", "reason"])
+            for column in ("clean_contrast", "drop"):
+                fresh[column] = float("nan")
+            measured = fresh.outcome == MEASURED
+            fresh.loc[measured, "clean_contrast"] = [end.clean for end in ends]
+            fresh.loc[measured, "drop"] = [end.drop for end in ends]
+            fresh = fresh.astype(SCAN_COLUMNS)
+            scanned = pd.concat([scanned, fresh], ignore_index=True)
+            found = funnel(scanned, self.settings, records=len(self.records))
+            self.report.funnel = found.counts
+            self.report.finished(facts=0, cost=cost)
+            self.commit(data.SCAN, number, fresh)
+            number += 1
+        if found.counts["kept"] < MIN_FACTS:
+            raise ExpertScopeError(
+                f"Only {found.counts['kept']} of {found.counts['scanned']} scanned facts passed the filters; a study "
+                f"needs at least {MIN_FACTS}.",
+                "Give more facts, or lower the minimum of the clean contrast and of the drop.",
+            )
+        return [self.records[place] for place in found.kept]
+
+    def _candidates(self, place: int) -> tuple[list[tuple[int, str, str]], list[PreparedFact]]:
+        """The next records in scan order, until so many can be measured as the plan says: (place, outcome, reason) of
+        each, and those."""
+        outcomes: list[tuple[int, str, str]] = []
+        facts: list[PreparedFact] = []
+        while place < len(self.records) and len(facts) < self.plan.scan_facts:
+            fact, outcome, reason = self.records[place], MEASURED, ""
+            try:
+                check_objects(fact)
+                facts.append(self.prepared(fact))
+            except InputError as error:
+                about_object = error.field in ("true", "foil") and bool(fact.foil)
+                outcome, reason = OBJECTS if about_object else UNUSABLE, error.what
+            outcomes.append((place, outcome, reason))
+            place += 1
+        return outcomes, facts
+
+    def prepared(self, fact: Fact) -> PreparedFact:
+        """The fact as the model's tokenizer sees it, by the study's switches."""
+        settings = self.settings
+        request = TraceRequest(
+            fact, self.model.spec, special_tokens=settings.special_tokens, object_tokens=settings.object_tokens
+        )
+        return prepare_for(self.model, request)
+
+    # -- patches ----------------------------------------------------------------------------------------------------
+
+    def stage(self, stage: str, groups: Sequence[Sequence[Item]]) -> None:
+        """Measure the groups (the items of one fact each), batch by batch, but for batches that are in the store."""
+        batches = list(self.plan.batches(self.model, groups))
+        costs = [sum(cost_of(self.model, item) for i in batch for item in groups[i]) for batch in batches]
+        there = [(stage, number) in self.parts for number in range(len(batches))]
+        self.report.begin(
+            stage, facts=len(groups), facts_done=sum(len(b) for b, known in zip(batches, there, strict=True) if known),
+            cost=sum(costs), cost_done=sum(c for c, known in zip(costs, there, strict=True) if known),
+        )  # fmt: skip
+        for number, (batch, cost, known) in enumerate(zip(batches, costs, there, strict=True)):
+            if known:
+                continue
+            self.report.check()
+            frame = measure(
+                self.model, self.structure, [item for i in batch for item in groups[i]],
+                chunk_tokens=self.plan.chunk_tokens, progress=self.report.batch(cost),
+            )  # fmt: skip
+            self.report.finished(facts=len(batch), cost=cost)
+            self.commit(stage, number, frame)
+
+    def commit(self, stage: str, number: int, frame: pd.DataFrame) -> None:
+        """Put a batch into the store, in one transaction with how far the study is."""
+        payload = to_parquet(frame)
+        record = self.book.commit(self.name, [(stage, number, payload)], progress=self.report.snapshot())
+        self.parts[stage, number] = payload
+        if record.stop:
+            raise Cancelled()
+
+    def rows(self, kept: list[Fact]) -> pd.DataFrame:
+        """Everything measured so far, as selection reads it."""
+        measured = [data.joined(self.parts, stage, None) for stage in data.MEASURING]
+        return data.with_facts(pd.concat([m for m in measured if not m.empty], ignore_index=True), kept, self.settings)
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """torch with `n` threads inside: sums are split by them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
