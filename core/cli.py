@@ -1,4 +1,4 @@
-"""The command line: `python -m core trace …`, `patch …`, `minimal …` and `models`.
+"""The command line: `python -m core trace …`, `patch …`, `minimal …`, `study …` and `models`.
 
 Arguments → `TraceRequest`s → the engine → a table and a summary. Results go to stdout, progress and messages to
 stderr. Exit code 0, 2 for wrong input, 1 for a failure (130 when interrupted). Whatever is slow to import is imported
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .cli_facts import Sieve
 from .cli_options import fact_options, load, open_store, template
 from .cli_patch import add_minimal, add_patch
+from .cli_study import add_study
 from .console import TerminalProgress, say, tolerant, visible
 from .errors import ExpertScopeError, InputError, OutOfMemory
 from .requests import TraceRequest
@@ -91,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_patch(commands)
     add_minimal(commands)
+    add_study(commands)
     models = commands.add_parser("models", help="list known models", description="The models that are known by name.")
     models.set_defaults(run=run_models)
     return top

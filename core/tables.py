@@ -25,19 +25,25 @@ _WHOLE_NUMBERS = ("draw", "layer", "pos", "token_id", "expert")
 
 
 def check_out(path: str | Path) -> Path:
-    """The path of an output file, if it can be written; called before any computing."""
+    """The path of an output table, if it can be written; called before any computing."""
+    return check_place(path, SUFFIXES, option="--out")
+
+
+def check_place(path: str | Path, suffixes: Sequence[str], *, option: str) -> Path:
+    """The path of an output file in one of those formats, if it can be written; `option`: what it was given as."""
     path = Path(path).expanduser()
-    if path.suffix.lower() not in SUFFIXES:
+    field = option.removeprefix("--").lower()
+    if path.suffix.lower() not in suffixes:
         raise InputError(
-            f"--out {path}: unknown format.", f"The name has to end in {', '.join(SUFFIXES)}.", field="out"
+            f"{option} {path}: unknown format.", f"The name has to end in {', '.join(suffixes)}.", field=field
         )
     if path.is_dir():
-        raise InputError(f"--out {path} is a folder.", "Name a file.", field="out")
+        raise InputError(f"{option} {path} is a folder.", "Name a file.", field=field)
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise InputError(f"--out {path}: there is no folder {folder}.", "Make it first.", field="out")
+        raise InputError(f"{option} {path}: there is no folder {folder}.", "Make it first.", field=field)
     if not os.access(path if path.exists() else folder, os.W_OK):
-        raise InputError(f"--out {path} cannot be written: permission denied.", "Choose another place.", field="out")
+        raise InputError(f"{option} {path} cannot be written: permission denied.", "Choose another place.", field=field)
     return path
 
 
@@ -112,8 +118,12 @@ def table_bytes(table: pd.DataFrame, suffix: str, *, metadata: Any = None) -> by
 
 
 def write_table(table: pd.DataFrame, path: Path, *, metadata: Any = None) -> None:
-    """Write `table` to `path`, whole or not at all: an older file stays until the new one is complete."""
-    content = table_bytes(table, path.suffix.lower(), metadata=metadata)
+    """Write `table` to `path` (see `write_file`) in the format that its ending names."""
+    write_file(table_bytes(table, path.suffix.lower(), metadata=metadata), path)
+
+
+def write_file(content: bytes, path: Path) -> None:
+    """Write `content` to `path`, whole or not at all: an older file stays until the new one is complete."""
     temporary = None
     try:
         if path.exists() and not path.is_file():  # /dev/stdout and its like cannot be replaced

@@ -1,6 +1,6 @@
 """The paper's own case ids with their split: sets of facts to choose where CounterFact itself is loaded.
 
-The ids are those of arXiv 2606.03780, Table 8 (data/paper_case_ids.json). Knows facts, no model.
+The ids are those of arXiv 2606.03780, Table 8 (paper_case_ids.json). Knows facts, no model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCAN = "scan"
 CASE_SETS = {"paper-qwen3": "Qwen3-30B-A3B-Base", "paper-mixtral": "Mixtral-8x7B-v0.1"}
 """Name of a case set → the model whose facts they are, as the file calls it."""
 
-_FILE = Path(__file__).parent / "data" / "paper_case_ids.json"
+_FILE = Path(__file__).parent / "paper_case_ids.json"
 _SHOWN = 5
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..errors import StoreError
 from ..requests import Fact
-from . import controls, selection
+from . import controls, locks, selection
 from . import rows as table
 from .scan import SCAN_COLUMNS, Funnel, facts_from_bytes, funnel, splits
 from .settings import StudySettings
@@ -31,6 +31,13 @@ MEASURING = (SURVEY, EXPERTS, COALITIONS, VALIDATION)
 QUEUED, RUNNING, DONE, CANCELLED, FAILED = "queued", "running", "done", "cancelled", "failed"
 """States of a study. One that says running or queued while nobody holds its lock was interrupted (killed)."""
 INTERRUPTED = "interrupted"
+
+
+MEASURED_COLUMNS = [
+    "scan_index", "draw", "noise", "stage", "kind", "layer", "pos", "expert", "experts", "clean_active",
+    "router_weight_clean", "clean_contrast", "corrupt_contrast", "rescue",
+]  # fmt: skip
+"""Columns of a stored batch of patches: those of `core.study.rows` but for what the fact and the split say."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,14 @@ def load(book: Any, name: str) -> StudyData:
     """The study `name` of a `cache.studies.Studies`. Raises `InputError` if there is none."""
     record = book.get(name)
     return assemble(record, book.parts(name))
+
+
+def state_of(book: Any, record: Any) -> str:
+    """The state of a study as it is: one that nobody works on any more is interrupted, whatever it says."""
+    if record.state not in (RUNNING, QUEUED):
+        return record.state
+    with locks.trying(locks.folder_beside(book.path), f"study {record.id}") as free:
+        return INTERRUPTED if free else record.state
 
 
 def assemble(record: Any, parts: Mapping[tuple[str, int], bytes]) -> StudyData:
@@ -87,7 +102,7 @@ def joined(parts: Mapping[tuple[str, int], bytes], stage: str, columns: Mapping[
 
 
 def with_facts(measured: pd.DataFrame, kept: list[Fact], settings: StudySettings) -> pd.DataFrame:
-    """Measured rows (`core.study.measure.COLUMNS`) with what the fact and the split say: rows as `core.study.rows`."""
+    """Measured rows (`MEASURED_COLUMNS`) with what the fact and the split say: rows as `core.study.rows`."""
     half = splits(kept, settings)
     at = measured.scan_index.to_numpy(dtype=int)
     facts = pd.DataFrame(

@@ -39,10 +39,12 @@ def waiting(folder: Path, name: str, *, label: str, progress: Progress = SILENT)
 
 
 @contextlib.contextmanager
-def trying(folder: Path, name: str) -> Iterator[bool]:
-    """Whether the lock `name` could be had; it is held inside the block then."""
+def trying(folder: Path, name: str, *, patience: float = 0.0) -> Iterator[bool]:
+    """Whether the lock `name` could be had within `patience` seconds; it is held inside the block then."""
     with _open(folder, name) as handle:
-        taken = _take(handle)
+        deadline = time.monotonic() + patience
+        while not (taken := _take(handle)) and time.monotonic() < deadline:
+            time.sleep(_POLL / 10)
         try:
             yield taken
         finally:

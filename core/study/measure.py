@@ -21,13 +21,7 @@ from ..prompts import PreparedFact
 from ..structure import Structure
 from ..sweep import listed, sweep
 from . import rows as table
-
-COLUMNS = [
-    "scan_index", "draw", "noise", "stage", "kind", "layer", "pos", "expert", "experts", "clean_active",
-    "router_weight_clean", "clean_contrast", "corrupt_contrast", "rescue",
-]  # fmt: skip
-"""Columns of `measure`: those of `core.study.rows` but for what the fact and the split say."""
-
+from .data import MEASURED_COLUMNS as COLUMNS
 
 @dataclass(frozen=True)
 class Draws:
@@ -106,7 +100,7 @@ def measure(
     chunk_tokens: int,
     progress: Progress = SILENT,
 ) -> pd.DataFrame:
-    """The rows (`COLUMNS`) of all items, from one sweep. Items of the same fact share its clean run."""
+    """The rows (`core.study.data.MEASURED_COLUMNS`) of all items, from one sweep. Items of the same fact share its clean run."""
     runs = _Runs(model)
     collector = _Collector(model, [(item, *runs.ends(item.index, item.fact, item.draws)) for item in items])
     outcome = sweep(

@@ -62,6 +62,7 @@ class Plan:
         import torch
 
         from ..budget import Budget
+        from ..room import Room
 
         budget = Budget.measure(model)
         fetched = len(set(map(str, (getattr(model.model, "hf_device_map", None) or {}).values()))) > 1
@@ -72,7 +73,7 @@ class Plan:
         by_memory = budget.kept_bytes // (per_fact * _token_bytes(model))
         most = min(int(settings.n * _SPARE) + 8, batch_tokens // per_fact, by_memory)
         return cls(
-            chunk_tokens=int(budget.chunk_tokens),
+            chunk_tokens=Room.of(budget.chunk_tokens).tokens,
             threads=torch.get_num_threads(),
             prefix_cost=model.structure.prefix_cost,
             scan_facts=max(8, int(most)),

@@ -41,6 +41,7 @@ class Reporter:
         self._measured = 0.0  # cost done by this process
         self._facts = self._facts_before = self._facts_total = 0
         self._batch = 0.0
+        self._shown = ""
         self.funnel: dict[str, int] = dict(before.get("funnel", {}))
 
     def expect(self, costs: Mapping[str, float]) -> None:
@@ -98,7 +99,9 @@ class Reporter:
         return min(1.0, (sum(self._done.values()) + of_batch * self._batch) / total) if total else 0.0
 
     def _tell(self, of_batch: float) -> None:
-        self._progress.update(_SCALE * self._fraction(of_batch), _SCALE, self._label())
+        if not of_batch:
+            self._shown = self._label()
+        self._progress.update(_SCALE * self._fraction(of_batch), _SCALE, self._shown)
 
     def _label(self) -> str:
         name = STAGES.get(self._stage, self._stage)

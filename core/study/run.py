@@ -82,7 +82,8 @@ def run(book: Any, model: MoeModel, name: str, *, progress: Progress = SILENT) -
             field="model",
         )
     folder = locks.folder_beside(book.path)
-    with locks.trying(folder, f"study {record.id}") as mine:
+    # whoever asks for a study's state holds its lock for a moment
+    with locks.trying(folder, f"study {record.id}", patience=1.0) as mine:
         if not mine:
             raise InputError(f"The study {name!r} is running already.", "Wait for it, or cancel it.", field="name")
         progress = _Stopping(progress, book, name)
@@ -112,14 +113,6 @@ def _ending(book: Any, name: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(ExpertScopeError):
             book.update(name, **end)
-
-
-def state_of(book: Any, record: Any) -> str:
-    """The state of a study as it is: one that nobody works on any more is interrupted, whatever it says."""
-    if record.state not in (data.RUNNING, data.QUEUED):
-        return record.state
-    with locks.trying(locks.folder_beside(book.path), f"study {record.id}") as free:
-        return data.INTERRUPTED if free else record.state
 
 
 class _Stopping(Progress):
