@@ -31,7 +31,8 @@ _HEAD = "id, name, model, settings, plan, provenance, state, note, progress, sto
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """One study without its parts. `id` stays, names can change; `state`: see `core.study.state`; `note`: why it failed; `progress`: how far it is,
+    """One study without its parts. `id` stays, names can change; `state`: see `core.study.data`;
+    `note`: why it failed; `progress`: how far it is,
     as JSON; `stop`: someone asked it to stop; `created`, `updated`: microseconds since 1970."""
 
     id: int
@@ -130,9 +131,7 @@ class Studies:
 
         self._write(work)
 
-    def commit(
-        self, name: str, parts: Sequence[tuple[str, int, bytes]], *, progress: Mapping[str, Any]
-    ) -> StudyRecord:
+    def commit(self, name: str, parts: Sequence[tuple[str, int, bytes]], *, progress: Mapping[str, Any]) -> StudyRecord:
         """Add parts (stage, number, payload) and note how far the study is, in one transaction; the record after it.
 
         A part that is there already is an error: a batch is committed once.
@@ -244,9 +243,19 @@ def _insert(cursor: Cursor, study: int, parts: Sequence[tuple[str, int, bytes]])
 def _record(row: tuple) -> StudyRecord:
     study, name, model, settings, plan, provenance, state, note, progress, stop, created, updated = row
     return StudyRecord(
-        int(study), name, model, json.loads(settings), json.loads(plan), json.loads(provenance), state, note, json.loads(progress),
-        bool(stop), int(created), int(updated),
-    )  # fmt: skip
+        id=int(study),
+        name=name,
+        model=model,
+        settings=json.loads(settings),
+        plan=json.loads(plan),
+        provenance=json.loads(provenance),
+        state=state,
+        note=note,
+        progress=json.loads(progress),
+        stop=bool(stop),
+        created=int(created),
+        updated=int(updated),
+    )
 
 
 def _dump(value: Any) -> str:

@@ -83,7 +83,9 @@ def add_study(commands: Any) -> None:
     model.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hugging Face id")
     model.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: float32 on a CPU where it fits")
     model.add_argument("--device", default="auto", choices=DEVICES)
-    model.add_argument("--facts", default=BUNDLED, metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet (bundled)")
+    model.add_argument(
+        "--facts", default=BUNDLED, metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet, or bundled"
+    )
     model.add_argument(
         "--cases", default=SCAN_CASES, choices=(SCAN_CASES, *CASE_SETS),
         help="scan the list, or the paper's own case ids with their split, where the list is CounterFact (scan)",
@@ -92,7 +94,9 @@ def add_study(commands: Any) -> None:
     study.add_argument(
         "--preset", choices=tuple(PRESETS), help="settings to begin with (demo for the bundled facts, else paper)"
     )
-    study.add_argument("--batch-tokens", type=int, metavar="N", help="packed tokens per batch; a batch is committed whole")
+    study.add_argument(
+        "--batch-tokens", type=int, metavar="N", help="packed tokens per batch (a batch is committed whole)"
+    )
     _setting_options(study)
 
     actions = study.add_subparsers(metavar="ACTION", title="actions on studies that are there")
@@ -325,7 +329,9 @@ def _folder(path: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {path} is no folder that can be made: {error.strerror}.", "Choose another.", field="out") from None
+        raise InputError(
+            f"--out {path} is no folder that can be made: {error.strerror}.", "Choose another.", field="out"
+        ) from None
     return folder
 
 

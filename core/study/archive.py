@@ -31,7 +31,10 @@ _PART = re.compile(r"parts/([a-z]{1,20})-([0-9]{1,7})\.parquet")
 _MOST_BYTES = 4 * 2**30  # unpacked, in all
 _MOST_HEAD = 16 * 2**20
 _NAMES = ("name", "model", "settings", "plan", "provenance", "state", "progress", "created")
-_PROVENANCE = {"identity": str, "fingerprint": str, "dtype": str, "device": str, "implementation": dict, "versions": dict}
+_PROVENANCE = dict.fromkeys(("model", "identity", "fingerprint", "dtype", "device"), str) | {
+    "implementation": dict,
+    "versions": dict,
+}
 _ENDED = (data.DONE, data.CANCELLED, data.FAILED)
 
 
@@ -102,7 +105,9 @@ def _check(head: Any, parts: dict[tuple[str, int], bytes], rows: bytes) -> None:
         raise _refused("it was written by another version, or is no study")
     types = dict.fromkeys(("settings", "plan", "provenance", "progress"), dict)
     wrong = [key for key in _NAMES if not isinstance(head.get(key), types.get(key, int if key == "created" else str))]
-    wrong += [key for key, kind in _PROVENANCE.items() if not wrong and not isinstance(head["provenance"].get(key), kind)]
+    wrong += [
+        key for key, kind in _PROVENANCE.items() if not wrong and not isinstance(head["provenance"].get(key), kind)
+    ]
     if wrong or head["state"] not in _ENDED or isinstance(head["created"], bool):
         raise _refused(f"{_HEAD} lacks {wrong[0] if wrong else 'a state'}")
     StudySettings.from_dict(head["settings"])
@@ -145,4 +150,6 @@ def _check_part(stage: str, payload: bytes) -> None:
 
 
 def _refused(why: str) -> InputError:
-    return InputError(f"This is not the file of a study: {why}.", "Give a file that `study export` wrote.", field="file")
+    return InputError(
+        f"This is not the file of a study: {why}.", "Give a file that `study export` wrote.", field="file"
+    )

@@ -6,6 +6,7 @@ The ids are those of arXiv 2606.03780, Table 8 (paper_case_ids.json). Knows fact
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ CASE_SETS = {"paper-qwen3": "Qwen3-30B-A3B-Base", "paper-mixtral": "Mixtral-8x7B
 """Name of a case set → the model whose facts they are, as the file calls it."""
 
 _FILE = Path(__file__).parent / "paper_case_ids.json"
+_RELATION = re.compile(r"P[0-9]+")
 _SHOWN = 5
 
 
@@ -49,7 +51,7 @@ def case_set(name: str) -> CaseSet:
 
 
 def choose(facts: Sequence[Fact], name: str) -> list[Fact]:
-    """The facts of a case set, in its order. Raises `InputError` where `facts` lacks some: then it is not CounterFact."""
+    """The facts of a case set, in its order. Raises `InputError` where `facts` is not CounterFact."""
     by_id = {fact.case_id: fact for fact in facts}
     wanted = case_set(name).case_ids
     missing = [case_id for case_id in wanted if case_id not in by_id]
@@ -61,4 +63,13 @@ def choose(facts: Sequence[Fact], name: str) -> list[Fact]:
             "Give the whole CounterFact file (--facts), or choose --cases scan.",
             field="cases",
         )
-    return [by_id[case_id] for case_id in wanted]
+    chosen = [by_id[case_id] for case_id in wanted]
+    others = [fact for fact in chosen if fact.relation and not _RELATION.fullmatch(fact.relation)]
+    if others:
+        raise InputError(
+            f"The case set {name} is for CounterFact, whose relations are such as P103; the fact with case_id "
+            f"{others[0].case_id} has the relation {others[0].relation!r}.",
+            "Give the CounterFact file (--facts), or choose --cases scan.",
+            field="cases",
+        )
+    return chosen

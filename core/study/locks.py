@@ -26,7 +26,7 @@ _POLL = 0.1
 
 @contextlib.contextmanager
 def waiting(folder: Path, name: str, *, label: str, progress: Progress = SILENT) -> Iterator[None]:
-    """Hold the lock `name`; as long as someone else has it, wait, showing `label`. Raises what `progress.check` does."""
+    """Hold the lock `name`. As long as someone else has it: show `label`, wait, raise what `progress.check` raises."""
     with _open(folder, name) as handle:
         while not _take(handle):
             progress.update(0, 1, label)

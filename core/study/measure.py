@@ -23,6 +23,7 @@ from ..sweep import listed, sweep
 from . import rows as table
 from .data import MEASURED_COLUMNS as COLUMNS
 
+
 @dataclass(frozen=True)
 class Draws:
     """Noise draws that belong together: their stage (`core.study.rows`), noise level, seed (+ case id) and number."""
@@ -100,7 +101,7 @@ def measure(
     chunk_tokens: int,
     progress: Progress = SILENT,
 ) -> pd.DataFrame:
-    """The rows (`core.study.data.MEASURED_COLUMNS`) of all items, from one sweep. Items of the same fact share its clean run."""
+    """The rows of all items (`data.MEASURED_COLUMNS`), from one sweep; the items of a fact share a clean run."""
     runs = _Runs(model)
     collector = _Collector(model, [(item, *runs.ends(item.index, item.fact, item.draws)) for item in items])
     outcome = sweep(

@@ -51,7 +51,9 @@ class Plan:
         wrong = set(data) ^ {f.name for f in dataclasses.fields(cls)}
         wrong |= {k for k, v in data.items() if isinstance(v, bool) or not isinstance(v, types.get(k, int)) or v < 0}
         if wrong:
-            raise InputError(f"The study's plan is damaged: {', '.join(sorted(wrong))}.", "Export it again.", field="plan")
+            raise InputError(
+                f"The study's plan is damaged: {', '.join(sorted(wrong))}.", "Export it again.", field="plan"
+            )
         return cls(**data)
 
     @classmethod

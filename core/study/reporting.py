@@ -74,7 +74,9 @@ class Reporter:
         """How far it is, as JSON values: stage, label, facts_done, facts_total, facts_per_minute, funnel, fraction (0
         to 1), seconds (spent in all), seconds_left (None where nothing honest can be said)."""
         minutes = (self._clock() - self._stage_began) / 60
-        rate = (self._facts - self._facts_before) / minutes if minutes > 0 and self._facts > self._facts_before else None
+        rate = (
+            (self._facts - self._facts_before) / minutes if minutes > 0 and self._facts > self._facts_before else None
+        )
         left = sum(self._total.values()) - sum(self._done.values())
         spent = self._clock() - self._began
         known = self._measured > 0 and spent > 0 and set(self._total) - {"scan"}

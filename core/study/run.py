@@ -50,11 +50,11 @@ def create(
 
     Raises `InputError` where the name is taken or the facts do not fit the settings. `batch_tokens`: see `Plan.make`.
     """
-    settings = settings.replace(model=model.spec)
     ordered = scan_order(facts, settings)
-    plan = Plan.make(
-        model, settings, largest_case_id=max(fact.case_id for fact in ordered), batch_tokens=batch_tokens
-    )
+    settings = settings.replace(model=model.spec)
+    if settings.cases != SCAN_CASES:
+        settings = settings.replace(n=len(ordered))
+    plan = Plan.make(model, settings, largest_case_id=max(fact.case_id for fact in ordered), batch_tokens=batch_tokens)
     book.add(
         name,
         model=model.label,

@@ -111,10 +111,7 @@ def facts_from_bytes(data: bytes) -> list[Fact]:
     """The inverse of `facts_to_bytes`."""
     frame = pd.read_parquet(io.BytesIO(data))[list(_FACT_TYPES)].astype(object)
     records = frame.where(frame.notna(), None).to_dict("records")
-    return [
-        Fact(**{**r, "case_id": int(r["case_id"]), "occurrence": None if r["occurrence"] is None else int(r["occurrence"])})
-        for r in records
-    ]
+    return [Fact(**record) for record in records]
 
 
 def to_parquet(frame: pd.DataFrame) -> bytes:

@@ -104,7 +104,9 @@ class StudySettings:
         unknown = sorted(set(changes) - _NAMES)
         if unknown:
             raise InputError(
-                f"There is no setting {unknown[0]!r}.", f"The settings are: {', '.join(sorted(_NAMES))}.", field=unknown[0]
+                f"There is no setting {unknown[0]!r}.",
+                f"The settings are: {', '.join(sorted(_NAMES))}.",
+                field=unknown[0],
             )
         return dataclasses.replace(self, **changes)
 
