@@ -2,9 +2,9 @@
 
 Two checks. On a tiny random copy of the model's configuration, cells and expert patches of the sweep against naive
 forward hooks. On the real weights, Σ contributions + shared = block output (while probing the structure), a no-op
-patch, and the sweep's clean and corrupt logits against a plain forward of both runs as a batch; all of it while that
-forward goes through the layers, so that the weights are passed over once. The verdict is stored per model and library
-versions, so that this runs once.
+patch, and the sweep's clean and corrupt logits against a plain forward of both runs as a batch; the noise floor is
+measured along the way. All of it while that forward goes through the layers, so that the weights are passed over once.
+The verdict is stored per model and library versions, so that this runs once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .errors import ExpertScopeError, ModelRefused, OutOfMemory
 from .head import all_logits
 from .hooks import hooks, retuple, untuple
 from .moe import MoeModel
+from .noise_floor import NoiseFloor, Repeats
 from .packing import packed_mode
 from .patches import Nothing, Patch, Step, expert_patch, layer_patch
 from .progress import SILENT, Progress
@@ -34,7 +35,7 @@ from .sweep import Pass, listed, sweep
 _TOKENS, _SUBJECT = 8, (2, 3)
 _SMALL_LIMIT = 2e-4  # on the copy, relative to how far the patches move the logits
 _CHUNK = 8192
-_VERSION = 4  # of the checks and of what they find out; a stored verdict of another version is not used
+_VERSION = 5  # of the checks and of what they find out; a stored verdict of another version is not used
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILE
         _refuse_failures(checks)
         model.structure = Structure.from_dict(noted["structure"], model)
         model.embedding_std = noted["embedding_std"]
+        model.noise_floor = NoiseFloor(**noted["noise_floor"])
         return checks
     try:
         checks = _run_checks(model, progress)
@@ -76,7 +78,7 @@ def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILE
     if store is not None:
         noted = {
             "checks": [asdict(check) for check in checks], "structure": structure.to_dict(),
-            "embedding_std": model.embedding_std,
+            "embedding_std": model.embedding_std, "noise_floor": model.noise_floor.to_dict(),
         }  # fmt: skip
         store.put_verdict(key, model.label, noted)
     _refuse_failures(checks)
@@ -223,7 +225,7 @@ def _flat(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def check_weights(model: MoeModel) -> list[Check]:
-    """Find out the model's structure, and hold the sweep against a plain forward, on the model's own weights.
+    """Find out the model's structure and noise floor, and hold the sweep against a plain forward, on its own weights.
 
     Each layer's weights are visited once. Raises `ModelRefused` where contributions do not add up to a block's output.
     """
@@ -239,17 +241,20 @@ def check_weights(model: MoeModel) -> list[Check]:
         with packed_mode(model.model):
             probing = Probing(model)
             swept = Pass(model, probing.structure, runs, listed(patches), chunk_tokens=_CHUNK, keep=False)
+            repeats = Repeats(model, probing.structure)
 
         def visit(layer: int) -> None:
             with packed_mode(model.model):
                 probing.step(layer)
                 swept.step(layer)
+                repeats.step(layer)
 
-        with swept, _visiting(model, visit):
+        with swept, repeats, _visiting(model, visit):
             plain = _plain_finals(model, ids, runs)
         model.structure = probing.finish()
         with packed_mode(model.model):
             outcome = swept.outcome(objects)
+            model.noise_floor = repeats.finish()
     logits, ours = all_logits(model, plain, normed=True), all_logits(model, outcome.final)
     half = model.dtype != torch.float32
     # half precision: rounding differs with the shapes of the matrix products; a wrong sweep is off by whole spreads

@@ -19,6 +19,7 @@ from .embedding import bundle, in_script, one_line, png_with, svg_with
 from .picture import Picture
 from .results import TraceResult
 from .tables import table_bytes
+from .views import rounding
 
 CSV_COMMENTS = 3
 """Comment lines at the top of every CSV: `pandas.read_csv(path, skiprows=3)` reads the rest."""
@@ -45,7 +46,7 @@ def caption(result: TraceResult) -> list[str]:
     return [
         f"“{fact.text}” · subject {fact.subject} · true {prov.true_token.strip()} · foil {prov.foil_token.strip()}",
         f"clean contrast {result.clean_contrast:.3f}, corrupt {result.corrupt_contrast:.3f}, "
-        f"drop {result.drop:.3f} logits",
+        f"drop {result.drop:.3f} logits" + (f" · noise floor: {floor}" if (floor := rounding(prov)) else ""),
         f"model {model} ({prov.dtype}, {prov.device}) · noise {request.noise:g} (sigma {prov.noise_sigma:.4g})"
         f" · {draws} · seed {request.seed} · case_id {fact.case_id} · " + " · ".join(extras),
         f"ExpertScope · {versions}",

@@ -26,6 +26,7 @@ from .prompts import piece
 from .requests import ModelSpec
 
 if TYPE_CHECKING:
+    from .noise_floor import NoiseFloor
     from .structure import Structure
 
 
@@ -75,6 +76,7 @@ class MoeModel:
         self.quantisation = ""
         self.lock = threading.RLock()
         self._structure: Structure | None = None
+        self._noise_floor: NoiseFloor | None = None
         self.layers, self.blocks = find_blocks(model)
         refuse_shared_outside(self.layers, self.blocks)
         self.config = model.config.get_text_config()
@@ -104,6 +106,19 @@ class MoeModel:
     @structure.setter
     def structure(self, structure: Structure) -> None:
         self._structure = structure
+
+    @property
+    def noise_floor(self) -> NoiseFloor:
+        """How far rounding moves a rescue: measured on first use (one pass over the weights) unless set before."""
+        if self._noise_floor is None:
+            from .noise_floor import measure
+
+            self._noise_floor = measure(self)
+        return self._noise_floor
+
+    @noise_floor.setter
+    def noise_floor(self, noise_floor: NoiseFloor) -> None:
+        self._noise_floor = noise_floor
 
     @property
     def vocabulary(self) -> int:

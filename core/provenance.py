@@ -42,4 +42,6 @@ def provenance_of(model: MoeModel, prepared: PreparedFact, sigma: float) -> Prov
         true_token=prepared.true_token,
         foil_token=prepared.foil_token,
         notes=notes,
+        noise_floor=model.noise_floor.rescue,
+        noise_floor_largest=model.noise_floor.largest,
     )

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .console import visible
 from .results import LEAST_DROP, MIN_DROP, TraceResult, expert_name, is_defined
-from .views import PAPER_CLEAN, PAPER_DROP, filter_problems, patches
+from .views import PAPER_CLEAN, PAPER_DROP, filter_problems, patches, rounding
 
 if TYPE_CHECKING:
     from .minimal import MinimalResult
@@ -37,6 +37,10 @@ def summary(result: TraceResult, *, best: int = BEST) -> str:
         f"corrupt contrast  {_signed(result.corrupt_contrast)}   {_run(result, 'corrupt')}",
         f"drop              {_signed(result.drop)}   logits{', mean over draws' if request.draws > 1 else ''}",
     ]
+    if where.noise_floor is not None:
+        lines.append(f"noise floor        {where.noise_floor:.2g}   {rounding(where)}")
+    if result.drop < (where.noise_floor or 0):
+        lines.append("The drop is within rounding: nothing below says anything about this fact.")
     problems = filter_problems(result)
     if problems:
         lines.append(f"This fact fails the paper's filter: {'; '.join(problems)}.")
@@ -100,6 +104,8 @@ def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
     drops = ends.clean - ends.corrupt
     clean, corrupt, drop = ends.clean.mean(), ends.corrupt.mean(), drops.mean()
     lines += ["", f"Over {n} facts: clean contrast {_signed(clean)}, corrupt {_signed(corrupt)}, drop {_signed(drop)}"]
+    if floor := rounding(results[0].provenance):
+        lines.append(f"Noise floor of a single rescue: {floor}.")
     failing = int(((ends.clean < PAPER_CLEAN) | (drops < PAPER_DROP)).sum())
     if failing:
         lines.append(
@@ -236,6 +242,8 @@ def patches_summary(results: Sequence[PatchResult]) -> str:
         means = [number(some[score].mean()), number(some.rescue.mean()), _ratio(ratio)]
         rows.append([visible(str(name)), run, *means])
     lines += _columns(["patch", "run", shown, "rescue", "restoration"], rows)
+    if floor := rounding(results[0].provenance):
+        lines.append(f"  Noise floor of a single rescue: {floor}.")
     if (table.run == "clean").any():
         lines.append(f"  Patches of the clean run: rescue is the change of its {shown}, restoration that ÷ {shown}.")
     return "\n".join(lines)

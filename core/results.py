@@ -41,6 +41,8 @@ class Provenance:
 
     `versions`: python, torch, transformers, ... ; `implementation`: attention and experts implementation;
     `tokens`/`token_ids`: what the model saw; `noise_sigma`: std of the added noise, in embedding units.
+    `noise_floor`: rescues below it (logits) are within rounding; `noise_floor_largest`: the most that rounding was
+    seen to move one (see `core.noise_floor`; None in answers from before it was measured).
     """
 
     model: str
@@ -65,6 +67,8 @@ class Provenance:
     true_token: str
     foil_token: str
     notes: list[str] = field(default_factory=list)
+    noise_floor: float | None = None
+    noise_floor_largest: float | None = None
 
 
 @dataclass(frozen=True)

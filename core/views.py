@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .links import SHARED
-from .results import MIN_DROP, TraceResult, expert_name
+from .results import MIN_DROP, Provenance, TraceResult, expert_name
 
 PAPER_CLEAN, PAPER_DROP = 1.0, 0.5
 """The paper's filter: a fact counts with a clean contrast and a drop of at least this (protocol.md, "The study")."""
@@ -63,6 +63,16 @@ def filter_problems(result: TraceResult) -> list[str]:
     if result.drop < PAPER_DROP:
         out.append(f"drop {result.drop:.2f} is below {PAPER_DROP:g}")
     return out
+
+
+def rounding(where: Provenance) -> str:
+    """What the noise floor says, in words; empty where it was not measured."""
+    if where.noise_floor is None or where.noise_floor_largest is None:
+        return ""
+    return (
+        f"rounding in {where.dtype} moves 95 % of rescues by less than {where.noise_floor:.2g} logits "
+        f"(at most {where.noise_floor_largest:.2g} seen)"
+    )
 
 
 def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None) -> pd.DataFrame:

@@ -6,6 +6,8 @@ computed by `core.results.complete`, so they hang together as the engine's do.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 
@@ -33,6 +35,7 @@ def fake_result(
     drop: float = 5.0,
     seed: int = 0,
     cached: bool = False,
+    noise_floor: float | None = None,
 ) -> TraceResult:
     """A result for `request` (default: France, 2 draws). `drop` below 0.05 makes every restoration missing."""
     request = request or TraceRequest(fact=FRANCE, draws=2)
@@ -84,9 +87,12 @@ def fake_result(
         [{"run": "clean", "draw": pd.NA, "p_true": 0.91, "rank_true": 1}]
         + [{"run": "corrupt", "draw": d, "p_true": 0.04 + 0.01 * d, "rank_true": 7} for d in range(request.draws)]
     ).astype({"draw": "Int64"})
+    provenance = _provenance(request, n_layers, moe, n_experts, top_k, shared, ids, tokens, subject)
+    if noise_floor is not None:
+        provenance = dataclasses.replace(provenance, noise_floor=noise_floor, noise_floor_largest=2 * noise_floor)
     return TraceResult(
         request=request,
-        provenance=_provenance(request, n_layers, moe, n_experts, top_k, shared, ids, tokens, subject),
+        provenance=provenance,
         frame=frame,
         routing=routing,
         next_tokens=_next_tokens(request.draws),

@@ -113,6 +113,19 @@ def test_the_first_visit_traces_the_default_fact(bench, engine):
     assert params_of(page) == to_query(TraceRequest(fact=FRANCE), View(), bundled=True)
 
 
+@pytest.mark.parametrize(("floor", "on_the_maps"), [(0.117, 2), (3.5e-06, 0)])
+def test_the_noise_floor_stands_beside_the_figures(bench, engine, floor, on_the_maps):
+    engine.shape["noise_floor"] = floor
+    page = finished(opened(), bench)
+    text = shown(page)
+    assert f">{floor:.2g} logits<" in text and f"at most {2 * floor:.2g} seen" in text
+    assert text.count(f"Rescues below {floor:.2g} logits are within rounding (float32).") == on_the_maps
+    assert "maps say nothing" not in text
+    engine.shape |= {"drop": floor / 2}
+    page = finished(opened({"noise": "2"}), bench)
+    assert "within rounding of this model and dtype" in shown(page)
+
+
 def test_a_link_brings_back_everything(bench, engine):
     request = TraceRequest(fact=JAPAN, noise=2.5, draws=3, seed=9, special_tokens="off", object_tokens="paper")
     result = fake_result(request=request)

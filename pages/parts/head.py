@@ -65,7 +65,7 @@ def draw(result: TraceResult) -> None:
     _warnings(result)
 
 
-def _settings(result: TraceResult) -> list[tuple[str, str]]:
+def _settings(result: TraceResult) -> list[tuple[str, ...]]:
     request, prov = result.request, result.provenance
     rows = [
         ("draws", str(request.draws)),
@@ -74,6 +74,9 @@ def _settings(result: TraceResult) -> list[tuple[str, str]]:
         ("tokens", f"special {request.special_tokens}, objects {request.object_tokens}"),
         ("model", f"{prov.model.split('/')[-1]}, {prov.dtype} on {prov.device}"),
     ]
+    if prov.noise_floor is not None:
+        floor = f"{prov.noise_floor:.2g} logits"
+        rows.append(("noise floor", floor, f"{NOISE_FLOOR} Here {views.rounding(prov)}."))
     if request.first_token:
         rows[3] = ("tokens", rows[3][1] + ", first token only")
     return rows
@@ -89,6 +92,8 @@ def _warnings(result: TraceResult) -> None:
         st.warning(
             f"This fact would not pass the paper's filter: {' and '.join(problems)} logits. Read its maps with care."
         )
+    if result.drop < (result.provenance.noise_floor or 0):
+        st.warning("The drop is within rounding of this model and dtype: its maps say nothing about this fact.")
     for note in result.provenance.notes:
         st.caption(text.plain(note))
 
@@ -100,4 +105,5 @@ def _signed(value: float) -> str:
 CONTRAST = "logit(true object) − logit(foil) at the last position of the prompt as it is."
 CORRUPT = "The same with noise on the subject's input embeddings, mean over the draws."
 DROP = "Clean minus corrupt contrast: what there is to restore."
+NOISE_FLOOR = "Rescues below it are within rounding: patches were run twice, in other batches and rounded anew."
 P_TRUE = "Probability of the true object's token: in the clean run → in the corrupt run (mean over the draws)."

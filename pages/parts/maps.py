@@ -23,6 +23,8 @@ EXPERT_MAP = (
     "Each coloured cell puts back one expert's update alone. Blank: not routed at this token. "
     "Ring: routed in the corrupt run only. Click an expert."
 )
+VISIBLE_ROUNDING = 1e-3
+"""From this noise floor on (logits) the maps say so."""
 STRIP = (
     "Which experts each token goes to at this layer. Stronger colour: larger router weight. ≈ marks a near tie, where "
     "the choice could flip under rounding. Click to follow an expert."
@@ -110,7 +112,7 @@ def _token_map(result: TraceResult, shown: View, ident: str) -> None:
     pictures.show(picture, key=slot.key, selection="cell", on_pick=pick, alt=alt)
     dense = result.provenance.n_layers - len(result.provenance.moe_layers)
     note = f" Dashed: {dense} dense layer{'s' if dense > 1 else ''}, nothing to patch." if dense else ""
-    st.caption(TOKEN_MAP + note + _missing_note(result, shown))
+    st.caption(TOKEN_MAP + note + _missing_note(result, shown) + _rounding_note(result))
 
 
 def _expert_map(at: TraceResult, shown: View, ident: str) -> None:
@@ -128,7 +130,7 @@ def _expert_map(at: TraceResult, shown: View, ident: str) -> None:
 
     alt = f"Layer by expert heat map at position {shown.pos}, layer {shown.layer} framed"
     pictures.show(picture, key=slot.key, selection="expert", on_pick=pick, alt=alt)
-    st.caption(EXPERT_MAP + _missing_note(at, shown))
+    st.caption(EXPERT_MAP + _missing_note(at, shown) + _rounding_note(at))
 
 
 def _cell(at: TraceResult, shown: View, ident: str) -> None:
@@ -270,6 +272,14 @@ def _missing_note(result: TraceResult, shown: View) -> str:
     if shown.measure == "restoration" and result.drop < MIN_DROP:
         return f" Grey: missing, because the drop is below {MIN_DROP:g} logits."
     return ""
+
+
+def _rounding_note(result: TraceResult) -> str:
+    """Only where it could be mistaken for an effect."""
+    floor = result.provenance.noise_floor or 0.0
+    if floor < VISIBLE_ROUNDING:
+        return ""
+    return f" Rescues below {floor:.2g} logits are within rounding ({result.provenance.dtype})."
 
 
 def _number(label: str, form: str, width: int, help_: str):

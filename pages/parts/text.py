@@ -107,11 +107,12 @@ def object_token(role: str, token: str, token_id: int, note: str) -> str:
     )
 
 
-def pairs(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and values, one pair a line."""
+def pairs(rows: Sequence[tuple[str, ...]]) -> str:
+    """Names and values, one pair a line; a third element is shown when the pointer rests on the line."""
     lines = "".join(
-        f'<div style="display:flex;gap:.75rem"><span style="flex:0 0 6.8rem;opacity:.65">{escape(name)}</span>'
+        f'<div style="display:flex;gap:.75rem" title="{escape(" ".join(more))}">'
+        f'<span style="flex:0 0 6.8rem;opacity:.65">{escape(name)}</span>'
         f'<span style="overflow-wrap:anywhere">{escape(value)}</span></div>'
-        for name, value in rows
+        for name, value, *more in rows
     )
     return f'<div style="font-size:.9rem;line-height:1.55">{lines}</div>'
