@@ -104,7 +104,7 @@ class Seen(Progress):
 
 def built(family: str) -> MoeModel:
     model = MoeModel(tiny_models.build(family), fingerprint=family)
-    model.structure  # noqa: B018 - probed while there is memory
+    model.structure, model.noise_floor  # noqa: B018 - measured while there is memory
     return model
 
 
