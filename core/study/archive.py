@@ -48,10 +48,10 @@ def pack(book: Any, name: str) -> bytes:
         head["state"] = data.CANCELLED
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # Parquet is compressed already
-        archive.writestr(_HEAD, json.dumps(head, indent=1))
-        archive.writestr(_ROWS, to_parquet(rows))
-        for (stage, number), payload in sorted(parts.items()):
-            archive.writestr(f"parts/{stage}-{number}.parquet", payload)
+        entries: dict[str, str | bytes] = {_HEAD: json.dumps(head, indent=1), _ROWS: to_parquet(rows)}
+        entries |= {f"parts/{stage}-{number}.parquet": payload for (stage, number), payload in sorted(parts.items())}
+        for entry, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(entry), content)  # without the time, so that equal studies are equal files
     return out.getvalue()
 
 
