@@ -1,7 +1,8 @@
 """Runs a study twice, the second time in processes that are killed: WHOLE KILLED KILLS SEED BATCH_TOKENS.
 
-WHOLE and KILLED are the files of two stores. The model is loaded once; every attempt is a forked process of its own, killed (SIGKILL) at a random moment, until so
-many were killed; the last one is let through. Prints how many batches were there after each.
+WHOLE and KILLED are the files of two stores. The model is loaded once; every attempt is a forked process of its own,
+killed (SIGKILL) at a random moment, until so many were killed; the last one is let through. Prints after each how many
+batches are there.
 """
 
 from __future__ import annotations
