@@ -35,6 +35,10 @@ BESIDE = {
     "specificity_active_only": "specificity over the facts where the selected expert is clean-active",
     "minimal_minus_target": "minimal coalition minus the wanted share of the layer patch",
     "minimal_minus_random": "minimal minus random coalitions, where a fact has other experts to draw from",
+    "control_random": "mean rescue of the active-random controls",
+    "control_gate_matched": "rescue of the gate-matched control",
+    "equal_norm_selected": "rescue of the selected expert, scaled to the smaller norm of the pair",
+    "equal_norm_control": "rescue of its gate-matched control, scaled to the smaller norm of the pair",
     "drop": "clean minus corrupt contrast",
 }
 """Further columns, shown beside those."""
@@ -44,6 +48,10 @@ ESTIMATED_TWICE = (
     "gate_matched_specificity",
 )  # fmt: skip
 """What the fresh draw repeats."""
+
+_CONTROLS = (
+    table.CONTROL_RANDOM, table.CONTROL_GATE_MATCHED, table.EQUAL_NORM_SELECTED, table.EQUAL_NORM_CONTROL,
+)  # fmt: skip
 
 UNITS = ["mean", "ci_low", "ci_high", "positive_fraction", "p_sign_flip", "n", "n_missing"]
 """Columns of an estimate in a table."""
@@ -73,12 +81,14 @@ def of_validation(
         inactive = (active == 0) & out.layer_rescue.notna()
         active = active == 1
         rescue = measured(table.EXPERT, expert).where(active).mask(inactive, 0.0)
-        specificity = rescue - measured(table.CONTROL_RANDOM)
+        for name in _CONTROLS:
+            out[name] = measured(name)
+        specificity = rescue - out.control_random
         out["expert_rescue"] = rescue
         out["expert_rescue_active_only"] = rescue.where(active)
         out["specificity"], out["specificity_active_only"] = specificity, specificity.where(active)
-        out["gate_matched_specificity"] = rescue.where(active) - measured(table.CONTROL_GATE_MATCHED)
-        out["equal_norm_specificity"] = measured(table.EQUAL_NORM_SELECTED) - measured(table.EQUAL_NORM_CONTROL)
+        out["gate_matched_specificity"] = rescue.where(active) - out.control_gate_matched
+        out["equal_norm_specificity"] = out.equal_norm_selected - out.equal_norm_control
     for name, kind in (
         ("clean_topk", table.CLEAN_TOPK),
         ("routing_union", table.ROUTING_UNION),
