@@ -118,7 +118,7 @@ def analyse(rows: pd.DataFrame, settings: Mapping[str, Any]) -> Analysis:
         specificity=estimates["specificity"],
         gate_matched=estimates["gate_matched_specificity"],
         coalition_size=coalition.size if coalition else 0,
-        coalition_rule=coalition.rule if coalition else "",
+        coalition_rule=coalitions.RULE_NAMES[coalition.rule] if coalition else "",
         coalition_share=options.coalition_share,
         reached=bool(coalition and coalition.reached),
         minimal=estimates["minimal_coalition"],

@@ -23,6 +23,7 @@ RULES = {
     BY_RESCUE: "the fact's clean-active experts with the highest all-case mean rescue on discovery",
 }
 """Rule → what comes first. Neither looks at the fact's own rescues."""
+RULE_NAMES = {BY_WEIGHT: "router weight", BY_RESCUE: "mean rescue on discovery"}
 
 
 @dataclass(frozen=True)

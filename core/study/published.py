@@ -17,7 +17,8 @@ SOURCE = "Lu, Modarressi, Liu, Schütze, Expert-Aware Causal Tracing of Factual 
 
 INSIDE, OUTSIDE, SAME, OTHER = "inside", "outside", "same", "other"
 COLUMNS = [
-    "quantity", "ours", "ours_low", "ours_high", "published", "published_low", "published_high", "marker",
+    "quantity", "ours", "ours_low", "ours_high", "published", "published_low", "published_high", "marker", "ours_name",
+    "published_name",
 ]  # fmt: skip
 
 
@@ -58,11 +59,11 @@ PAPERS = {
             "held-out relations, share the same": Number(1.0),
             **{
                 f"drop at noise {level}": Number(v)
-                for level, v in zip((1, 2, 3, 4), (1.259, 4.909, 5.697, 6.004), strict=False)
+                for level, v in zip((1, 2, 3, 4), (1.259, 4.909, 5.697, 6.004), strict=True)
             },
             **{
                 f"expert_rescue at noise {level}": Number(v)
-                for level, v in zip((1, 2, 3, 4), (0.098, 0.406, 0.459, 0.478), strict=False)
+                for level, v in zip((1, 2, 3, 4), (0.098, 0.406, 0.459, 0.478), strict=True)
             },
         },
     ),
@@ -108,9 +109,9 @@ def paper_of(settings: Mapping[str, Any]) -> Paper | None:
 def beside(summary: Mapping[str, Any], curve: pd.DataFrame, noise: pd.DataFrame) -> pd.DataFrame:
     """Ours and the published numbers, one row per quantity: `COLUMNS`. Empty for a model that was not published.
 
-    `marker`: for the layer and the expert whether they are the same; for a number with a published interval whether
-    our mean lies inside of it; else None. `curve`: columns layer, split, mean, ci_low, ci_high; `noise`: that of
-    `robustness.noise_sensitivity`.
+    `marker`: for the layer and the expert (`ours_name`, `published_name`) whether they are the same; for a number with
+    a published interval whether our mean lies inside of it; else None. `curve`: columns layer, split, mean, ci_low,
+    ci_high; `noise`: that of `robustness.noise_sensitivity`.
     """
     paper = paper_of(summary["settings"])
     if paper is None:
@@ -118,20 +119,16 @@ def beside(summary: Mapping[str, Any], curve: pd.DataFrame, noise: pd.DataFrame)
     layer, expert = f"L{paper.layer:02d}", expert_id(paper.layer, paper.expert)
     own_layer = None if summary["layer"] is None else f"L{summary['layer']:02d}"
     rows = [
-        _row("layer", own_layer, layer, SAME if own_layer == layer else OTHER),
-        _row("expert", summary["expert"], expert, SAME if summary["expert"] == expert else OTHER),
+        [what, *[None] * 6, SAME if ours == theirs else OTHER, ours, theirs]
+        for what, ours, theirs in (("layer", own_layer, layer), ("expert", summary["expert"], expert))
     ]
     for quantity, number in paper.numbers.items():
         mean, low, high = _ours(quantity, summary, curve, noise)
         marker = None
         if number.low is not None and number.high is not None and mean is not None:
             marker = INSIDE if number.low <= mean <= number.high else OUTSIDE
-        rows.append([quantity, mean, low, high, number.mean, number.low, number.high, marker])
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _row(quantity: str, ours: str | None, published: str | None, marker: str) -> list[Any]:
-    return [quantity, ours, None, None, published, None, None, marker]
+        rows.append([quantity, mean, low, high, number.mean, number.low, number.high, marker, None, None])
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[1:7], float))
 
 
 def _ours(

@@ -121,7 +121,7 @@ def experts(a: Analysis) -> pd.DataFrame:
     )
     bands = _bands(a, against)
     for name, column in zip(
-        ("v_specificity", "v_specificity_low", "v_specificity_high", "v_specificity_n"), bands, strict=False
+        ("v_specificity", "v_specificity_low", "v_specificity_high", "v_specificity_n"), bands, strict=True
     ):
         found[name] = column
     return found

@@ -67,13 +67,13 @@ def per_fact(
     found = rows[(rows.kind == kind) & (rows.layer == layer) & (rows.stage == stage)]
     if expert is not None:
         found = found[found.expert == expert]
-    return found.groupby("scan_index").rescue.mean(skipna=False)
+    return _in_order(found).groupby("scan_index").rescue.mean(skipna=False)
 
 
 def layer_matrix(rows: pd.DataFrame, *, split: str | None = None, stage: str = table.MAIN) -> pd.DataFrame:
     """Rescue of layer patches, mean over draws: facts (all of the split, or of the study) × layers, rising."""
     found = rows[(rows.kind == table.LAYER) & (rows.stage == stage)]
-    means = found.groupby(["scan_index", "layer"]).rescue.mean(skipna=False)
+    means = _in_order(found).groupby(["scan_index", "layer"]).rescue.mean(skipna=False)
     matrix = means.unstack("layer").sort_index(axis=1)
     return matrix.reindex(facts(rows).index if split is None else of_split(rows, split))
 
@@ -82,7 +82,7 @@ def expert_table(rows: pd.DataFrame, *, layer: int, stage: str = table.MAIN) -> 
     """The expert patches of a stage at one layer, for every fact of the study."""
     found = rows[(rows.kind == table.EXPERT) & (rows.layer == layer) & (rows.stage == stage)]
     found = found[found.clean_active.fillna(False).astype(bool)]
-    grouped = found.astype({"expert": int}).groupby(["scan_index", "expert"])
+    grouped = _in_order(found).astype({"expert": int}).groupby(["scan_index", "expert"])
     everyone = facts(rows).index
 
     def matrix(values: pd.Series) -> pd.DataFrame:
@@ -98,6 +98,7 @@ def expert_table(rows: pd.DataFrame, *, layer: int, stage: str = table.MAIN) -> 
 def drops(rows: pd.DataFrame, *, stage: str = table.MAIN) -> pd.Series:
     """Clean minus corrupt contrast by scan_index, mean over draws."""
     found = rows[(rows.stage == stage) & (rows.kind == table.LAYER)].drop_duplicates(["scan_index", "draw"])
+    found = _in_order(found)
     return (found.clean_contrast - found.corrupt_contrast).groupby(found.scan_index).mean()
 
 
@@ -110,3 +111,8 @@ def expert_layers(rows: pd.DataFrame) -> list[int]:
 def subject_key(subject: str | None) -> str:
     """What makes two subjects the same one: their text without regard to case and spacing."""
     return " ".join((subject or "").split()).casefold()
+
+
+def _in_order(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows in an order of their own, so that a sum has the same last bit however the table was put together."""
+    return found.sort_values(["scan_index", "layer", "draw", "expert", "experts"], kind="stable")

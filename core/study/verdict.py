@@ -29,16 +29,16 @@ QUESTIONS = {
     "candidate": "Is an expert clean-active in enough discovery facts?",
     "specific": "Is the specificity interval (against active-random controls) above 0?",
     "gate_matched": "Is the interval against the gate-matched control above 0 too?",
-    "group": "Did two or more experts reach the wanted share of the layer patch on discovery?",
+    "reached": "Did a coalition of clean-active experts reach the wanted share of the layer patch on discovery?",
     "recovers": "Is that coalition's interval above 0, and not below the wanted share of the layer patch?",
-    "beats_random": "Is it above random coalitions of its size? (“no other”: it is all active experts of every fact)",
+    "beats_random": "Is it above random coalitions of its size? (“no other”: it is all of several active experts)",
 }
 
 RULES: tuple[tuple[dict[str, tuple[str, ...]], str], ...] = (
     ({"layer": (NO,)}, NO_LAYER),
     ({"candidate": (NO,)}, NO_RECURRENT_EXPERT),
     ({"specific": (YES,), "gate_matched": (YES,)}, SPECIFIC_EXPERT),
-    ({"group": (YES,), "recovers": (YES,), "beats_random": (YES, NONE_OF_THAT_SIZE)}, COALITION),
+    ({"reached": (YES,), "recovers": (YES,), "beats_random": (YES, NONE_OF_THAT_SIZE)}, COALITION),
     ({}, NO_RECURRENT_EXPERT),
 )
 """(answers, verdict): the first rule whose answers all hold gives the verdict; questions not named may have any."""
@@ -49,7 +49,7 @@ class Evidence:
     """What the verdict depends on: estimates on validation, and the choices made on discovery.
 
     `expert`, `n_active` of `n_discovery`: the selected one (None: no candidate) and its recurrence; `needed`: by a
-    candidate. `coalition_size`: 0 where there is none; `reached`: on discovery.
+    candidate. `coalition_size`: 0 where there is none; `coalition_rule` in words; `reached`: on discovery.
     """
 
     layer: int | None
@@ -88,15 +88,18 @@ def answers(evidence: Evidence) -> dict[str, str]:
     e = evidence
     effect = e.layer_rescue.above_zero and not e.layer_rescue.mean < NEGLIGIBLE * e.drop
     recovers = e.minimal.above_zero and e.minimal_minus_target.ci_high >= 0
-    other = e.minimal_minus_random.n > 0
+    if e.minimal_minus_random.n == 0 and e.coalition_size >= 2:
+        beats_random = NONE_OF_THAT_SIZE
+    else:
+        beats_random = _yes(e.minimal_minus_random.above_zero)
     return {
         "layer": _yes(effect),
         "candidate": _yes(e.expert is not None),
         "specific": _yes(e.specificity.above_zero),
         "gate_matched": _yes(e.gate_matched.above_zero),
-        "group": _yes(e.reached and e.coalition_size >= 2),
+        "reached": _yes(e.reached),
         "recovers": _yes(recovers),
-        "beats_random": _yes(e.minimal_minus_random.above_zero) if other else NONE_OF_THAT_SIZE,
+        "beats_random": beats_random,
     }
 
 
@@ -140,8 +143,8 @@ def _words(e: Evidence, rule: int) -> list[str]:
         return words
     name = expert_name(e.layer, e.expert)
     words.append(
-        f"{name} recurs (clean-active in {e.n_active} of {e.n_discovery} discovery facts) and rescues "
-        f"{interval(e.expert_rescue)} on its own."
+        f"Of the experts that recur there, {name} rescues most (clean-active in {e.n_active} of {e.n_discovery} "
+        f"discovery facts): {interval(e.expert_rescue)} on its own."
     )
     against = (
         f"its specificity is {interval(e.specificity)} against other active experts and {interval(e.gate_matched)} "
@@ -156,23 +159,26 @@ def _words(e: Evidence, rule: int) -> list[str]:
     return [*words, _coalition_words(e, rule)]
 
 
+_NOT_CARRIED = "No coalition is shown to carry it"
+
+
 def _coalition_words(e: Evidence, rule: int) -> str:
     if e.coalition_size == 0 or e.minimal.n == 0:
         return "No coalition was measured."
     wanted = f"{100 * e.coalition_share:.0f} % of the layer patch"
-    members = "expert" if e.coalition_size == 1 else "experts"
-    group = f"the first {e.coalition_size} active {members} of each fact by {e.coalition_rule.replace('_', ' ')}"
     if not e.reached:
         return f"No coalition reaches {wanted} on discovery; all active experts rescue {interval(e.minimal)}."
-    gap = f"{interval(e.minimal)}; against {wanted} that is {interval(e.minimal_minus_target)}"
-    other = f"against random coalitions of that size {interval(e.minimal_minus_random)}"
-    if e.minimal_minus_random.n == 0:
-        other = "and they are all active experts, so that there are no others of that size"
-    if rule == 4:
-        return f"A coalition carries it: {group} rescue {gap}, {other}."
     if e.coalition_size == 1:
-        return f"One expert per fact is enough, but not the same one: {group} rescues {gap}, {other}."
-    return f"No coalition is shown to carry it: {group} rescue {gap}, {other}."
+        group = f"the first active expert of each fact by {e.coalition_rule} rescues"
+        carried = "One expert per fact is enough, but not the same one in all" if rule == 4 else _NOT_CARRIED
+    else:
+        group = f"the first {e.coalition_size} active experts of each fact by {e.coalition_rule} rescue"
+        carried = "A coalition carries it" if rule == 4 else _NOT_CARRIED
+    other = f"minus random coalitions of that size {interval(e.minimal_minus_random)}"
+    if e.minimal_minus_random.n == 0:
+        other = "and that is all active experts, so that there are no others of that size"
+    gap = f"minus {wanted} that leaves {interval(e.minimal_minus_target)}"
+    return f"{carried}: {group} {interval(e.minimal)}; {gap}, {other}."
 
 
 def _cautions(e: Evidence) -> list[str]:
