@@ -6,7 +6,7 @@ what a mark is and of how many facts it speaks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import altair as alt
 import numpy as np
@@ -43,26 +43,20 @@ TITLES = {
 
 def figures(analysis: Analysis, tables: Mapping[str, pd.DataFrame], *, palette: Palette = LIGHT) -> dict[str, Picture]:
     """The figures that there is something to draw for, by name, in the order of `TITLES`."""
-    drawn = {
-        "layer_curves": lambda: layer_curves(tables["layers"], palette=palette),
-        "experts": lambda: experts(tables["experts"], palette=palette),
-        "controls": lambda: controls(tables["controls"], palette=palette),
-        "coalitions": lambda: coalitions(tables["coalitions"], palette=palette),
-        "coalition_search": lambda: coalition_search(
-            tables["coalition_search"], share=analysis.options.coalition_share, palette=palette
-        ),
-        "joint_search": lambda: joint_search(
-            tables["joint_search"], recurrence=analysis.options.recurrence, palette=palette
-        ),
-        "stability": lambda: stability(tables["stability"], palette=palette),
-        "relations": lambda: relations(tables["relations"], palette=palette),
-        "noise": lambda: noise(tables["noise"], palette=palette),
-        "fresh_draw": lambda: fresh_draw(tables["fresh_draw"], palette=palette),
-        "published": lambda: published(tables["published"], palette=palette),
+    options = analysis.options
+    more = {
+        "coalition_search": {"share": options.coalition_share},
+        "joint_search": {"recurrence": options.recurrence},
     }
-    source = {"layer_curves": "layers"}
-    found = {name: draw() for name, draw in drawn.items() if not tables[source.get(name, name)].empty}
-    return {name: picture for name, picture in found.items() if picture is not None}
+    out = {}
+    for name, (source, draw) in _DRAWN.items():
+        table = tables[source]
+        # of an unfinished study, a table may be there without any number in it
+        if not table.empty and ("mean" not in table or table["mean"].notna().any()):
+            picture = draw(table, **more.get(name, {}), palette=palette)
+            if picture is not None:
+                out[name] = picture
+    return out
 
 
 @unchecked
@@ -377,3 +371,19 @@ def published(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture | Non
     ]
     colors = {"ours": palette.high, "published": palette.kept}
     return intervals(pd.concat(parts, ignore_index=True), label, colors, palette, title="logits", step=28)
+
+
+_DRAWN: dict[str, tuple[str, Callable[..., Picture | None]]] = {
+    "layer_curves": ("layers", layer_curves),
+    "experts": ("experts", experts),
+    "controls": ("controls", controls),
+    "coalitions": ("coalitions", coalitions),
+    "coalition_search": ("coalition_search", coalition_search),
+    "joint_search": ("joint_search", joint_search),
+    "stability": ("stability", stability),
+    "relations": ("relations", relations),
+    "noise": ("noise", noise),
+    "fresh_draw": ("fresh_draw", fresh_draw),
+    "published": ("published", published),
+}
+"""Figure → its table and who draws it, in the order of `TITLES`."""

@@ -103,7 +103,7 @@ def _layers(found: Findings) -> str:
     found_there = a.estimates["layer_rescue"]
     text = (
         f"Layer {a.layer} has the highest mean rescue on discovery ({number(mean[a.layer], 3, True)}); on validation "
-        f"it rescues {interval(found_there)}, more than nothing in {_share(found_there.positive_fraction)} of the facts."
+        f"it rescues {interval(found_there)}, above 0 in {_share(found_there.positive_fraction)} of the facts."
     )
     validation = table[(table.split == "validation") & table["mean"].notna()].set_index("layer")["mean"]
     if len(validation) and int(validation.idxmax()) != a.layer:
