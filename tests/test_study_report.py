@@ -81,6 +81,15 @@ def test_the_expert_table_agrees_with_the_summary_where_they_meet(found):
     assert mine.v_n_active == summary["activity"]["validation"]["active"]
 
 
+def test_coalitions_are_compared_with_the_layer_patch_and_the_drop(found):
+    coalitions, summary = found.tables["coalitions"].set_index("quantity"), found.summary
+    assert coalitions.share_of_layer_patch["layer_rescue"] == 1.0
+    share = summary["clean_topk"]["mean"] / summary["layer_rescue"]["mean"]
+    assert coalitions.share_of_layer_patch["clean_topk"] == pytest.approx(share)
+    drop = summary["beside"]["drop"]["mean"]
+    assert coalitions.restoration["clean_topk"] == pytest.approx(summary["clean_topk"]["mean"] / drop)
+
+
 def test_the_facts_table_has_a_row_for_each_fact_and_what_it_says(found, rows):
     facts = found.tables["facts"]
     assert list(facts.scan_index) == list(range(40))

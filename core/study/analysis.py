@@ -87,6 +87,8 @@ class Analysis:
 def analyse(rows: pd.DataFrame, settings: Mapping[str, Any]) -> Analysis:
     """Everything that the rows of a study say under its settings. Deterministic."""
     options = Options.of(settings)
+    # these columns are compared again and again; as categories a million rows take milliseconds
+    rows = rows.astype({"stage": "category", "kind": "category"})
     known = values.facts(rows)
     layer = selection.best_layer(rows)
     choice = coalition = expert = None

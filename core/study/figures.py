@@ -125,7 +125,11 @@ def coalitions(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     """Bars of mean rescue with intervals: layer patch, routing union, clean top-k, minimal, random, single expert."""
     data = Tables()
     shown = table.dropna(subset=["mean"])
-    long = told(shown, shown.meaning, "restoration " + shown.restoration.map(lambda r: number(r, 3)))
+    more = [
+        f"{number(100 * share, 0)} % of the layer patch, restoration {number(ratio)}"
+        for share, ratio in zip(shown.share_of_layer_patch, shown.restoration, strict=True)
+    ]
+    long = told(shown, shown.meaning, pd.Series(more, index=shown.index))
     named = data(long[["meaning", "quantity", "mean", "ci_low", "ci_high", *TOLD]])
     y = alt.Y("meaning:N", sort=list(table.meaning), title=None, axis=names_axis(palette))
     x = alt.X("mean:Q", title="rescue (logits)")

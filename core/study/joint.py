@@ -52,10 +52,14 @@ class Joint:
 def search(rows: pd.DataFrame, options: Options) -> Joint:
     """Search all layers at which experts were patched, with the study's recurrence threshold."""
     known = values.facts(rows)
-    discovery, validation = values.of_split(rows, table.DISCOVERY), values.of_split(rows, table.VALIDATION)
-    layers, parts = values.expert_layers(rows), []
-    for layer in layers:
-        experts = values.expert_table(rows, layer=layer)
+    discovery, validation = (known.index[known.split == split] for split in table.SPLITS)
+    measured = {
+        int(layer): part
+        for layer, part in rows[(rows.kind == table.EXPERT) & (rows.stage == table.MAIN)].groupby("layer")
+    }
+    layers, parts = list(measured), []
+    for layer, part in measured.items():
+        experts = values.expert_table(part, layer=layer, everyone=known.index)
         found = selection.select(experts, discovery, recurrence=options.recurrence).experts
         found.insert(0, "layer", layer)
         means = experts.rescue.loc[validation.intersection(experts.measured)].mean()
@@ -72,7 +76,7 @@ def search(rows: pd.DataFrame, options: Options) -> Joint:
     if candidates.empty:
         return Joint(pairs, layers, None, None, None, None)
     layer, expert = int(candidates.layer.iloc[0]), int(candidates.expert.iloc[0])
-    experts = values.expert_table(rows, layer=layer)
+    experts = values.expert_table(measured[layer], layer=layer, everyone=known.index)
     rescue = experts.rescue[expert]
     means = controls.random_control_means(experts, known.case_id[validation], expert, controls=options.controls)
     return Joint(

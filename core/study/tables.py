@@ -180,6 +180,8 @@ def _coalitions(a: Analysis) -> pd.DataFrame:
     }
     found = _lines(a, names)
     drop = a.estimates["drop"].mean
+    whole = a.estimates["layer_rescue"].mean
+    found["share_of_layer_patch"] = found["mean"] / whole if whole > 0 else np.nan
     found["restoration"] = [quantities.restoration(mean, drop) for mean in found["mean"]]
     return found
 

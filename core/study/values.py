@@ -78,12 +78,14 @@ def layer_matrix(rows: pd.DataFrame, *, split: str | None = None, stage: str = t
     return matrix.reindex(facts(rows).index if split is None else of_split(rows, split))
 
 
-def expert_table(rows: pd.DataFrame, *, layer: int, stage: str = table.MAIN) -> ExpertTable:
-    """The expert patches of a stage at one layer, for every fact of the study."""
+def expert_table(
+    rows: pd.DataFrame, *, layer: int, stage: str = table.MAIN, everyone: pd.Index | None = None
+) -> ExpertTable:
+    """The expert patches of a stage at one layer, for every fact of the study (`everyone`, where `rows` are a part)."""
     found = rows[(rows.kind == table.EXPERT) & (rows.layer == layer) & (rows.stage == stage)]
     found = found[found.clean_active.fillna(False).astype(bool)]
     grouped = _in_order(found).astype({"expert": int}).groupby(["scan_index", "expert"])
-    everyone = facts(rows).index
+    everyone = facts(rows).index if everyone is None else everyone
 
     def matrix(values: pd.Series) -> pd.DataFrame:
         return values.unstack("expert").sort_index(axis=1).reindex(everyone)
@@ -100,12 +102,6 @@ def drops(rows: pd.DataFrame, *, stage: str = table.MAIN) -> pd.Series:
     found = rows[(rows.stage == stage) & (rows.kind == table.LAYER)].drop_duplicates(["scan_index", "draw"])
     found = _in_order(found)
     return (found.clean_contrast - found.corrupt_contrast).groupby(found.scan_index).mean()
-
-
-def expert_layers(rows: pd.DataFrame) -> list[int]:
-    """The layers at which experts were patched in the main stage, rising."""
-    found = rows[(rows.kind == table.EXPERT) & (rows.stage == table.MAIN)]
-    return sorted(int(layer) for layer in found.layer.unique())
 
 
 def subject_key(subject: str | None) -> str:
