@@ -23,8 +23,10 @@ ROW_COLUMNS: dict[str, str] = {
     "router_weight_corrupt": "float64",
     "true_logit": "float64",
     "foil_logit": "float64",
+    "direct": "float64",
 }
-"""Columns of a row set and the pandas types they come back as. `kind` is never missing; the others may be."""
+"""Columns of a row set and the pandas types they come back as. `kind` is never missing; the others may be, and `direct`
+may be left out when writing."""
 
 ROUTING_COLUMNS: dict[str, str] = {
     "layer": "int64",
@@ -45,7 +47,7 @@ _ARROW = {
     "float64": pa.float64(),
     "boolean": pa.bool_(),
 }
-_OPTIONAL = {"near_tie"}
+_OPTIONAL = {"near_tie", "direct"}
 
 
 def normalise(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:

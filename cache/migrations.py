@@ -66,10 +66,16 @@ def _03_studies(cursor: Cursor) -> None:
             payload BLOB NOT NULL USING COMPRESSION uncompressed)""")
 
 
+def _04_direct(cursor: Cursor) -> None:
+    """The direct part of an expert patch; unknown for what was stored before."""
+    cursor.execute("ALTER TABLE result_rows ADD COLUMN direct DOUBLE")
+
+
 MIGRATIONS: list[tuple[int, str, Callable[[Cursor], None]]] = [
     (1, "tables", _01_tables),
     (2, "near_tie", _02_near_tie),
     (3, "studies", _03_studies),
+    (4, "direct", _04_direct),
 ]
 LATEST = MIGRATIONS[-1][0]
 

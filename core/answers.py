@@ -27,7 +27,7 @@ from .results import (
 _TYPES = {
     "kind": "str", "layer": "Int64", "pos": "Int64", "expert": "Int64", "clean_active": "boolean",
     "router_weight_clean": "float64", "router_weight_corrupt": "float64", "true_logit": "float64",
-    "foil_logit": "float64",
+    "foil_logit": "float64", "direct": "float64",
 }  # fmt: skip
 
 ENDS = "ends"

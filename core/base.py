@@ -86,6 +86,7 @@ class BaseLayer:
     margin: dict[int, torch.Tensor] = field(default_factory=dict)
     near_tie: dict[int, torch.Tensor] = field(default_factory=dict)
     block_input: dict[int, torch.Tensor] = field(default_factory=dict)
+    _tables: dict[tuple[int, int], _Contributions] = field(default_factory=dict)
 
     def routed(self, run: int, pos: int) -> dict[int, float]:
         """{expert: router weight} of what a run routes at one position of this layer."""
@@ -96,12 +97,44 @@ class BaseLayer:
         return weights
 
     def updates_at(self, places: Sequence[tuple[int, int]]) -> ContributionTable:
-        """Expert contributions of every (run, pos) in `places`, computed together."""
-        return ContributionTable(self, list(dict.fromkeys(places)))
+        """Expert contributions of every (run, pos) in `places`: those not asked for before are computed together."""
+        new = [place for place in dict.fromkeys(places) if place not in self._tables]
+        if new:
+            self._tables |= dict.fromkeys(new, _Contributions(self, new))
+        return ContributionTable(self._tables)
 
 
+@dataclass(frozen=True)
 class ContributionTable:
     """c[e] (and the shared part) for a set of (run, pos) at one layer, fp32."""
+
+    _tables: dict[tuple[int, int], _Contributions]
+
+    def expert(self, run: int, pos: int, expert: int) -> torch.Tensor:
+        """c[l, pos, expert] of a run: [d], zero where the expert is not routed."""
+        return self._tables[run, pos].expert((run, pos), expert)
+
+    def shared(self, run: int, pos: int) -> torch.Tensor:
+        """The shared expert's part of the block output: [d]."""
+        return self._tables[run, pos].shared((run, pos))
+
+    def updates(self, clean: int, corrupt: int, pos: int, experts: Sequence[int]) -> torch.Tensor:
+        """δ[l, pos, e] of several experts between two runs: [n, d]."""
+        row = {expert: i for i, expert in enumerate(experts)}
+        out: torch.Tensor | None = None
+        for run, sign in ((clean, 1), (corrupt, -1)):
+            index, c = self._tables[run, pos].slots((run, pos))
+            out = c.new_zeros(len(experts), c.shape[-1]) if out is None else out
+            known = [(slot, row[e]) for slot, e in enumerate(index.tolist()) if e in row]
+            if known:
+                slots, rows = torch.tensor(known, device=c.device).T
+                out.index_add_(0, rows, c[slots], alpha=sign)
+        assert out is not None
+        return out
+
+
+class _Contributions:
+    """What a `ContributionTable` has of places that were asked for together."""
 
     def __init__(self, base: BaseLayer, places: list[tuple[int, int]]) -> None:
         block = base.model.blocks[base.layer]
@@ -130,20 +163,23 @@ class ContributionTable:
         self._index = self._index.cpu()
         self._shared: torch.Tensor | None = None
 
-    def expert(self, run: int, pos: int, expert: int) -> torch.Tensor:
-        """c[l, pos, expert] of a run: [d], zero where the expert is not routed."""
-        row = self._row[run, pos]
-        slots = (self._index[row] == expert).nonzero().flatten()
-        return self._c[row, slots.to(self._c.device)].sum(0)
+    def slots(self, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Routed experts [k] and their contributions [k, d]."""
+        row = self._row[place]
+        return self._index[row], self._c[row]
 
-    def shared(self, run: int, pos: int) -> torch.Tensor:
-        """The shared expert's part of the block output: [d]."""
+    def expert(self, place: tuple[int, int], expert: int) -> torch.Tensor:
+        index, c = self.slots(place)
+        slots = (index == expert).nonzero().flatten()
+        return c[slots.to(c.device)].sum(0)
+
+    def shared(self, place: tuple[int, int]) -> torch.Tensor:
         if self._shared is None:
             room, block, given = self._base.room, self._base.model.blocks[self._base.layer], self._block_input
             self._shared = room.within(
                 lambda: torch.cat([without_experts(block, some).float() for some in given.split(room.tokens)])
             )
-        return self._shared[self._row[run, pos]]
+        return self._shared[self._row[place]]
 
 
 class BaseRuns:

@@ -52,7 +52,8 @@ class Budget:
         pos = position_of(part)
         if pos < first:
             return 0  # nothing is computed left of the subject
-        rows = layers * (2 * model.top_k + 1) * (length - pos) * model.dtype.itemsize
+        kept = length - pos + (pos == length - 1)  # positions of a row; at the last one also the updates themselves
+        rows = layers * (2 * model.top_k + 1) * kept * model.dtype.itemsize
         return (rows + 2 * model.top_k * 4) * model.hidden
 
     @classmethod

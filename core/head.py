@@ -58,6 +58,24 @@ def all_logits(model: MoeModel, states: torch.Tensor, *, normed: bool = False) -
         return _by_rows(states.shape[0], _ROWS, some, weight.shape[0])
 
 
+def head_graph(model: MoeModel, states: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `object_logits`, to be differentiated: the logits [R, m] and, fp32, what the unembedding was given [R, 1, d].
+
+    Both hang on `states` in autograd's graph.
+    """
+    seen: list[torch.Tensor] = []
+    with _unembedding(model) as (weight, bias):
+        chosen = ids.to(weight.device)
+        rows = weight[chosen].float()
+        shift = 0.0 if bias is None else bias[chosen].float()
+
+        def product(hidden):  # noqa: ANN001, ANN202 - stands in for the unembedding
+            seen.append(hidden.float())
+            return ((seen[0].to(rows.device) * rows).sum(-1) + shift)[:, None]
+
+        return _through_head(model, states, product), seen[0]
+
+
 def _by_rows(n: int, most: int, some: Callable[[slice], torch.Tensor], width: int) -> torch.Tensor:
     """`some` of all n rows one after the other, [n, width]: at most `most` at a time, fewer where memory runs out."""
     room, out, at = Room(most), [torch.zeros(0, width)], 0

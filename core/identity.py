@@ -20,7 +20,7 @@ from .prompts import subject_span
 from .requests import ModelSpec, TraceRequest, digest
 
 DEMO = "demo"
-ENGINE = 1
+ENGINE = 2
 """Counted up whenever a change of the engine changes numbers: answers of another engine are not reused."""
 _WHOLE = 64 * 2**20  # files up to this size are hashed whole, of larger ones blocks spread over the file
 _BLOCK, _BLOCKS = 2**20, 64

@@ -20,6 +20,7 @@ from .activations import Activations
 from .answers import ENDS, LAYER, experts_part, parts_of
 from .base import BaseLayer, Run
 from .budget import Budget
+from .direct import DirectParts
 from .errors import OutOfMemory
 from .fact_runs import runs_of, with_best_foil
 from .head import all_logits
@@ -32,7 +33,9 @@ from .room import give_back, ran_out
 from .sweep import listed, sweep
 
 TOP = 20  # next tokens kept per run
-_ROW_COLUMNS = ["kind", "layer", "pos", "expert", "clean_active", "router_weight_clean", "router_weight_corrupt"]
+_ROW_COLUMNS = [
+    "kind", "layer", "pos", "expert", "clean_active", "router_weight_clean", "router_weight_corrupt", "direct",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,8 @@ def _sweep_jobs(model: MoeModel, jobs: list[_Job], store: Any, budget: Budget, p
         model, model.structure, runs, collector.plan, objects=objects, chunk_tokens=budget.chunk_tokens,
         progress=progress,
     )  # fmt: skip
-    collector.write_tables(outcome.patched.double().numpy(), outcome.runs.double().numpy())
+    direct = collector.direct.values(outcome.final, objects)
+    collector.write_tables(outcome.patched.double().numpy(), outcome.runs.double().numpy(), direct)
     for at, (info, rank) in enumerate(_describe(model, outcome.final, objects)):
         answer, which = owners[at]
         acts = _keep(answer, which, runs[at], outcome.activations.get(at))
@@ -267,7 +271,7 @@ def _recall(answer: Answer, store: Any) -> dict[int, list[str]]:
     return missing
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """Missing parts of one draw of one answer; `clean` and `corrupt` are run indices of a sweep."""
 
@@ -276,6 +280,10 @@ class _Job:
     parts: list[str]
     clean: int = -1
     corrupt: int = -1
+
+    @property
+    def runs(self) -> tuple[int, int]:
+        return self.clean, self.corrupt
 
     @property
     def part(self) -> str:
@@ -289,14 +297,19 @@ class _Collector:
 
     def __init__(self, model: MoeModel, runs: list[Run], jobs: list[_Job]) -> None:
         self._model, self._runs, self._jobs = model, runs, jobs
-        self._rows: list[tuple] = []  # (job, part, *row, patch index or None where the run's own logits hold)
+        # (job, part, *row, patch index or -1 where the run's own logits hold); `direct`: an index into it, -1 for 0
+        self._rows: list[tuple] = []
         self._n_patches = 0
+        self.direct = DirectParts(model)
 
     def plan(self, base: BaseLayer) -> list[Patch]:
         """The patches of all jobs at one layer (see `core.sweep.Plan`)."""
         if base.layer not in self._model.blocks:
             return []
         self._patches: list[Patch] = []
+        lasts = {job: self._runs[job.clean].length - 1 for job in self._jobs}
+        places = [(run, pos) for job, pos in lasts.items() if experts_part(pos) in job.parts for run in job.runs]
+        self._table = base.updates_at(places)  # all at once
         for j, job in enumerate(self._jobs):
             start, length = job.answer.prepared.subject_positions[0], self._runs[job.clean].length
             last_layer = base.layer == self._model.n_layers - 1
@@ -305,7 +318,7 @@ class _Collector:
             if LAYER in job.parts:
                 for pos in range(length):
                     patch = layer_patch(**ends, pos=pos) if pos >= first else None
-                    self._add(j, LAYER, ("layer", base.layer, pos, None, None, None, None), patch)
+                    self._add(j, LAYER, ("layer", base.layer, pos, None, None, None, None, None), patch)
             for pos in range(length):
                 if (part := experts_part(pos)) in job.parts:
                     self._add_experts(j, part, base, job, pos, ends, first)
@@ -315,12 +328,24 @@ class _Collector:
         self, j: int, part: str, base: BaseLayer, job: _Job, pos: int, ends: dict[str, int], first: int
     ) -> None:
         clean, corrupt = base.routed(job.clean, pos), base.routed(job.corrupt, pos)
-        for expert in sorted(clean.keys() | corrupt.keys()):
-            row = ("expert", base.layer, pos, expert, expert in clean, clean.get(expert, 0.0), corrupt.get(expert, 0.0))
+        experts = sorted(clean.keys() | corrupt.keys())
+        last = pos == self._runs[job.clean].length - 1  # elsewhere nothing reaches the logits directly
+        direct = self.direct.note(job.corrupt, base.layer, self._updates(base, job, pos, experts)) if last else -1
+        for i, expert in enumerate(experts):
+            weights = expert in clean, clean.get(expert, 0.0), corrupt.get(expert, 0.0)
+            row = ("expert", base.layer, pos, expert, *weights, direct + i if last else -1)
             self._add(j, part, row, expert_patch(**ends, pos=pos, expert=expert) if pos >= first else None)
         if base.structure.has_shared:
-            row = ("shared", base.layer, pos, None, None, None, None)
+            row = ("shared", base.layer, pos, None, None, None, None, direct + len(experts) if last else -1)
             self._add(j, part, row, expert_patch(**ends, pos=pos, expert=SHARED) if pos >= first else None)
+
+    def _updates(self, base: BaseLayer, job: _Job, pos: int, experts: list[int]) -> torch.Tensor:
+        """δ of the experts, and of the shared one where there is one, [n, d]."""
+        updates = self._table.updates(job.clean, job.corrupt, pos, experts)
+        if not base.structure.has_shared:
+            return updates
+        shared = self._table.shared(job.clean, pos) - self._table.shared(job.corrupt, pos)
+        return torch.cat([updates, shared[None]])
 
     def _add(self, j: int, part: str, row: tuple, patch: Patch | None) -> None:
         self._rows.append((j, part, *row, -1 if patch is None else self._n_patches))
@@ -328,9 +353,13 @@ class _Collector:
             self._patches.append(patch)
             self._n_patches += 1
 
-    def write_tables(self, patched: np.ndarray, runs: np.ndarray) -> None:
-        """Put the finished row sets into the answers. `patched` [n_patches, 2] and `runs` [n_runs, 2]: true, foil."""
+    def write_tables(self, patched: np.ndarray, runs: np.ndarray, direct: np.ndarray) -> None:
+        """Put the finished row sets into the answers. `patched` [n_patches, 2] and `runs` [n_runs, 2]: true, foil;
+        `direct`: see `DirectParts.values`."""
         table = pd.DataFrame(self._rows, columns=["job", "part", *_ROW_COLUMNS, "patch"])
+        noted = table.direct.to_numpy(dtype=float)  # missing for layer patches
+        values = np.r_[direct, 0.0][np.nan_to_num(noted, nan=-1).astype(int)]
+        table["direct"] = np.where(np.isnan(noted), np.nan, values)
         own = np.array([job.corrupt for job in self._jobs])[table.job.to_numpy(dtype=int)]
         at = table.patch.to_numpy(dtype=int)
         logits = runs[own].copy()

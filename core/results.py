@@ -21,10 +21,14 @@ LEAST_DROP = {"contrast": MIN_DROP, "log_probability": MIN_DROP, "probability": 
 FRAME_COLUMNS = [
     "case_id", "kind", "draw", "layer", "pos", "token_id", "token", "expert", "clean_active",
     "router_weight_clean", "router_weight_corrupt", "true_logit", "foil_logit", "contrast", "rescue", "restoration",
+    "direct",
 ]  # fmt: skip
 """Columns of `TraceResult.frame`. `kind`: clean, corrupt, layer, expert, shared. `draw` is missing on the clean
 row, `layer`/`pos` on clean and corrupt rows, `expert` wherever no single routed expert is meant. Logits, contrast
-and rescue in logits; restoration has no unit."""
+and rescue in logits; restoration has no unit. `direct` (expert and shared rows): the part of the rescue that reaches
+the logits without a later layer, in logits (direct logit attribution: norm scale and slope of a soft-cap as in the
+corrupt run; 0 at other positions than the last; missing where a norm stands between the block and the stream). The
+remainder, rescue − direct, is due to later layers and to the norm's rescaling."""
 
 ROUTING_COLUMNS = ["run", "draw", "layer", "pos", "slot", "expert", "router_weight", "margin", "near_tie"]
 """Columns of `TraceResult.routing`. `run`: clean or corrupt; `margin`: score of the last chosen expert minus that

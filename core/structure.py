@@ -19,6 +19,7 @@ from .hooks import hooks, retuple, untuple
 from .memory import bytes_per_token
 from .moe import Block, MoeModel, Routing, Watch, contributions, without_experts
 from .packing import LayerArguments, Piece, call_full, call_packed, packed_mode, record_layer_calls
+from .residual import factor, recorded, replayed
 
 _PROBE_TOKENS = 7
 _PROBE_START = 3
@@ -27,16 +28,19 @@ _PROBE_START = 3
 @dataclass
 class Structure:
     """`packed[l]`: the layer is exact on the packed axis (else it runs on full-length rows). `additive[l]`: the MoE
-    output is added to the stream as it is, so that a patched row may join after the layer. `tail[l]`: experts' outputs
-    are transformed after their sum. `has_shared`: some block has a shared expert. `sum_error`: largest relative
-    difference of Σ contributions + shared from the block output. `reroutable`: every router selects by one plain top-k,
-    so that an expert can be masked there. `attention[l]`: name of the layer's attention sublayer, or of
-    what stands in its place. `top_k`: routed experts per token. `bytes_per_token`:
-    memory that a token takes inside a layer call, measured; `prefix_cost`: that of a position of a row's prefix, in
-    tokens. `arguments`: recorded layer arguments."""
+    output is added to the stream as it is, so that a patched row may join after the layer. `branch[l]`: the factor with
+    which it is added, None where a norm or the like stands between; `stream[l]`: the factor with which the stream
+    itself passes the layer, None likewise (see `residual`). `tail[l]`: experts' outputs are transformed after their
+    sum. `has_shared`: some block has a shared expert. `sum_error`: largest relative difference of Σ contributions +
+    shared from the block output. `reroutable`: every router selects by one plain top-k, so that an expert can be masked
+    there. `attention[l]`: name of the layer's attention sublayer, or of what stands in its place. `top_k`: routed
+    experts per token. `bytes_per_token`: memory that a token takes inside a layer call, measured; `prefix_cost`: that
+    of a position of a row's prefix, in tokens. `arguments`: recorded layer arguments."""
 
     packed: list[bool]
     additive: dict[int, bool]
+    branch: dict[int, float | None]
+    stream: list[float | None]
     tail: dict[int, bool]
     has_shared: bool
     sum_error: float
@@ -62,6 +66,7 @@ class Structure:
         return {
             "attention": self.attention,
             "packed": self.packed, "additive": {str(k): v for k, v in self.additive.items()},
+            "branch": {str(k): v for k, v in self.branch.items()}, "stream": self.stream,
             "tail": {str(k): v for k, v in self.tail.items()}, "has_shared": self.has_shared,
             "sum_error": self.sum_error, "reroutable": self.reroutable, "top_k": self.top_k,
             "bytes_per_token": self.bytes_per_token, "prefix_cost": self.prefix_cost,
@@ -73,6 +78,8 @@ class Structure:
         return cls(
             packed=list(data["packed"]),
             additive={int(k): v for k, v in data["additive"].items()},
+            branch={int(k): v for k, v in data["branch"].items()},
+            stream=list(data["stream"]),
             tail={int(k): v for k, v in data["tail"].items()},
             has_shared=data["has_shared"],
             sum_error=data["sum_error"],
@@ -116,7 +123,7 @@ class Probing:
 
     def __init__(self, model: MoeModel) -> None:
         self._model, arguments = model, _arguments(model)
-        self.structure = Structure([], {}, {}, False, 0.0, True, 0, 1.0, 1.0, [], arguments)
+        self.structure = Structure([], {}, {}, [], {}, False, 0.0, True, 0, 1.0, 1.0, [], arguments)
         vocabulary = int(model.config.vocab_size)
         ids = (torch.arange(2 * _PROBE_TOKENS) * 7919 + 13).remainder(vocabulary).view(2, -1).to(model.device)
         self._keys: list[Any] = []
@@ -154,15 +161,17 @@ def _probe_layer(
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(Watch(block, model.n_experts)) if block else None
         called = stack.enter_context(_children_called(module))
+        put_out = stack.enter_context(recorded(module))
         (want,) = call_full(module, layer, rows, [0], arguments)
     structure.attention.append(_mixer(module, block, called, want.shape))
+    structure.stream.append(_stream_factor(module, layer, hidden, keys, arguments, put_out, want))
     structure.packed.append(_packed_agrees(module, layer, hidden, keys, arguments, want))
     if watch:
         seen = watch.routing()
         structure.top_k = max(structure.top_k, seen.k)
         structure.reroutable &= seen.scores is not None and len(watch.top_k.calls) == 1 and not watch.top_k.others
         _probe_sum(model, structure, layer, seen)
-        structure.additive[layer] = _is_additive(module, layer, rows, arguments, block.module, seen, want)
+        structure.additive[layer], structure.branch[layer] = _joins(module, layer, rows, arguments, block.module, want)
     return want
 
 
@@ -263,14 +272,9 @@ def _probe_sum(model: MoeModel, structure: Structure, layer: int, seen: Routing)
         structure.has_shared = True
 
 
-def _is_additive(module, layer, rows, arguments, block, seen: Routing, want) -> bool:  # noqa: ANN001
-    """Does a vector added to the block's output come out of the layer unchanged?
-
-    The vector is as large as the stream itself, so that half precision can tell.
-    """
-    generator = torch.Generator("cpu").manual_seed(layer)
-    vector = torch.randn(want.shape[-1], generator=generator).to(want.device)
-    vector = vector * (want[:, -1].float().norm(dim=-1).mean() / vector.norm())
+def _joins(module, layer, rows, arguments, block, want) -> tuple[bool, float | None]:  # noqa: ANN001
+    """Does a vector added to the block's output come out of the layer unchanged? And by which factor, if by one?"""
+    vector = _large_vector(layer, want)
 
     def shift(_module, args, output):  # noqa: ANN001, ANN202 - a torch hook
         first = untuple(output)
@@ -282,4 +286,23 @@ def _is_additive(module, layer, rows, arguments, block, seen: Routing, want) -> 
         (got,) = call_full(module, layer, rows, [0], arguments)
     moved = got[0, -1].float() - want[0, -1].float()
     limit = _tolerance(want.dtype, fp32=1e-5, half=2.0**-6)
-    return bool((moved - vector).norm() <= limit * vector.norm())
+    return bool((moved - vector).norm() <= limit * vector.norm()), factor(moved, vector, limit)
+
+
+def _stream_factor(module, layer, hidden, keys, arguments, put_out, want) -> float | None:  # noqa: ANN001
+    """By which factor does a vector added to the layer's input come out, if what its parts put out stays the same?"""
+    vector = _large_vector(layer, want)
+    shifted = (hidden.float() + vector).to(hidden.dtype)
+    try:
+        with replayed(put_out):
+            (got,) = call_full(module, layer, [Piece(shifted, _PROBE_TOKENS, 0, keys)], [0], arguments)
+    except (IndexError, RuntimeError):  # it runs differently on another input
+        return None
+    moved = got.float() - want.float()
+    return factor(moved, shifted.float() - hidden.float(), _tolerance(want.dtype, fp32=1e-5, half=2.0**-6))
+
+
+def _large_vector(seed: int, stream: torch.Tensor) -> torch.Tensor:
+    """A random vector [d] as large as the stream itself, so that half precision can tell."""
+    vector = torch.randn(stream.shape[-1], generator=torch.Generator("cpu").manual_seed(seed)).to(stream.device)
+    return vector * (stream[:, -1].float().norm(dim=-1).mean() / vector.norm())

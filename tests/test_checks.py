@@ -55,7 +55,7 @@ def _model() -> MoeModel:
 
 
 def _next_position(table: ContributionTable, run: int, pos: int, expert: int) -> torch.Tensor:
-    other = next(p for (r, p) in table._row if r == run and p != pos)
+    other = next(p for (r, p) in table._tables if r == run and p != pos)
     return _expert(table, run, other, expert)
 
 
@@ -63,8 +63,8 @@ _expert = ContributionTable.expert
 
 
 def _unweighted(table: ContributionTable, run: int, pos: int, expert: int) -> torch.Tensor:
-    row = table._row[run, pos]
-    weights = table._base.weight[run][pos][table._index[row] == expert]
+    index, _ = table._tables[run, pos].slots((run, pos))
+    weights = table._tables[run, pos]._base.weight[run][pos][index == expert]
     return _expert(table, run, pos, expert) / (weights.float().sum() if len(weights) else 1.0)
 
 

@@ -220,7 +220,9 @@ def test_patch_left_behind(model, fact, compared):
 
     def change(module, args, output):
         output = output.clone()
-        output.view(-1, output.shape[-1])[fact.subject_positions[0]] += 1.0
+        rows = output.view(-1, output.shape[-1])
+        if len(rows) > fact.subject_positions[0]:
+            rows[fact.subject_positions[0]] += 1.0
         return output
 
     handle = block.register_forward_hook(change)
