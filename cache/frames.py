@@ -25,8 +25,7 @@ ROW_COLUMNS: dict[str, str] = {
     "foil_logit": "float64",
     "direct": "float64",
 }
-"""Columns of a row set and the pandas types they come back as. `kind` is never missing; the others may be, and `direct`
-may be left out when writing."""
+"""Columns of a row set and the pandas types they come back as. `kind` is never missing; the others may be."""
 
 ROUTING_COLUMNS: dict[str, str] = {
     "layer": "int64",
@@ -47,7 +46,7 @@ _ARROW = {
     "float64": pa.float64(),
     "boolean": pa.bool_(),
 }
-_OPTIONAL = {"near_tie", "direct"}
+_OPTIONAL = {"near_tie"}
 
 
 def normalise(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:

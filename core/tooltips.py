@@ -54,7 +54,7 @@ def expert_tooltips(result: TraceResult, grid: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for c in grid.itertuples():
         if c.status == views.NOT_ROUTED:
-            rows.append((c.name, "not here, in neither run", *[NONE] * 8))
+            rows.append((c.name, "not here, in neither run", *[NONE] * 9))
             continue
         where = c.status
         if n > 1 and c.corrupt_draws:
@@ -64,7 +64,8 @@ def expert_tooltips(result: TraceResult, grid: pd.DataFrame) -> pd.DataFrame:
             weights = f"clean {number(c.router_weight_clean)}, corrupt {number(c.router_weight_corrupt)}"
         rows.append(
             (
-                c.name, where, weights, number(c.restoration), f"{number(c.rescue, 3, True)} logits", spread(c),
+                c.name, where, weights, number(c.restoration), f"{number(c.rescue, 3, True)} logits", direct(c),
+                spread(c),
                 _logit(c.true_logit, c.true_shift, corrupt[0], clean[0]),
                 _logit(c.foil_logit, c.foil_shift, corrupt[1], clean[1]),
                 f"{number(100 * c.share, 0)} %" if np.isfinite(c.share) else NONE,
@@ -75,8 +76,8 @@ def expert_tooltips(result: TraceResult, grid: pd.DataFrame) -> pd.DataFrame:
 
 
 expert_tooltips.columns = [
-    "t_expert", "t_routed", "t_router_weight", "t_restoration", "t_rescue", "t_over_draws", "t_true_logit",
-    "t_foil_logit", "t_share_of_layer_patch", "t_routing_margin",
+    "t_expert", "t_routed", "t_router_weight", "t_restoration", "t_rescue", "t_direct_part", "t_over_draws",
+    "t_true_logit", "t_foil_logit", "t_share_of_layer_patch", "t_routing_margin",
 ]  # fmt: skip
 
 
@@ -100,6 +101,13 @@ def spread(row) -> str:
         return "one draw, no spread"
     low, high = number(row.rescue_min, 2, True), number(row.rescue_max, 2, True)
     return f"rescue sd {number(row.rescue_sd, 2)}, min {low}, max {high}, n = {row.draws:.0f}"
+
+
+def direct(row) -> str:
+    """How much of an expert's rescue reaches the logits without a later layer, and what is left."""
+    if not np.isfinite(row.direct):
+        return NONE
+    return f"{number(row.direct, 3, True)} logits, through later layers {number(row.rescue - row.direct, 3, True)}"
 
 
 def reading(true_shift: float, foil_shift: float) -> str:

@@ -76,7 +76,7 @@ def rounding(where: Provenance) -> str:
 
 
 def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None) -> pd.DataFrame:
-    """Patches of some kinds, draws aggregated: layer, pos, kind, expert, router weights and `MEASURES`.
+    """Patches of some kinds, draws aggregated: layer, pos, kind, expert, router weights, `MEASURES` and `direct`.
 
     Means run over all draws of the request. A draw without a row is one in which the expert is routed neither in
     the clean nor in the corrupt run: its update is zero there, so it counts with rescue 0. restoration is mean
@@ -95,6 +95,7 @@ def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None)
         foil_shift=rows.foil_logit - rows.foil_logit_corrupt,
         clean_active=rows.clean_active.astype("boolean").fillna(False).astype(bool),
         square=rows.rescue**2,
+        direct=rows.direct.astype(float),
     )
     grouped = rows.groupby(["layer", "pos", "kind", "expert"], sort=False)
     out = grouped.agg(
@@ -108,6 +109,8 @@ def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None)
         rows=("rescue", "size"),
         true_shift=("true_shift", "sum"),
         foil_shift=("foil_shift", "sum"),
+        direct=("direct", "sum"),
+        with_direct=("direct", "count"),
     ).reset_index()
     partial = out.rows < n
     out["rescue"] = out.rescue_sum / n
@@ -118,12 +121,14 @@ def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None)
     out["router_weight_corrupt"] = out.router_weight_corrupt / n
     out["true_shift"] /= n
     out["foil_shift"] /= n
+    out["direct"] = (out.direct / n).where(out.with_direct == out.rows)
     out["true_logit"] = corrupt.true_logit.mean() + out.true_shift
     out["foil_logit"] = corrupt.foil_logit.mean() + out.foil_shift
     out["contrast"] = out.true_logit - out.foil_logit
     out["draws"] = n
     out["restoration"] = out.rescue / result.drop if result.drop >= MIN_DROP else np.nan
-    keep = ["layer", "pos", "kind", "expert", "clean_active", "router_weight_clean", "router_weight_corrupt", *MEASURES]
+    keep = ["layer", "pos", "kind", "expert", "clean_active", "router_weight_clean", "router_weight_corrupt"]
+    keep += [*MEASURES, "direct"]
     return _plain(out[keep])
 
 
@@ -133,7 +138,7 @@ def layer_cells(result: TraceResult) -> pd.DataFrame:
     `margin_clean`, `margin_corrupt` (smallest over draws), `near_tie_clean`, `near_tie_corrupt` (in any draw);
     `experts_clean`: the routed experts with their weights, heaviest first.
     """
-    cells = patches(result, ("layer",)).drop(columns=["kind", "expert", "clean_active"])
+    cells = patches(result, ("layer",)).drop(columns=["kind", "expert", "clean_active", "direct"])
     cells = cells.drop(columns=["router_weight_clean", "router_weight_corrupt"])
     labels, tokens = token_labels(result), result.provenance.tokens
     cells.insert(2, "token", [tokens[p] for p in cells.pos])
@@ -207,7 +212,7 @@ def active_experts(result: TraceResult, layer: int, pos: int) -> pd.DataFrame:
     grid = expert_grid(result, pos)
     rows = grid[(grid.layer == layer) & (grid.status != NOT_ROUTED)]
     columns = ["name", "expert", "status", "router_weight_clean", "router_weight_corrupt", "corrupt_draws"]
-    rows = rows[[*columns, "share", *MEASURES]]
+    rows = rows[[*columns, "share", *MEASURES, "direct"]]
     return rows.sort_values("rescue", ascending=False, ignore_index=True, kind="stable")
 
 

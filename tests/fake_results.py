@@ -76,11 +76,14 @@ def fake_result(
                         _row(
                             request.fact.case_id, "expert", true_c + 0.6 * part, foil_c - 0.4 * part, **at,
                             expert=expert, clean_active=expert in w0, router_weight_clean=w0.get(expert, 0.0),
-                            router_weight_corrupt=w1.get(expert, 0.0),
+                            router_weight_corrupt=w1.get(expert, 0.0), direct=0.3 * part if pos == last else 0.0,
                         )
                     )  # fmt: skip
                 if shared:
-                    rows.append(_row(request.fact.case_id, "shared", true_c + 0.1 * gain, foil_c, **at))
+                    direct = 0.05 * gain if pos == last else 0.0
+                    rows.append(
+                        _row(request.fact.case_id, "shared", true_c + 0.1 * gain, foil_c, **at, direct=direct)
+                    )
         frames.append(complete(_table(rows), clean_contrast=clean, corrupt_contrast=true_c - foil_c))
     frame = pd.concat(frames, ignore_index=True)[FRAME_COLUMNS]
     runs = pd.DataFrame(
@@ -114,7 +117,7 @@ def _row(case_id: int, kind: str, true_logit: float, foil_logit: float, **more) 
     return dict.fromkeys(FRAME_COLUMNS, pd.NA) | {
         "case_id": case_id, "kind": kind, "true_logit": true_logit, "foil_logit": foil_logit,
         "contrast": np.nan, "rescue": np.nan, "restoration": np.nan,
-        "router_weight_clean": np.nan, "router_weight_corrupt": np.nan,
+        "router_weight_clean": np.nan, "router_weight_corrupt": np.nan, "direct": np.nan,
     } | more  # fmt: skip
 
 

@@ -26,6 +26,7 @@ def rows(seed: int = 0, n: int = 40) -> pd.DataFrame:
             "router_weight_corrupt": [np.nan if e is None else rng.random() for e in expert],
             "true_logit": rng.normal(size=n) * 1e-3,
             "foil_logit": np.where(np.arange(n) == 3, np.nan, rng.normal(size=n) * 1e9),
+            "direct": [None if e is None else rng.normal() for e in expert],
         }
     )
 

@@ -193,6 +193,22 @@ def test_tooltips_say_what_the_numbers_mean(result):
     assert list(table.t_restoration) == list(told.t_restoration)
 
 
+def test_expert_tooltips_tell_the_direct_part_from_the_rest(result):
+    pos = len(result.provenance.tokens) - 1
+    grid = views.expert_grid(result, pos)
+    told = tooltips.expert_tooltips(result, grid)
+    said = 0
+    for cell, tip in zip(grid.itertuples(), told.itertuples(), strict=True):
+        if cell.status == views.NOT_ROUTED:
+            assert tip.t_direct_part == "–"
+            continue
+        rest = f"through later layers {cell.rescue - cell.direct:+.3f}"
+        assert tip.t_direct_part == f"{cell.direct:+.3f} logits, {rest}".replace("-", "−")
+        said += 1
+    assert said
+    assert (tooltips.expert_tooltips(result, grid.assign(direct=np.nan)).t_direct_part == "–").all()
+
+
 def test_near_ties_are_named(result):
     strip = views.routing_strip(result, 4)
     strip.loc[0, ["near_tie_clean", "margin_clean"]] = [True, 0.001]

@@ -43,6 +43,8 @@ def check(row, rows, result):
     assert row.foil_shift == pytest.approx(statistics.fmean(foil))
     assert row.rescue == pytest.approx(row.true_shift - row.foil_shift)
     assert row.draws == n
+    if hasattr(row, "direct"):
+        assert row.direct == pytest.approx(statistics.fmean([r["direct"] for r in rows] + [0.0] * (n - len(rows))))
     if n > 1:
         assert row.rescue_sd == pytest.approx(statistics.stdev(rescues), abs=1e-9)
     else:

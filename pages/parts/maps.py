@@ -25,6 +25,10 @@ EXPERT_MAP = (
 )
 VISIBLE_ROUNDING = 1e-3
 """From this noise floor on (logits) the maps say so."""
+DIRECT = (
+    "The part of the rescue that reaches the logits without a later layer, the final norm's scale as in the corrupt "
+    "run. The remainder is due to later layers and to that scale."
+)
 STRIP = (
     "Which experts each token goes to at this layer. Stronger colour: larger router weight. ≈ marks a near tie, where "
     "the choice could flip under rounding. Click to follow an expert."
@@ -197,6 +201,7 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen
         "router_weight_clean": _number("w clean", "%.3f", 62, "Router weight in the clean run."),
         "router_weight_corrupt": _number("w corrupt", "%.3f", 72, "Router weight, mean over the corrupt runs."),
         "rescue": _number("rescue", "%+.3f", 62, "Contrast with this update put back − corrupt contrast, logits."),
+        "direct": _number("direct", "%+.3f", 62, DIRECT),
         "restoration": _number("restoration", "%+.3f", 82, "Mean rescue ÷ mean drop."),
         "share": _number("share", "%.0f %%", 60, "Share of the layer patch: rescue ÷ the layer patch's rescue."),
         "rescue_sd": _number("sd", "%.3f", 55, "Sample standard deviation of the rescue over the draws."),
@@ -204,6 +209,8 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen
     }
     if at.request.draws == 1:
         del columns["rescue_sd"]
+    if shown.pos != views.last_pos(at):  # 0 there, by definition
+        del columns["direct"]
     st.dataframe(
         table.assign(share=(100 * table.share).round() + 0.0),  # + 0.0: no −0 %
         column_config=columns, column_order=list(columns), hide_index=True,
