@@ -160,10 +160,12 @@ def run_study(arguments: argparse.Namespace) -> int:
         raise InputError("The study has no name.", "Give it one: --name NAME.", field="name")
     if arguments.batch_tokens is not None and arguments.batch_tokens < 1:
         raise InputError(f"--batch-tokens is {arguments.batch_tokens}.", "Give at least 1.", field="batch_tokens")
-    book = _book()
-    if book.find(arguments.name.strip()) is not None:
+    from cache.studies import checked_name
+
+    book, name = _book(), checked_name(arguments.name)
+    if book.find(name) is not None:
         raise InputError(
-            f"There is a study {arguments.name.strip()!r} already.",
+            f"There is a study {name!r} already.",
             "Go on with it (study resume NAME), delete it (study delete NAME), or choose another --name.",
             field="name",
         )
@@ -174,16 +176,23 @@ def run_study(arguments: argparse.Namespace) -> int:
         model = _model(settings.model, progress)
         from .study.run import create
 
-        create(book, model, arguments.name, settings, facts, batch_tokens=arguments.batch_tokens)
-        return _go(book, model, arguments.name.strip(), progress)
+        create(book, model, name, settings, facts, batch_tokens=arguments.batch_tokens)
+        return _go(book, model, name, progress)
     finally:
         progress.close()
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
     """Go on with a study."""
+    from .study.data import DONE, QUEUED, RUNNING, running_already, state_of
+
     book = _book()
     record = book.get(arguments.study)
+    if record.state == DONE:
+        _print(book, record.name)
+        return 0
+    if state_of(book, record) in (QUEUED, RUNNING):
+        raise running_already(record.name)
     progress = TerminalProgress()
     try:
         model = _model(StudySettings.from_dict(record.settings).model, progress)
@@ -213,15 +222,13 @@ def _go(book: Any, model: Any, name: str, progress: TerminalProgress) -> int:
 def run_show(arguments: argparse.Namespace) -> int:
     """What a study found, on the terminal and as files."""
     book = _book()
+    study = _loaded(book, arguments.study)
+    _print(book, arguments.study)
     if arguments.out is not None:
         from .study.report import write
 
         folder = _folder(arguments.out)
-        written = write(_loaded(book, arguments.study), folder)
-        _print(book, arguments.study)
-        print(f"{len(written)} files written to {folder}")
-    else:
-        _print(book, arguments.study)
+        print(f"{len(write(study, folder))} files written to {folder}")
     return 0
 
 
@@ -274,11 +281,11 @@ def run_rename(arguments: argparse.Namespace) -> int:
 
 def run_delete(arguments: argparse.Namespace) -> int:
     """Remove a study that is not running."""
-    from .study.data import QUEUED, RUNNING, state_of
+    from .study.data import QUEUED, RUNNING, running_already, state_of
 
     book = _book()
     if state_of(book, book.get(arguments.study)) in (RUNNING, QUEUED):
-        raise InputError(f"The study {arguments.study!r} is running.", "Cancel it first.", field="name")
+        raise running_already(arguments.study)
     book.delete(arguments.study)
     return 0
 
@@ -338,15 +345,15 @@ def _folder(path: str) -> Path:
 def _print(book: Any, name: str) -> None:
     """How a study stands and what it found."""
     from .study.data import state_of
+    from .study.text import overview
 
-    record = book.get(name)
-    study = _loaded(book, name)
-    state = state_of(book, record)
+    record, study = book.get(name), _loaded(book, name)
     seconds = record.progress.get("seconds")
-    spent = f", {duration(seconds)}" if seconds else ""
-    print(f"{study.name}: {state}{spent}; {record.progress.get('fraction', 0.0):.0%} done")
+    spent = f" in {duration(seconds)}" if seconds else ""
+    print(visible(f"{study.name}: {state_of(book, record)}, {record.progress.get('fraction', 0.0):.0%} done{spent}"))
     if record.note:
-        print(record.note)
+        print(visible(record.note))
+    print("\n".join(visible(line) for line in overview(study).split("\n")))
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import StoreError
+from ..errors import InputError, StoreError
 from ..requests import Fact
 from . import controls, locks, selection
 from . import rows as table
@@ -72,6 +72,11 @@ def state_of(book: Any, record: Any) -> str:
         return record.state
     with locks.trying(locks.folder_beside(book.path), f"study {record.id}") as free:
         return INTERRUPTED if free else record.state
+
+
+def running_already(name: str) -> InputError:
+    """What is wrong when someone works on the study."""
+    return InputError(f"The study {name!r} is running already.", "Wait for it, or cancel it.", field="name")
 
 
 def assemble(record: Any, parts: Mapping[tuple[str, int], bytes]) -> StudyData:

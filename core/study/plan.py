@@ -72,7 +72,9 @@ class Plan:
             in_memory = _BATCH_TOKENS_CPU if model.device.type == "cpu" else _BATCH_TOKENS
             batch_tokens = _FETCHED_TOKENS if fetched else in_memory
         per_fact = _TYPICAL_TOKENS * (1 + settings.draws)
-        by_memory = budget.kept_bytes // (per_fact * _token_bytes(model))
+        # a power of two, so that a little more or less free memory makes no other plan
+        kept_bytes = 1 << (max(1, int(budget.kept_bytes)).bit_length() - 1)
+        by_memory = kept_bytes // (per_fact * _token_bytes(model))
         most = min(int(settings.n * _SPARE) + 8, batch_tokens // per_fact, by_memory)
         return cls(
             chunk_tokens=Room.of(budget.chunk_tokens).tokens,
@@ -80,7 +82,7 @@ class Plan:
             prefix_cost=model.structure.prefix_cost,
             scan_facts=max(8, int(most)),
             batch_tokens=int(batch_tokens),
-            batch_bytes=int(budget.kept_bytes),
+            batch_bytes=kept_bytes,
             fresh_seed=settings.fresh_seed_for(largest_case_id),
         )
 

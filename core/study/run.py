@@ -85,7 +85,7 @@ def run(book: Any, model: MoeModel, name: str, *, progress: Progress = SILENT) -
     # whoever asks for a study's state holds its lock for a moment
     with locks.trying(folder, f"study {record.id}", patience=1.0) as mine:
         if not mine:
-            raise InputError(f"The study {name!r} is running already.", "Wait for it, or cancel it.", field="name")
+            raise data.running_already(name)
         progress = _Stopping(progress, book, name)
         with _ending(book, name):
             book.update(name, state=data.QUEUED, note="", stop=False)
