@@ -154,10 +154,10 @@ class Studies:
         return self._write(work)
 
     def update(self, name: str, **values: Any) -> None:
-        """Set `state`, `note`, `plan`, `progress` or `stop` of a study."""
-        unknown = set(values) - {"state", "note", "plan", "progress", "stop"}
+        """Set `state`, `note`, `model`, `plan`, `provenance`, `progress` or `stop` of a study, in one transaction."""
+        unknown = set(values) - {"state", "note", "model", "plan", "provenance", "progress", "stop"}
         assert not unknown, unknown
-        plain = {key: _dump(v) if key in ("plan", "progress") else v for key, v in values.items()}
+        plain = {key: _dump(v) if key in ("plan", "provenance", "progress") else v for key, v in values.items()}
 
         def work(cursor: Cursor, database: Database) -> None:
             study = self._id(cursor, name)

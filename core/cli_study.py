@@ -14,7 +14,7 @@ from typing import Any
 
 from .cli_options import load, open_store
 from .console import TerminalProgress, duration, say, visible
-from .errors import Cancelled, InputError
+from .errors import Cancelled, ExpertScopeError, InputError
 from .requests import DEVICES, DTYPES, OBJECT_TOKENS, SPECIAL_TOKENS, ModelSpec
 from .study.cases import CASE_SETS
 from .study.cases import SCAN as SCAN_CASES
@@ -153,7 +153,6 @@ def settings_of(arguments: argparse.Namespace) -> StudySettings:
 def run_study(arguments: argparse.Namespace) -> int:
     """A new study, from the first fact to the verdict."""
     from . import facts as lists
-    from .study.scan import scan_order
 
     settings = settings_of(arguments)
     if arguments.name is None:
@@ -170,16 +169,10 @@ def run_study(arguments: argparse.Namespace) -> int:
             field="name",
         )
     facts = lists.bundled() if settings.facts == BUNDLED else lists.read(arguments.facts)
-    scan_order(facts, settings)  # what is wrong with them is said before a model is loaded
-    progress = TerminalProgress()
-    try:
-        model = _model(settings.model, progress)
-        from .study.run import create
+    from .study.data import create
 
-        create(book, model, name, settings, facts, batch_tokens=arguments.batch_tokens)
-        return _go(book, model, name, progress)
-    finally:
-        progress.close()
+    create(book, name, settings, facts, batch_tokens=arguments.batch_tokens)
+    return _go(book, settings, name, fresh=True)
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
@@ -193,19 +186,22 @@ def run_resume(arguments: argparse.Namespace) -> int:
         return 0
     if state_of(book, record) in (QUEUED, RUNNING):
         raise running_already(record.name)
+    return _go(book, StudySettings.from_dict(record.settings), record.name)
+
+
+def _go(book: Any, settings: StudySettings, name: str, *, fresh: bool = False) -> int:
+    """Load the model and do what is left of a study. A `fresh` one whose model cannot be had is not kept."""
+    hint = f"What is done is kept: python -m core study resume {name}"
     progress = TerminalProgress()
     try:
-        model = _model(StudySettings.from_dict(record.settings).model, progress)
-        return _go(book, model, record.name, progress)
-    finally:
-        progress.close()
+        try:
+            model = _model(settings.model, progress)
+        except ExpertScopeError:
+            if fresh:
+                book.delete(name)
+            raise
+        from .study.run import run
 
-
-def _go(book: Any, model: Any, name: str, progress: TerminalProgress) -> int:
-    from .study.run import run
-
-    hint = f"What is done is kept: python -m core study resume {name}"
-    try:
         run(book, model, name, progress=progress)
     except Cancelled:
         progress.close()
@@ -214,7 +210,8 @@ def _go(book: Any, model: Any, name: str, progress: TerminalProgress) -> int:
         progress.close()
         say(f"Interrupted. {hint}")
         return 130
-    progress.close()
+    finally:
+        progress.close()
     _print(book, name)
     return 0
 

@@ -23,7 +23,8 @@ import core.facts  # noqa: E402
 from cache.studies import Studies  # noqa: E402
 from core.models import load_model  # noqa: E402
 from core.progress import Progress  # noqa: E402
-from core.study.run import create, run  # noqa: E402
+from core.study.data import create  # noqa: E402
+from core.study.run import run  # noqa: E402
 from core.study.settings import preset  # noqa: E402
 
 
@@ -33,7 +34,7 @@ def main(whole: str, killed: str, kills: int, seed: int, batch_tokens: int) -> N
     model = load_model("demo", dtype="float32", device="cpu")
     rng = random.Random(seed)
     for store, how_often in ((whole, 0), (killed, kills)):
-        assert _wait(_forked(lambda store=store: _create(store, model, batch_tokens))) == 0
+        assert _wait(_forked(lambda store=store: _create(store, batch_tokens))) == 0
         for attempt in range(how_often + 1):
             read, write = os.pipe()
             child = _forked(lambda store=store, w=write: run(Studies(store), model, "killed", progress=Beat(w)))
@@ -69,8 +70,8 @@ def _hear(pipe: int, beats: int) -> None:
         beats -= len(got)
 
 
-def _create(store: str, model: object, batch_tokens: int) -> None:
-    create(Studies(store), model, "killed", preset("demo", n=40), core.facts.bundled(), batch_tokens=batch_tokens)
+def _create(store: str, batch_tokens: int) -> None:
+    create(Studies(store), "killed", preset("demo", n=40), core.facts.bundled(), batch_tokens=batch_tokens)
 
 
 def _forked(work) -> int:  # noqa: ANN001

@@ -138,8 +138,8 @@ def test_cancel_of_what_is_not_running(study):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
-def test_ctrl_c_keeps_what_is_done_and_two_processes_share_the_store(study, checkpoint, facts, home):
-    """While one process runs a study of the model, another sees it, and a second study waits; both end well."""
+def test_ctrl_c_keeps_what_is_done_and_other_processes_see_the_study(study, checkpoint, facts):
+    """While one process runs a study, another one sees it and leaves it alone; what was done is not done again."""
     command = [sys.executable, "-m", "core", "study", "--model", str(checkpoint), "--device", "cpu"]
     command += ["--facts", str(facts), *EASY, "--batch-tokens", "1", "--draws", "4"]
     options = {"cwd": ROOT, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -160,7 +160,4 @@ def test_ctrl_c_keeps_what_is_done_and_two_processes_share_the_store(study, chec
     before = Studies().part_names("first")
     assert study("resume", "first")[0] == 0
     assert before < Studies().part_names("first")
-    code, _, _ = study("--name", "second", "--batch-tokens", "1", "--draws", "4", new=True)
-    assert code == 0
-    first, second = (data.load(Studies(), name) for name in ("first", "second"))
-    assert first.plan == second.plan and first.rows.equals(second.rows)
+    assert Studies().get("first").state == data.DONE

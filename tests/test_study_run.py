@@ -20,8 +20,9 @@ from core.progress import Progress
 from core.requests import Fact
 from core.study import archive, data, locks, selection
 from core.study import rows as table
+from core.study.data import create
 from core.study.measure import measure
-from core.study.run import create, run
+from core.study.run import run
 from core.study.settings import preset
 from tests import oracle
 
@@ -59,7 +60,7 @@ def any_contrast(**changes: object):
 def study(model, tmp_path_factory):
     """A finished study of `model`: its store and its data."""
     book = Studies(tmp_path_factory.mktemp("study") / "store.duckdb")
-    create(book, model, "words", any_contrast(), word_facts(), batch_tokens=300)
+    create(book, "words", any_contrast(), word_facts(), batch_tokens=300)
     run(book, model, "words")
     return book, data.load(book, "words")
 
@@ -159,7 +160,7 @@ def test_rows_are_complete(model, study):
 
 def test_without_joint_search_the_same_numbers_of_the_selected_layer(model, study, tmp_path):
     book = Studies(tmp_path / "store.duckdb")
-    create(book, model, "layer", any_contrast(joint_search=False), word_facts())
+    create(book, "layer", any_contrast(joint_search=False), word_facts())
     run(book, model, "layer")
     alone, whole = data.load(book, "layer").rows, study[1].rows
     layer = selection.best_layer(whole)
@@ -205,7 +206,7 @@ def test_funnel_follows_the_rule(model, study, tmp_path):
     clean, drop = measured.clean_contrast.median(), measured["drop"].median()
     book = Studies(tmp_path / "store.duckdb")
     settings = any_contrast(n=6, min_clean_contrast=clean - 1.0, min_drop=drop - 1.0)
-    create(book, model, "filtered", settings, word_facts(), batch_tokens=1)
+    create(book, "filtered", settings, word_facts(), batch_tokens=1)
     run(book, model, "filtered")
     found = data.load(book, "filtered")
     order = word_facts()
@@ -237,7 +238,7 @@ def test_funnel_follows_the_rule(model, study, tmp_path):
 
 def test_too_few_facts_are_a_failure_in_words(model, tmp_path):
     book = Studies(tmp_path / "store.duckdb")
-    create(book, model, "strict", any_contrast(min_clean_contrast=500), word_facts())
+    create(book, "strict", any_contrast(min_clean_contrast=500), word_facts())
     with pytest.raises(ExpertScopeError, match="Only 0 of 14 scanned facts passed the filters"):
         run(book, model, "strict")
     record = book.get("strict")
@@ -261,7 +262,7 @@ class StopAfter(Progress):
 
 def test_cancelled_and_resumed_gives_the_same_study_to_the_last_bit(model, study, tmp_path):
     book = Studies(tmp_path / "store.duckdb")
-    create(book, model, "words", any_contrast(), word_facts(), batch_tokens=300)
+    create(book, "words", any_contrast(), word_facts(), batch_tokens=300)
     stops, done = 0, []
     for looks in (5, 60, 25, 90, 40, 70, 10**9):
         try:
@@ -283,7 +284,7 @@ def test_a_stop_that_another_process_asked_for(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "_ASK_EVERY", 0.1)
     book = Studies(tmp_path / "store.duckdb")
-    create(book, model, "words", any_contrast(), word_facts())
+    create(book, "words", any_contrast(), word_facts())
 
     class Ask(Progress):
         def update(self, done, total, label=""):
@@ -306,7 +307,7 @@ def test_another_model_is_refused(study, tmp_path):
 
 def test_studies_of_one_model_wait_for_one_another(model, tmp_path):
     book = Studies(tmp_path / "store.duckdb")
-    create(book, model, "second", any_contrast(), word_facts())
+    create(book, "second", any_contrast(), word_facts())
     labels = []
 
     class Watch(Progress):
@@ -326,7 +327,7 @@ def test_studies_of_one_model_wait_for_one_another(model, tmp_path):
 
 def test_a_study_runs_once_at_a_time_and_a_dead_one_is_interrupted(model, tmp_path):
     book = Studies(tmp_path / "store.duckdb")
-    create(book, model, "words", any_contrast(), word_facts())
+    create(book, "words", any_contrast(), word_facts())
     book.update("words", state=data.RUNNING)  # as a killed process leaves it
     record = book.get("words")
     assert data.state_of(book, record) == data.INTERRUPTED
@@ -380,7 +381,7 @@ def test_planted_truth_is_found(kind, verdict, layer, expert, tmp_path):
 
     truth = planted.build(kind)
     book = Studies(tmp_path / "store.duckdb")
-    create(book, truth.model, kind, preset("paper", n=len(truth.facts)), truth.facts)
+    create(book, kind, preset("paper", n=len(truth.facts)), truth.facts)
     run(book, truth.model, kind)
     found = data.load(book, kind)
     summary = summarise(found.rows, found.settings.to_dict(), found.funnel.counts)

@@ -42,6 +42,8 @@ def pack(book: Any, name: str) -> bytes:
     """The study `name` of a `cache.studies.Studies` as the content of one file. `rows.parquet` in it is there for other
     programs to read; it follows from the parts."""
     record, parts = book.get(name), book.parts(name)
+    if not record.provenance:
+        raise InputError(f"The study {name!r} has not begun: there is nothing in it.", "Run it first.", field="name")
     rows = data.assemble(record, parts).rows
     head = {key: getattr(record, key) for key in _NAMES} | {"format": FORMAT}
     if head["state"] not in _ENDED:

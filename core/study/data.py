@@ -1,4 +1,4 @@
-"""A study read back from the store: its settings, funnel, facts and rows, put together from the parts of its batches.
+"""A study in the store: put there, and read back with its settings, funnel, facts and rows out of its batches' parts.
 
 The same function serves the study under way (whose selection needs the rows so far), the results, and the exported
 file. Loads no torch.
@@ -7,7 +7,7 @@ file. Loads no torch.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ import pandas as pd
 
 from ..errors import InputError, StoreError
 from ..requests import Fact
-from . import controls, locks, selection
+from . import cases, controls, locks, selection
 from . import rows as table
-from .scan import SCAN_COLUMNS, Funnel, facts_from_bytes, funnel, splits
+from .scan import SCAN_COLUMNS, Funnel, facts_from_bytes, facts_to_bytes, funnel, scan_order, splits
 from .settings import StudySettings
 
 FACTS, SCAN, SURVEY, EXPERTS, COALITIONS, VALIDATION = "facts", "scan", "survey", "experts", "coalitions", "validation"
@@ -58,6 +58,30 @@ class StudyData:
     funnel: Funnel
     kept: list[Fact]
     rows: pd.DataFrame
+
+
+def create(
+    book: Any, name: str, settings: StudySettings, facts: Sequence[Fact], *, batch_tokens: int | None = None
+) -> None:
+    """Put a new study into `book` (`cache.studies.Studies`), with its facts in scan order; nothing is measured yet, and
+    no model is needed: the plan is made when the study starts.
+
+    Raises `InputError` where the name is taken or the facts do not fit the settings. `batch_tokens`: see
+    `core.study.plan.Plan.make`.
+    """
+    ordered = scan_order(facts, settings)
+    if settings.cases != cases.SCAN:
+        settings = settings.replace(n=len(ordered))
+    book.add(
+        name,
+        model=settings.model.name,
+        settings=settings.to_dict(),
+        plan={} if batch_tokens is None else {"batch_tokens": batch_tokens},
+        provenance={},
+        state=QUEUED,
+        progress={},
+        parts=[(FACTS, 0, facts_to_bytes(ordered))],
+    )
 
 
 def load(book: Any, name: str) -> StudyData:

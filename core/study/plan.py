@@ -23,7 +23,7 @@ _BATCH_TOKENS_CPU = 4096  # a batch is committed every few seconds
 _BATCH_TOKENS = 65_536
 _FETCHED_TOKENS = 10**9  # where weights are fetched for every pass, memory alone decides
 _TYPICAL_TOKENS = 16  # of a prompt; only for the size of a batch of the scan
-_SPARE = 1.2  # candidates per fact still wanted, in the first batch of a scan that may be as large as it likes
+_SPARE = 3.0  # candidates per fact wanted, in a batch of the scan that may be as large as it likes
 
 
 @dataclass(frozen=True)

@@ -28,43 +28,13 @@ from .describe import differences, provenance_of_study
 from .measure import Draws, Item, contrasts, measure
 from .plan import Plan, cost_of, scan_cost
 from .reporting import Reporter
-from .scan import MEASURED, OBJECTS, SCAN_COLUMNS, UNUSABLE, facts_to_bytes, funnel, scan_order, to_parquet
+from .scan import MEASURED, OBJECTS, SCAN_COLUMNS, UNUSABLE, funnel, to_parquet
 from .settings import StudySettings
 from .work import Work
 
 MIN_FACTS = 4
 """Fewer kept facts than this cannot be split and compared."""
 _ASK_EVERY = 2.0  # seconds between two looks whether someone asked the study to stop
-
-
-def create(
-    book: Any,
-    model: MoeModel,
-    name: str,
-    settings: StudySettings,
-    facts: Sequence[Fact],
-    *,
-    batch_tokens: int | None = None,
-) -> None:
-    """Put a new study into `book` (`cache.studies.Studies`), with its plan and its facts; nothing is measured yet.
-
-    Raises `InputError` where the name is taken or the facts do not fit the settings. `batch_tokens`: see `Plan.make`.
-    """
-    ordered = scan_order(facts, settings)
-    settings = settings.replace(model=model.spec)
-    if settings.cases != SCAN_CASES:
-        settings = settings.replace(n=len(ordered))
-    plan = Plan.make(model, settings, largest_case_id=max(fact.case_id for fact in ordered), batch_tokens=batch_tokens)
-    book.add(
-        name,
-        model=model.label,
-        settings=settings.to_dict(),
-        plan=plan.to_dict(),
-        provenance=provenance_of_study(model, settings),
-        state=data.QUEUED,
-        progress={},
-        parts=[(data.FACTS, 0, facts_to_bytes(ordered))],
-    )
 
 
 def run(book: Any, model: MoeModel, name: str, *, progress: Progress = SILENT) -> None:
@@ -74,7 +44,7 @@ def run(book: Any, model: MoeModel, name: str, *, progress: Progress = SILENT) -
     elsewhere or the model is not the one that it began with, `ExpertScopeError` where too few facts pass the filters.
     """
     record = book.get(name)
-    if record.provenance["identity"] != model.identity:
+    if record.provenance and record.provenance["identity"] != model.identity:
         raise InputError(
             f"The study {name!r} began with another model, number format, device or version of the libraries; its "
             "numbers would not fit together.",
@@ -91,8 +61,20 @@ def run(book: Any, model: MoeModel, name: str, *, progress: Progress = SILENT) -
             book.update(name, state=data.QUEUED, note="", stop=False)
             label = "waiting for another study of this model"
             with locks.waiting(folder, f"model {model.identity}", label=label, progress=progress):
+                if not record.provenance:
+                    _begin(book, model, name)
                 book.update(name, state=data.RUNNING)
                 _Run(book, model, name, progress).through()
+
+
+def _begin(book: Any, model: MoeModel, name: str) -> None:
+    """Fix the plan, and note what makes the numbers, before the first batch."""
+    record = book.get(name)
+    settings = StudySettings.from_dict(record.settings)
+    largest = max(fact.case_id for fact in data.facts_from_bytes(book.parts(name, data.FACTS)[data.FACTS, 0]))
+    plan = Plan.make(model, settings, largest_case_id=largest, batch_tokens=record.plan.get("batch_tokens"))
+    provenance = provenance_of_study(model, settings)
+    book.update(name, plan=plan.to_dict(), provenance=provenance, model=model.label)
 
 
 @contextlib.contextmanager
