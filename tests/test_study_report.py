@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 
@@ -371,3 +372,21 @@ def test_everything_is_written_and_the_files_agree(rows, tmp_path):
     for path in (folder / "figures").glob("*.svg"):
         assert "NaN" not in path.read_text("utf-8"), path
     assert (folder / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
+
+
+def test_the_documents_recipes_give_the_summary_again(rows, tmp_path, monkeypatch):
+    settings = SimpleNamespace(to_dict=lambda: QUICK)
+    study = SimpleNamespace(name="one", settings=settings, state="done", rows=rows, kept=[], provenance={},
+                            funnel=SimpleNamespace(counts=FUNNEL))  # fmt: skip
+    monkeypatch.setattr(figures, "figures", lambda *args: {})
+    report.write(study, tmp_path / "DIR")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).resolve().parent.parent / "docs" / "study.md").read_text("utf-8")
+    recipes = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert len(recipes) == 2
+    for recipe in recipes:
+        assert recipe.count("assert") >= 1
+        exec(compile(recipe, "docs/study.md", "exec"), {})
+    for name in table.COLUMNS:
+        assert f"`{name}`" in text
+    assert all(f"`{kind}`" in text for kind in table.KINDS)

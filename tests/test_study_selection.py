@@ -248,6 +248,13 @@ def test_the_grid_is_that_of_the_loops(messy):
             assert row.specificity == pytest.approx(expected)
 
 
+def test_the_grids_own_split_and_threshold_is_the_main_selection(messy):
+    grid = robustness.stability_grid(messy, Options(), layer=2, expert=2).set_index(["split_seed", "recurrence"])
+    choice = selection.choose_expert(messy, layer=2, recurrence=0.375)
+    assert grid.expert[0, 0.375] == choice.expert
+    assert grid.needed[0, 0.375] == choice.needed
+
+
 def test_held_out_relations_select_on_four_folds_and_evaluate_on_the_fifth(messy):
     layer, active = 1, slow_table(messy, 1)
     table_ = robustness.held_out_relations(messy, Options(recurrence=0.3), layer=layer, expert=2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -129,7 +129,8 @@ def analyse(rows: pd.DataFrame, settings: Mapping[str, Any]) -> Analysis:
     )
     searched = joint.search(rows, options)
     verdict = decide(evidence)
-    verdict.cautions.extend(_cautions(verdict.label, layer, expert, runner_up, searched))
+    more = _cautions(verdict.label, layer, expert, runner_up, searched)
+    verdict = replace(verdict, cautions=verdict.cautions + more)
     return Analysis(
         rows, options, known, layer, choice, of_fact, estimates, coalition, searched, ranks, runner_up, verdict
     )

@@ -21,7 +21,7 @@ from .drawing import TIPS, TOLD, colours, intervals, names_axis, part, told, zer
 from .published import INSIDE, OUTSIDE
 
 EXPERT_ROWS = 16
-"""So many experts, best first, are drawn; the table has all."""
+"""So many experts are drawn; the table has all."""
 
 RELATION_ROWS = 30
 
@@ -88,9 +88,9 @@ def layer_curves(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
 
 @unchecked
 def experts(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
-    """All-case rescue and specificity of each expert on validation, best of discovery first; hollow: its discovery
-    mean. The selected one in colour. Selection `expert` with fields layer and expert."""
-    top = table.head(EXPERT_ROWS)
+    """All-case rescue and specificity of each expert on validation beside its discovery mean: candidates first, each
+    group best of discovery first."""
+    top = table.sort_values("candidate", ascending=False, kind="stable").head(EXPERT_ROWS)
     label = [
         f"{name} · {100 * r:.0f} %" + (" · selected" if s else "" if c else " (too rare)")
         for name, r, c, s in zip(top.name, top.recurrence, top.candidate, top.selected, strict=True)
@@ -214,7 +214,9 @@ def joint_search(table: pd.DataFrame, *, recurrence: float, palette: Palette = L
         if table[column].any():
             found = alt.Chart(data(table.loc[table[column], ["recurrence", "mean_all", "name"]]))
             ring = {"shape": shape, "size": size, "stroke": palette.expert, "strokeWidth": 2, "fill": None}
-            label = {"align": "left", "dx": 14, "dy": -10, "color": palette.expert, "fontSize": 12}
+            inside = table.loc[table[column], "recurrence"].iloc[0] > 0.7 * table.recurrence.max()
+            label = {"align": "right" if inside else "left", "dx": -14 if inside else 14, "dy": -10}
+            label |= {"color": palette.expert, "fontSize": 12}
             marks += [
                 found.mark_point(**ring, tooltip=None).encode(x=x, y=y),
                 found.mark_text(**label, tooltip=None).encode(x=x, y=y, text="name:N"),

@@ -79,7 +79,9 @@ def table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
     Raises ValueError for a kind, split or column that does not exist.
     """
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    frame = pd.DataFrame(frame).reindex(columns=list(COLUMNS)) if set(frame) <= set(COLUMNS) else _refuse(frame)
+    if not set(frame) <= set(COLUMNS):
+        raise ValueError(f"columns {sorted(set(frame) - set(COLUMNS))} do not exist: {', '.join(COLUMNS)}")
+    frame = frame.reindex(columns=list(COLUMNS))
     for name, allowed in (("kind", KINDS), ("split", SPLITS)):
         unknown = set(frame[name].dropna()) - set(allowed)
         if unknown:
@@ -95,6 +97,3 @@ def members(experts: Sequence[int]) -> str:
     """The `experts` column of a coalition."""
     return ",".join(str(int(e)) for e in sorted(experts))
 
-
-def _refuse(frame: pd.DataFrame) -> pd.DataFrame:
-    raise ValueError(f"columns {sorted(set(frame) - set(COLUMNS))} do not exist: {', '.join(COLUMNS)}")
