@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import duckdb
 
-from core.errors import StoreError
+from core.errors import StoreBusy, StoreError
 
 from . import faults
 from .migrations import Cursor, migrate
@@ -51,6 +51,18 @@ def acquire(path: Path) -> Database:
             _open[key] = database
         database.holders += 1
         return database
+
+
+def patiently(work: Callable[[], T], seconds: float) -> T:
+    """What `work()` returns, which opens a file; tried again for so long as another process has that file open."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except StoreBusy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def release(database: Database) -> None:

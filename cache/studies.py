@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.errors import InputError, StoreBusy, StoreError
+from core.errors import InputError, StoreError
 
-from .database import Database, acquire, release
+from .database import Database, acquire, patiently, release
 from .location import default_path
 from .migrations import Cursor
 
 T = TypeVar("T")
 
 MAX_NAME = 120
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 5.0
 """How long a method waits for a store that another process has open just now."""
 
 _HEAD = "id, name, model, settings, plan, provenance, state, note, progress, stop, created, updated"
@@ -208,15 +207,7 @@ class Studies:
 
     def _with(self, work: Callable[[Database], T]) -> T:
         """Do `work` on the open database, waiting for it where another process has it."""
-        deadline = time.monotonic() + self._wait
-        while True:
-            try:
-                database = acquire(self.path)
-                break
-            except StoreBusy:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+        database = patiently(lambda: acquire(self.path), self._wait)
         try:
             return work(database)
         finally:

@@ -12,7 +12,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from .cli_options import load, open_store
+from .cli_options import load
 from .console import TerminalProgress, duration, say, visible
 from .errors import Cancelled, ExpertScopeError, InputError
 from .requests import DEVICES, DTYPES, OBJECT_TOKENS, SPECIAL_TOKENS, ModelSpec
@@ -316,9 +316,10 @@ def _book() -> Any:
 
 
 def _model(spec: ModelSpec, progress: TerminalProgress) -> Any:
-    """The loaded model. The store is open only meanwhile, so that others can use it while the study runs."""
-    with open_store(False) as store:
-        return load(spec, store, progress)
+    """The loaded model. Others can use the store meanwhile."""
+    from cache.verdicts import Verdicts
+
+    return load(spec, Verdicts(), progress)
 
 
 def _loaded(book: Any, name: str) -> Any:

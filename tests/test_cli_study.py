@@ -55,7 +55,7 @@ def study(checkpoint, facts, capsys):
 def test_a_study_is_run_shown_moved_and_deleted(study, tmp_path):
     code, out, err = study("--name", "first", "--seed", "3", "--by-subject", "--noise-levels", "2", "3", new=True)
     assert code == 0
-    assert out.startswith("first: done, 100% done") and "8 kept" in out and "\nVerdict: " in out
+    assert out.startswith("first: done, 100% done") and "8 of 8 kept" in out and "\nVerdict: " in out
     assert "layer sweep: 8 of 8 facts" in err
     settings = StudySettings.from_dict(Studies().get("first").settings)
     assert settings.seed == 3 and settings.by_subject and settings.noise_levels == (2.0, 3.0)

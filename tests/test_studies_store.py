@@ -16,6 +16,7 @@ import pytest
 from cache import Store
 from cache.migrations import migrate
 from cache.studies import Studies
+from cache.verdicts import Verdicts
 from core.errors import InputError, StoreBusy, StoreError
 from core.requests import Fact
 from core.study import archive, data, scan
@@ -195,3 +196,19 @@ def test_the_undamaged_file_is_taken(book, tmp_path):
     other = Studies(tmp_path / "other.duckdb")
     assert archive.unpack(other, zipped(packed(book))) == "first"
     assert other.parts("first") == book.parts("first")
+
+
+def test_verdicts_need_the_store_for_a_moment_only(tmp_path, request):
+    path = tmp_path / "store.duckdb"
+    verdicts = Verdicts(path, wait_seconds=0.0)
+    verdicts.put_verdict("key", "model", {"a": 1})
+    assert verdicts.get_verdict("key") == {"a": 1} and verdicts.get_verdict("other") is None
+    with Store.open(path) as store:
+        assert store.get_verdict("key") == {"a": 1}
+    command = [sys.executable, "-c", HOLD, str(path), "0.5", str(request.config.rootpath)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "open\n"
+        assert verdicts.get_verdict("key") is None  # as if it knew nothing
+        verdicts.put_verdict("key", "model", {"a": 2})
+        assert Verdicts(path).get_verdict("key") == {"a": 1}  # waits
+        other.wait()

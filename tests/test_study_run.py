@@ -14,7 +14,7 @@ from compare import TOLERANCE
 
 from cache.studies import Studies
 from core.checks import ensure_checked
-from core.errors import Cancelled, ExpertScopeError, InputError
+from core.errors import Cancelled, ExpertScopeError, InputError, StoreBusy
 from core.moe import MoeModel
 from core.progress import Progress
 from core.requests import Fact
@@ -395,3 +395,34 @@ def test_planted_truth_is_found(kind, verdict, layer, expert, tmp_path):
         assert set(minimal.experts) == {"2,6"} and summary["expert"] in ("L01E002", "L01E006")
     if kind == "own":
         assert summary["expert"] is None
+
+
+def test_a_batch_waits_for_the_store(model, tmp_path, monkeypatch):
+    """Another process has the store when a batch is to be committed: what was measured is not lost."""
+    book = Studies(tmp_path / "store.duckdb")
+    create(book, "words", any_contrast(noise_levels=()), word_facts())
+    commit, refusals, labels = Studies.commit, [], []
+
+    def busy(self, *args, **kwargs):
+        if len(refusals) < 3:
+            refusals.append(1)
+            raise StoreBusy("The store is in use by another process (PID 1).")
+        return commit(self, *args, **kwargs)
+
+    class Watch(Progress):
+        def update(self, done, total, label=""):
+            labels.append(label)
+
+    monkeypatch.setattr(Studies, "commit", busy)
+    run(book, model, "words", progress=Watch())
+    assert book.get("words").state == data.DONE
+    assert labels.count("waiting for the store. The store is in use by another process (PID 1).") == 3
+
+
+def test_one_subject_cannot_be_split_by_subject(model, tmp_path):
+    book = Studies(tmp_path / "store.duckdb")
+    facts = [fact for fact in word_facts() if fact.subject == "France"]
+    facts += [Fact(fact.prompt, fact.subject, fact.foil, fact.true, case_id=fact.case_id + 20) for fact in facts]
+    create(book, "words", any_contrast(n=6), facts)
+    with pytest.raises(ExpertScopeError, match="cannot be split by subject"):
+        run(book, model, "words")

@@ -70,6 +70,11 @@ class Reporter:
         self._batch = 0.0
         self._tell(0.0)
 
+    def wait(self, why: str) -> None:
+        """Something has to be waited for."""
+        self._progress.update(_SCALE * self._fraction(0.0), _SCALE, why)
+        self._progress.check()
+
     def snapshot(self) -> dict[str, Any]:
         """How far it is, as JSON values: stage, label, facts_done, facts_total, facts_per_minute, funnel, fraction (0
         to 1), seconds (spent in all), seconds_left (None where nothing honest can be said)."""

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from ..asking import prepare_for
-from ..errors import Cancelled, ExpertScopeError, InputError
+from ..errors import Cancelled, ExpertScopeError, InputError, StoreBusy
 from ..moe import MoeModel
 from ..progress import SILENT, Progress
 from ..prompts import PreparedFact, check_objects
@@ -28,7 +28,7 @@ from .describe import differences, provenance_of_study
 from .measure import Draws, Item, contrasts, measure
 from .plan import Plan, cost_of, scan_cost
 from .reporting import Reporter
-from .scan import MEASURED, OBJECTS, SCAN_COLUMNS, UNUSABLE, funnel, to_parquet
+from .scan import MEASURED, OBJECTS, SCAN_COLUMNS, UNUSABLE, funnel, splits, to_parquet
 from .settings import StudySettings
 from .work import Work
 
@@ -111,8 +111,9 @@ class _Stopping(Progress):
         self._outer.check()
         if time.monotonic() - self._asked > _ASK_EVERY:
             self._asked = time.monotonic()
-            if self._book.get(self._name).stop:
-                raise Cancelled()
+            with contextlib.suppress(StoreBusy):  # then at the next look
+                if self._book.get(self._name).stop:
+                    raise Cancelled()
 
 
 class _Run:
@@ -133,6 +134,7 @@ class _Run:
         with _threads(self.plan.threads):
             kept = self.scan()
             facts = [self.prepared(fact) for fact in kept]
+            self._check_halves(kept)
             work = Work(self.model, self.settings, self.plan, kept, facts)
             self.report.expect(work.estimates())
             self.stage(data.SURVEY, work.survey())
@@ -142,6 +144,15 @@ class _Run:
                 self.stage(data.EXPERTS, work.experts(layer))
             self.stage(data.COALITIONS, work.coalitions(self.rows(kept), layer))
             self.stage(data.VALIDATION, work.validation(self.rows(kept), layer))
+
+    def _check_halves(self, kept: list[Fact]) -> None:
+        """Both halves need facts; a subject with most of them can leave one of them none."""
+        half = splits(kept, self.settings)
+        if len(set(half)) < 2:
+            raise ExpertScopeError(
+                f"All {len(kept)} kept facts are in the {half[0]} half: they cannot be split by subject.",
+                "Give facts of more subjects, or split fact by fact (--no-by-subject).",
+            )
 
     # -- the funnel -------------------------------------------------------------------------------------------------
 
@@ -234,7 +245,12 @@ class _Run:
     def commit(self, stage: str, number: int, frame: pd.DataFrame) -> None:
         """Put a batch into the store, in one transaction with how far the study is."""
         payload = to_parquet(frame)
-        record = self.book.commit(self.name, [(stage, number, payload)], progress=self.report.snapshot())
+        while True:
+            try:
+                record = self.book.commit(self.name, [(stage, number, payload)], progress=self.report.snapshot())
+                break
+            except StoreBusy as error:  # what was measured is worth the wait
+                self.report.wait(f"waiting for the store. {error.what}")
         self.parts[stage, number] = payload
         if record.stop:
             raise Cancelled()

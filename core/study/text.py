@@ -25,7 +25,7 @@ _ROWS = {
 
 def overview(study: StudyData) -> str:
     """Everything that fits on a screen. Rescues in logits on the validation facts, 95 % (or the chosen) intervals."""
-    lines = [funnel_line(study.funnel.counts)]
+    lines = [funnel_line(study.funnel.counts, study.settings.n)]
     if study.rows.empty:
         return lines[0]
     summary = summarise(study.rows, study.settings.to_dict(), study.funnel.counts)
@@ -40,10 +40,10 @@ def overview(study: StudyData) -> str:
     return "\n".join(lines)
 
 
-def funnel_line(counts: Mapping[str, int]) -> str:
-    """The funnel in one line."""
+def funnel_line(counts: Mapping[str, int], wanted: int) -> str:
+    """The funnel in one line; `wanted`: so many facts were to be kept."""
     fell = ", ".join(f"{counts[name]} {FUNNEL[name].split(' (')[0]}" for name in _FILTERS if counts[name])
-    return f"{counts['scanned']} of {counts['records']} facts scanned, {counts['kept']} kept" + (
+    return f"{counts['scanned']} of {counts['records']} facts scanned, {counts['kept']} of {wanted} kept" + (
         f"; {fell}" * bool(fell)
     )
 
