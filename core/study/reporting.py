@@ -54,6 +54,7 @@ class Reporter:
         self._total[stage], self._done[stage] = max(cost, cost_done), cost_done
         self._facts = self._facts_before = facts_done
         self._facts_total = facts
+        self._shown = self._label()
         self._tell(0.0)
 
     def batch(self, cost: float) -> Progress:
@@ -68,6 +69,7 @@ class Reporter:
         self._total[self._stage] = max(self._total[self._stage], self._done[self._stage])
         self._measured += cost
         self._batch = 0.0
+        self._shown = self._label()
         self._tell(0.0)
 
     def wait(self, why: str) -> None:
@@ -106,8 +108,6 @@ class Reporter:
         return min(1.0, (sum(self._done.values()) + of_batch * self._batch) / total) if total else 0.0
 
     def _tell(self, of_batch: float) -> None:
-        if not of_batch:
-            self._shown = self._label()
         self._progress.update(_SCALE * self._fraction(of_batch), _SCALE, self._shown)
 
     def _label(self) -> str:
