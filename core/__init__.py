@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import types
@@ -20,6 +21,10 @@ from .requests import Fact, ModelSpec, TraceRequest
 # before torch is imported: threads that spin while they wait make the same work many times slower on a busy machine
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+# transformers imports torchao, which reports every GPU kernel that it cannot load, needed or not
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 __all__ = ["Fact", "ModelSpec", "TraceRequest", "load_model", "trace"]
 

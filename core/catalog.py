@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .quantisation import bytes_in_memory, stored
+
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "model"
 HERE, PARTLY, ABSENT = "on this machine", "incomplete", "not here"
 GB = 10**9
@@ -26,7 +28,8 @@ class CatalogEntry:
     """One model. `parameters`: number of weights; `bytes_per_parameter`: as the checkpoint stores them.
 
     `layers` counts decoder layers, `moe_layers` those with experts; `experts` are the routed ones of a layer,
-    `top_k` of them are active per token; `shared`: it has a shared expert. None where it is not known.
+    `top_k` of them are active per token; `shared`: it has a shared expert; `quantisation`: how it is stored (see
+    `core.quantisation.stored`), empty: not quantised. None where it is not known.
     """
 
     id: str
@@ -39,6 +42,7 @@ class CatalogEntry:
     bytes_per_parameter: float = 2.0
     state: str = ABSENT
     path: str | None = None
+    quantisation: str = ""
 
     @property
     def size(self) -> int | None:
@@ -57,7 +61,8 @@ class CatalogEntry:
         """Bytes of memory that tracing takes: the weights (as stored unless given otherwise) and working space."""
         if self.parameters is None:
             return None
-        return memory_needed(self.parameters, bytes_per_parameter or self.bytes_per_parameter)
+        own = bytes_in_memory(self.quantisation, self.bytes_per_parameter)
+        return memory_needed(self.parameters, bytes_per_parameter or own)
 
 
 def memory_needed(parameters: int, bytes_per_parameter: float) -> int:
@@ -131,6 +136,7 @@ def _from_folder(name: str, folder: Path) -> CatalogEntry:
         shared=shared,
         bytes_per_parameter=size / parameters if known else 2.0,
         state=HERE if known else PARTLY,
+        quantisation=stored(config),
         path=str(folder),
     )
 

@@ -21,6 +21,7 @@ from .cli_patch import add_minimal, add_patch
 from .cli_study import add_study
 from .console import TerminalProgress, say, tolerant, visible
 from .errors import ExpertScopeError, InputError, OutOfMemory
+from .quantisation import INT8_BYTES, described
 from .requests import TraceRequest
 from .room import ran_out
 
@@ -154,7 +155,8 @@ def run_models(arguments: argparse.Namespace) -> int:
     """The `models` command."""
     from .catalog import catalogue
 
-    rows = [["id", "parameters", "size", "layers × experts", "top-k", "memory as stored", "memory float32", "state"]]
+    memory = [f"memory {how}" for how in ("as stored", "int8", "float32")]
+    rows = [["id", "parameters", "size", "layers × experts", "top-k", *memory, "quantised", "state"]]
     for model in catalogue():
         rows.append(
             [
@@ -164,7 +166,9 @@ def run_models(arguments: argparse.Namespace) -> int:
                 model.shape,
                 "?" if model.top_k is None else str(model.top_k),
                 _gigabytes(model.memory()),
+                "–" if model.quantisation else _gigabytes(model.memory(INT8_BYTES)),
                 _gigabytes(model.memory(4)),
+                described(model.quantisation) or "no",
                 model.state,
             ]
         )

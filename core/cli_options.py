@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from typing import Any
 
 from .console import TerminalProgress, say
@@ -18,6 +19,7 @@ def fact_options(command: argparse.ArgumentParser) -> None:
     model.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hugging Face id")
     model.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: float32 on a CPU where it fits")
     model.add_argument("--device", default="auto", choices=DEVICES)
+    model.add_argument("--quantisation", default="none", metavar="WHAT", help="none, or int8: smaller weights (none)")
 
     fact = command.add_argument_group("facts")
     fact.add_argument("--prompt", metavar="TEXT", help="template with {} for the subject, or the whole text")
@@ -42,7 +44,7 @@ def template(arguments: argparse.Namespace, *, experts: str | tuple[int, ...]) -
     """The request of every fact of a command, but for the fact."""
     return TraceRequest(
         fact=Fact("", "", ""),
-        model=ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device),
+        model=ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device, arguments.quantisation),
         noise=arguments.noise,
         draws=arguments.draws,
         seed=arguments.seed,
@@ -56,9 +58,7 @@ def template(arguments: argparse.Namespace, *, experts: str | tuple[int, ...]) -
 def load(spec: ModelSpec, store: Any, progress: TerminalProgress) -> Any:
     from .models import load_model
 
-    return load_model(
-        spec.name, revision=spec.revision, dtype=spec.dtype, device=spec.device, progress=progress, store=store
-    )
+    return load_model(**dataclasses.asdict(spec), progress=progress, store=store)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ def caption(result: TraceResult) -> list[str]:
         f"drop {result.drop:.3f} logits" + (f" · noise floor: {floor}" if (floor := rounding(prov)) else ""),
         f"model {model} ({prov.dtype}, {prov.device}) · noise {request.noise:g} (sigma {prov.noise_sigma:.4g})"
         f" · {draws} · seed {request.seed} · case_id {fact.case_id} · " + " · ".join(extras),
+        *([f"weights {prov.quantisation}"] if prov.quantisation else []),
         f"ExpertScope · {versions}",
     ]
 

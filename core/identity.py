@@ -6,6 +6,7 @@ the libraries that compute. What was asked, together with the identity, keys an 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -33,6 +34,8 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("torch", "transformers", "tokenizers", "accelerate"):
         found[package] = importlib.metadata.version(package)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["torchao"] = importlib.metadata.version("torchao")
     return found
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from .errors import InputError
+from .quantisation import NONE, QUANTISATIONS
 from .requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SPECIAL_TOKENS, Fact, ModelSpec, TraceRequest
 
 MEASURES = ("restoration", "rescue")
@@ -21,8 +22,9 @@ MAX_TEXT = 4000
 
 _TYPED = ("prompt", "subject", "true", "foil")
 NAMES = (
-    "model", "revision", "dtype", "device", "fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence",
-    "case_id", "relation", "noise", "draws", "seed", "special_tokens", "object_tokens", "first_token",
+    "model", "revision", "dtype", "device", "quantisation",
+    "fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation",
+    "noise", "draws", "seed", "special_tokens", "object_tokens", "first_token",
     "show", "pos", "layer", "expert", "strip",
 )  # fmt: skip
 """Every query parameter that a link may have."""
@@ -65,6 +67,8 @@ def to_query(request: TraceRequest, view: View, *, bundled: bool) -> dict[str, s
     for name in ("dtype", "device"):
         if getattr(model, name) != "auto":
             out[name] = getattr(model, name)
+    if model.quantisation != NONE:
+        out["quantisation"] = model.quantisation
     if bundled:
         out["fact"] = str(fact.case_id)
     else:
@@ -112,6 +116,7 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
         revision=read.text("revision", "") or None,
         dtype=read.choice("dtype", DTYPES, "auto"),
         device=read.choice("device", DEVICES, "auto"),
+        quantisation=read.choice("quantisation", QUANTISATIONS, NONE),
     )
     request = TraceRequest(
         fact=fact,

@@ -24,7 +24,10 @@ from .identity import DEMO, fingerprint, locate, remember_identity
 from .memory import available_bytes
 from .moe import MoeModel, find_blocks, refuse_shared_outside
 from .progress import SILENT, Progress
+from .quantisation import NONE
+from .quantise import Plan
 from .requests import ModelSpec
+from .room import ran_out
 
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,28 +42,31 @@ def load_model(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantisation: str = NONE,
     progress: Progress = SILENT,
     store: Any = None,
 ) -> MoeModel:
     """Load, check and return a model that can be traced.
 
     `name`: `demo`, a hub id or a local folder; `revision`: a hub branch, tag or commit. `dtype` auto: fp32 on the CPU
-    where it fits, else the checkpoint's own; `device` auto: a GPU if there is one. With a `store` the load-time checks
-    run once per model and library versions. Raises `ModelError` or `ModelRefused`, in words.
+    where it fits, else the checkpoint's own; `device` auto: a GPU if there is one. `quantisation`: none, or int8
+    (see `core.quantisation`). With a `store` the load-time checks run once per model and library versions. Raises
+    `ModelError` or `ModelRefused`, in words.
     """
-    spec = ModelSpec(name=name, revision=revision, dtype=dtype, device=device)
+    spec = ModelSpec(name=name, revision=revision, dtype=dtype, device=device, quantisation=quantisation)
     folder = fetch(spec, progress)
     config = read_config(folder)
     skeleton = _skeleton(config)
+    plan = Plan(spec.quantisation, config, skeleton)
     place = _device(spec.device)
-    number_format = _number_format(spec, config, skeleton, place)
-    device_map = _placement(skeleton, number_format, place)
+    number_format = _number_format(spec, config, skeleton, place, plan)
+    device_map = _placement(skeleton, number_format, place, plan)
     tokenizer = load_tokenizer(folder)
     del skeleton
     with _report_loading(progress):
-        model = _read_weights(folder, config, number_format, device_map)
+        model = _read_weights(folder, config, number_format, device_map, plan)
     moe = MoeModel(model, tokenizer, spec=spec, fingerprint=fingerprint(folder))
-    moe.quantisation = str(getattr(config, "quantization_config", "") or "")
+    moe.quantisation = plan.text(moe)
     ensure_checked(moe, store, progress)
     if store is not None:
         remember_identity(store, spec, moe.identity, label=moe.label)
@@ -205,30 +211,26 @@ def _device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def weight_bytes(skeleton: torch.nn.Module, dtype: torch.dtype) -> int:
-    """Memory that the weights take in `dtype` (tied weights once)."""
-    seen = {id(p): p for p in skeleton.parameters()}
-    return sum(p.numel() * dtype.itemsize for p in seen.values())
-
-
-def _number_format(spec: ModelSpec, config: Any, skeleton: torch.nn.Module, place: torch.device) -> torch.dtype:
+def _number_format(
+    spec: ModelSpec, config: Any, skeleton: torch.nn.Module, place: torch.device, plan: Plan
+) -> torch.dtype:
     if spec.dtype != "auto":
         return _DTYPES[spec.dtype]
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     own = own if isinstance(own, torch.dtype) else torch.float32
     if place.type == "cuda":
         return own
-    fits = weight_bytes(skeleton, torch.float32) * _HEADROOM <= available_bytes(place)
+    fits = plan.weight_bytes(skeleton, torch.float32) * _HEADROOM <= available_bytes(place)
     return torch.float32 if fits else own
 
 
-def _placement(skeleton: torch.nn.Module, dtype: torch.dtype, place: torch.device) -> Any:
+def _placement(skeleton: torch.nn.Module, dtype: torch.dtype, place: torch.device, plan: Plan) -> Any:
     """accelerate's device map: everything on one device where it fits, GPU and CPU together where only that does."""
-    needed = int(weight_bytes(skeleton, dtype) * _HEADROOM)
+    needed = int(plan.weight_bytes(skeleton, dtype) * _HEADROOM)
     free = available_bytes(place)
     if needed <= free:
         return {"": place}
-    if place.type == "cuda":
+    if place.type == "cuda" and not plan.whole:
         together = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
         together += available_bytes("cpu")
         if needed <= together:
@@ -244,17 +246,20 @@ def _placement(skeleton: torch.nn.Module, dtype: torch.dtype, place: torch.devic
 # ---- the weights ---------------------------------------------------------------------------------------------------
 
 
-def _read_weights(folder: Path, config: Any, dtype: torch.dtype, device_map: Any) -> torch.nn.Module:
+def _read_weights(folder: Path, config: Any, dtype: torch.dtype, device_map: Any, plan: Plan) -> torch.nn.Module:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False,
-            local_files_only=True, output_loading_info=True,
+            local_files_only=True, output_loading_info=True, **plan.options,
         )  # fmt: skip
-    except torch.cuda.OutOfMemoryError:
-        raise ModelError("The GPU ran out of memory while loading.", "Choose device cpu, or a smaller dtype.") from None
-    except MemoryError:
-        raise ModelError("The machine ran out of memory while loading.", "Choose a smaller dtype or model.") from None
+        plan.finish(model, dtype)
     except Exception as error:  # noqa: BLE001 - damaged files surface as many types
+        if ran_out(error):
+            where = "GPU" if type(error).__name__ == "OutOfMemoryError" else "machine"
+            raise ModelError(
+                f"The {where} ran out of memory while loading.",
+                "Choose a smaller dtype, quantisation int8, a smaller model, or device cpu in place of a GPU.",
+            ) from None
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         raise ModelError(
             f"The weights cannot be read ({type(error).__name__}: {reason}).", "Copy or download the model again."

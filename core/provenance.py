@@ -44,4 +44,5 @@ def provenance_of(model: MoeModel, prepared: PreparedFact, sigma: float) -> Prov
         notes=notes,
         noise_floor=model.noise_floor.rescue,
         noise_floor_largest=model.noise_floor.largest,
+        quantisation=model.quantisation,
     )

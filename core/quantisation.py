@@ -1,14 +1,13 @@
 """Which quantisations can be asked for, which stored ones can be read, and the others by name with what to do.
 
-Measured with transformers 5.23 on tiny models of every kind of block (tests/test_quantisation.py), as experts are fused
-3-D weights there:
+Measured with transformers 5.23, which keeps a layer's experts as fused 3-D weights (tests/test_quantisation.py):
 
-- torchao int8 weight-only: quantises fused experts when they are named (`FqnToConfig`; by its default only `nn.Linear`),
-  runs on CPU and GPU with the `eager` experts, is written and read back as safetensors. Works: quantisation `int8`.
-- fine-grained FP8 and MXFP4 checkpoints: their kernels need a GPU and code from the hub; transformers can expand them
+- torchao int8 weight-only quantises fused experts when they are named (`FqnToConfig`; by itself only `nn.Linear`), runs
+  on CPU and GPU with the `eager` experts, and is written and read back as safetensors. Works: quantisation `int8`.
+- Fine-grained FP8 and MXFP4 checkpoints: their kernels need a GPU and code from the hub; transformers can expand them
   while reading. Works: they run in the dtype that was chosen, and take that dtype's memory.
-- torchao int4: its packing takes no 3-D weights. bitsandbytes 8 and 4 bit: converts `nn.Linear` only, the experts stay as
-  they were. Refused, like every other method that was not measured.
+- torchao int4 needs GPU kernels of another package. bitsandbytes 8 and 4 bit: only `nn.Linear` is converted, the
+  experts stay as they were. Refused, like every other method.
 
 Reads configurations as plain dictionaries: no torch.
 """
@@ -26,9 +25,12 @@ QUANTISATIONS = (NONE, INT8)
 EXPANDED = {"fp8": "FP8", "mxfp4": "MXFP4"}
 """Stored methods that are expanded to the chosen dtype while reading."""
 
+INT8_BYTES = 1.1
+"""Bytes per parameter of an int8 model: nearly all of them are experts."""
+
 _LINEAR_ONLY = "it converts nn.Linear only, and the experts, which are most of the weights, stay as they were"
 _ASKED = {
-    "int4": "torchao's int4 packing takes no fused experts",
+    "int4": "torchao's int4 needs the GPU kernels of another package (mslk)",
     "bnb8": f"bitsandbytes: {_LINEAR_ONLY}",
     "bnb4": f"bitsandbytes: {_LINEAR_ONLY}",
     "bitsandbytes": _LINEAR_ONLY,
@@ -70,6 +72,15 @@ def stored(config: Mapping[str, Any]) -> str:
     return method
 
 
+def described(found: str) -> str:
+    """What becomes of weights that are stored so, in a few words; empty where they are not quantised."""
+    if found in EXPANDED:
+        return f"stored as {EXPANDED[found]}, expanded while loading"
+    if found and found != INT8:
+        return f"{found}, which cannot be traced"
+    return found
+
+
 def _bits(config: Mapping[str, Any]) -> int:
     return 8 if config.get("load_in_8bit") else 4 if config.get("load_in_4bit") else 0
 
@@ -104,7 +115,7 @@ def check_stored(config: Mapping[str, Any], asked: str = NONE) -> str:
     return found
 
 
-def bytes_per_parameter(found: str, own: float) -> float:
+def bytes_in_memory(found: str, own: float) -> float:
     """What a parameter takes in memory when a checkpoint is read as it is: `own` are its bytes on the disk. Those of an
     expanded method run in bfloat16 at least."""
     return max(own, 2.0) if found in EXPANDED else own

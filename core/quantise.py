@@ -65,7 +65,10 @@ class Plan:
         """Memory that the weights will take (tied ones once), activations in `dtype`."""
         parameters = {id(p): (name, p) for name, p in skeleton.named_parameters()}
         small = set(int8_names(skeleton)) if self.stored == INT8 else set(self.names)
-        return sum(p.numel() * (1 if name in small else dtype.itemsize) for name, p in parameters.values())
+        return sum(
+            p.numel() + 4 * (p.numel() // p.shape[-1]) if name in small else p.numel() * dtype.itemsize
+            for name, p in parameters.values()
+        )
 
     def finish(self, model: nn.Module, dtype: torch.dtype) -> None:
         """After reading: weights that were stored beside quantised ones come in their own dtype; give them `dtype`."""
@@ -162,7 +165,7 @@ def _parts(model: MoeModel) -> Iterator[tuple[str, torch.Tensor]]:
                 yield "experts", parameter
             elif id(parameter) in inside and parameter.shape[0] in (1, model.n_experts):
                 yield "router", parameter
-            elif id(parameter) in inside or "mlp" in name:
+            elif id(parameter) in inside or any(part in name for part in ("mlp", "feed_forward", "ffn")):
                 yield "shared and dense", parameter
             else:
                 yield "attention", parameter

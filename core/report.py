@@ -41,6 +41,8 @@ def summary(result: TraceResult, *, best: int = BEST) -> str:
         lines.append(f"noise floor        {where.noise_floor:.2g}   {rounding(where)}")
     if result.drop < (where.noise_floor or 0):
         lines.append("The drop is within rounding: nothing below says anything about this fact.")
+    if where.quantisation:
+        lines.append(f"weights            {where.quantisation}")
     problems = filter_problems(result)
     if problems:
         lines.append(f"This fact fails the paper's filter: {'; '.join(problems)}.")

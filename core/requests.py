@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .errors import InputError
+from .quantisation import NONE, check_asked
 
 SpecialTokens = Literal["auto", "on", "off"]
 ObjectTokens = Literal["space", "paper"]
@@ -53,16 +54,19 @@ class Fact:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which weights, in which number format, where. `name` is `demo`, a hub id or a local folder."""
+    """Which weights, in which number format, where. `name` is `demo`, a hub id or a local folder. `quantisation` is
+    done while loading (see `core.quantisation`)."""
 
     name: str = "demo"
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    quantisation: str = NONE
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
+        check_asked(self.quantisation)
         if not self.name.strip():
             raise InputError("No model was named.", "Give `demo`, a hub id or a folder.", field="model")
 

@@ -46,7 +46,8 @@ class Provenance:
     `versions`: python, torch, transformers, ... ; `implementation`: attention and experts implementation;
     `tokens`/`token_ids`: what the model saw; `noise_sigma`: std of the added noise, in embedding units.
     `noise_floor`: rescues below it (logits) are within rounding; `noise_floor_largest`: the most that rounding was
-    seen to move one (see `core.noise_floor`; None in answers from before it was measured).
+    seen to move one (see `core.noise_floor`; None in answers from before it was measured). `quantisation`: number
+    formats of the weights where some are quantised.
     """
 
     model: str
@@ -73,6 +74,7 @@ class Provenance:
     notes: list[str] = field(default_factory=list)
     noise_floor: float | None = None
     noise_floor_largest: float | None = None
+    quantisation: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .errors import ExpertScopeError, ModelError, StoreError
 from .identity import locate
 from .jobs import Job, JobRegistry
 from .progress import Progress
+from .quantisation import INT8, INT8_BYTES, described
 from .requests import Fact, ModelSpec, TraceRequest
 from .results import TraceResult
 
@@ -146,14 +147,7 @@ class Workbench:
         self._model, self._model_spec = None, None  # one at a time: the old one goes before the new one comes
         gc.collect()
         progress.update(0, 1, f"loading {spec.name}")
-        self._model = self._engine.load_model(
-            spec.name,
-            revision=spec.revision,
-            dtype=spec.dtype,
-            device=spec.device,
-            progress=progress,
-            store=self._store,
-        )
+        self._model = self._engine.load_model(**dataclasses.asdict(spec), progress=progress, store=self._store)
         self._model_spec = spec
         return self._model
 
@@ -176,11 +170,13 @@ class Workbench:
     def model_state(self, spec: ModelSpec) -> ModelState:
         """Where the model is; reads folders only."""
         entry = catalog.entry(spec.name, revision=spec.revision)
-        memory = entry.memory()
+        memory = entry.memory(INT8_BYTES if spec.quantisation == INT8 else None)
         if self._model_spec == spec:
-            return ModelState(LOADED, "In memory, ready.", memory)
+            how = getattr(self._model, "quantisation", "")
+            return ModelState(LOADED, f"In memory, ready. {how}".strip(), memory)
         if entry.state == catalog.HERE:
-            return ModelState(ON_DISK, "On this machine; it is loaded when something is traced.", memory)
+            how = f" Weights: {described(entry.quantisation)}." if entry.quantisation else ""
+            return ModelState(ON_DISK, f"On this machine; it is loaded when something is traced.{how}", memory)
         if entry.state == catalog.PARTLY:
             return ModelState(NOT_HERE, "Some of its files are missing on this machine; loading fetches them.", memory)
         return ModelState(NOT_HERE, "Not on this machine; loading downloads it from the Hugging Face hub.", memory)

@@ -12,19 +12,25 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 
-def build(family: str = "qwen3_moe") -> PreTrainedModel:
-    """A random model of `family` whose vocabulary is that of the tokenizer that `save` puts beside it."""
+def build(family: str = "qwen3_moe", *, width: int | None = None) -> PreTrainedModel:
+    """A random model of `family` whose vocabulary is that of the tokenizer that `save` puts beside it. `width`: inner
+    width of the experts and dense layers."""
     recipe = tiny_models.FAMILIES[family]
     size = {"vocab_size": len(tokenizers_for_tests.tokenizer("prefix_space"))}
+    if width is not None:
+        size["intermediate_size"] = width
     config = AutoConfig.for_model(family, **{**tiny_models.COMMON, **recipe.config, **size})
     model = AutoModelForCausalLM.from_config(config).float().eval()
     tiny_models.randomise(model, recipe, 0)
     return model
 
 
-def save(folder: Path, family: str = "qwen3_moe", *, dtype: torch.dtype = torch.float32, shard: str = "50GB") -> Path:
+def save(
+    folder: Path, family: str = "qwen3_moe", *, dtype: torch.dtype = torch.float32, shard: str = "50GB",
+    width: int | None = None,
+) -> Path:  # fmt: skip
     """A random model of `family` with a trained byte-level tokenizer, written as transformers writes it."""
-    build(family).to(dtype).save_pretrained(folder, max_shard_size=shard)
+    build(family, width=width).to(dtype).save_pretrained(folder, max_shard_size=shard)
     tokenizers_for_tests.tokenizer("prefix_space").save_pretrained(folder)
     return folder
 

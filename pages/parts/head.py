@@ -74,6 +74,8 @@ def _settings(result: TraceResult) -> list[tuple[str, ...]]:
         ("tokens", f"special {request.special_tokens}, objects {request.object_tokens}"),
         ("model", f"{prov.model.split('/')[-1]}, {prov.dtype} on {prov.device}"),
     ]
+    if prov.quantisation:
+        rows.append(("weights", prov.quantisation))
     if prov.noise_floor is not None:
         floor = f"{prov.noise_floor:.2g} logits"
         rows.append(("noise floor", floor, f"{NOISE_FLOOR} Here {views.rounding(prov)}."))

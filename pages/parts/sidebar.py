@@ -10,6 +10,7 @@ import streamlit as st
 
 from core.errors import ExpertScopeError
 from core.links import Link
+from core.quantisation import QUANTISATIONS
 from core.requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SPECIAL_TOKENS, ModelSpec
 from core.workbench import LOADED, ON_DISK
 
@@ -17,6 +18,11 @@ from . import base, facts_panel, state, store_panel, text
 
 STATE_BADGES = {LOADED: ":green-badge[loaded]", ON_DISK: ":blue-badge[on disk]"}
 
+UNCHANGED = (None, "auto", "none")
+HELP_QUANTISATION = (
+    "`int8`: torchao's 8-bit weights for experts, attention and dense layers, made while loading. About half the "
+    "memory of bfloat16; the numbers are those of the quantised model."
+)
 HELP_SPECIAL = (
     "Whether the tokenizer adds its special tokens (a BOS, say). `auto` is the tokenizer's own default. "
     "It changes conclusions: Mixtral selects another expert with a BOS than without."
@@ -109,7 +115,7 @@ def _model(link: Link) -> None:
             "A tiny demo model, trained for this app. It shows how tracing works; its maps are no evidence about "
             "large models."
         )
-    changed = [x for x in (spec.revision, spec.dtype, spec.device) if x not in (None, "auto")]
+    changed = [x for x in (spec.revision, spec.dtype, spec.device, spec.quantisation) if x not in UNCHANGED]
     with st.expander("Model options" + (f" · {text.plain(', '.join(changed))}" if changed else "")):
         if spec.name != "demo":
             key = state.key("revision")
@@ -120,6 +126,7 @@ def _model(link: Link) -> None:
         for field, choices, help_ in (
             ("dtype", DTYPES, "Number format. `auto`: float32 on a CPU where it fits, else the checkpoint's own."),
             ("device", DEVICES, "`auto`: a GPU where there is one."),
+            ("quantisation", QUANTISATIONS, HELP_QUANTISATION),
         ):
             key = state.key(field)
             st.selectbox(
