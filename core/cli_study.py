@@ -145,7 +145,7 @@ def settings_of(arguments: argparse.Namespace) -> StudySettings:
     chosen = arguments.preset or ("demo" if arguments.facts == BUNDLED else "paper")
     names = [name for group in _GROUPS.values() for name in group]
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    spec = ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device)
+    spec = ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device, arguments.quantisation)
     facts = arguments.facts if arguments.facts == BUNDLED else Path(arguments.facts).name
     return preset(chosen, **changes, model=spec, facts=facts, cases=arguments.cases)
 

@@ -31,6 +31,7 @@ CASES = [
         View(measure="rescue", pos=3, layer=0, expert=0, strip=7),
         True,
     ),
+    (TraceRequest(fact=JAPAN, model=ModelSpec(quantisation="int8")), View(), True),
     (TraceRequest(fact=TYPED, noise=1e-3), View(pos=0, layer=5, expert=SHARED), False),
     (TraceRequest(fact=Fact(prompt="{} is", subject="A", true="b", foil_auto=True)), View(), False),
     (TraceRequest(fact=Fact(prompt="{} is", subject="A", true="b")), View(), False),

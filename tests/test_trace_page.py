@@ -126,6 +126,16 @@ def test_the_noise_floor_stands_beside_the_figures(bench, engine, floor, on_the_
     assert "within rounding of this model and dtype" in shown(page)
 
 
+def test_quantisation_is_a_model_option(bench, engine):
+    page = finished(opened(), bench)
+    (box,) = [box for box in page.selectbox if box.label == "quantisation"]
+    assert (box.value, box.options) == ("none", ["none", "int8"])
+    page = finished(box.select("int8").run(), bench)
+    assert engine.asked[-1].model.quantisation == "int8"
+    assert params_of(page)["quantisation"] == "int8"
+    assert any("int8" in expander.label for expander in page.expander)
+
+
 def test_a_link_brings_back_everything(bench, engine):
     request = TraceRequest(fact=JAPAN, noise=2.5, draws=3, seed=9, special_tokens="off", object_tokens="paper")
     result = fake_result(request=request)
