@@ -148,8 +148,8 @@ def demo() -> MoeModel:
 
 
 def test_how_far_int8_is_from_fp32_on_the_demo(demo: MoeModel) -> None:
-    """Weights rounded to 8 bits are another model, close by: contrasts within a tenth of a logit in the median, the same
-    cells matter. (The sweep is exact on each of them.)"""
+    """Weights rounded to 8 bits are another model, close by: contrasts within a tenth of a logit in the median, and
+    the same cells matter. (The sweep is exact on each of them.)"""
     full = load_model("demo")
     asked = [TraceRequest(fact) for fact in facts.bundled()[50::300][:12]]
     frames = [pd.concat([r.frame for r in trace.trace_many(model, asked)]) for model in (full, demo)]
