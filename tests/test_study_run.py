@@ -393,6 +393,10 @@ def test_planted_truth_is_found(kind, verdict, layer, expert, tmp_path):
     if kind == "coalition":
         minimal = found.rows[(found.rows.kind == table.MINIMAL) & (found.rows.split == table.VALIDATION)]
         assert set(minimal.experts) == {"2,6"} and summary["expert"] in ("L01E002", "L01E006")
+        assert {member["expert"] for member in summary["coalition"]["members"]} == {"L01E002", "L01E006"}
+        assert (
+            "Most often in it: L1E002 (" in summary["verdict_words"][-1] and "L1E006 (" in summary["verdict_words"][-1]
+        )
     if kind == "own":
         assert summary["expert"] is None
 

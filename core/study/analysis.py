@@ -126,6 +126,7 @@ def analyse(rows: pd.DataFrame, settings: Mapping[str, Any]) -> Analysis:
         minimal=estimates["minimal_coalition"],
         minimal_minus_target=estimates["minimal_minus_target"],
         minimal_minus_random=estimates["minimal_minus_random"],
+        coalition_members=() if layer is None else _members(rows, layer),
     )
     searched = joint.search(rows, options)
     verdict = decide(evidence)
@@ -159,6 +160,11 @@ def _cautions(
             f"{interval(searched.validation)} on validation."
         )
     return out
+
+
+def _members(rows: pd.DataFrame, layer: int) -> tuple[tuple[int, int], ...]:
+    """(expert, facts) of the minimal coalitions on validation, most frequent first."""
+    return tuple((int(row.expert), int(row.n)) for row in coalitions.members(rows, layer=layer).itertuples())
 
 
 def json_number(value: float) -> float | None:

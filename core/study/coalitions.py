@@ -116,6 +116,16 @@ def plan(rows: pd.DataFrame, coalition: Coalition, *, layer: int, n_random: int 
     return pd.DataFrame(out, columns=["scan_index", "kind", "experts"])
 
 
+def members(rows: pd.DataFrame, *, layer: int) -> pd.DataFrame:
+    """Who the minimal coalitions of the validation facts are made of: expert, n (facts), of (facts with a coalition);
+    most frequent first, of equals the lowest index first."""
+    found = rows[(rows.stage == table.MAIN) & (rows.kind == table.MINIMAL) & (rows.layer == layer)]
+    found = found.drop_duplicates("scan_index")
+    counts = pd.Series([e for text in found.experts for e in parse(text)], dtype="int64").value_counts()
+    out = pd.DataFrame({"expert": counts.index.astype("int64"), "n": counts.to_numpy(), "of": len(found)})
+    return out.sort_values(["n", "expert"], ascending=[False, True], ignore_index=True)
+
+
 def random_coalitions(case_id: int, active: Sequence[int], size: int, n: int) -> list[list[int]]:
     """`n` random coalitions of `size` of the clean-active experts, drawn one after the other with
     `random.Random(2000 + case_id).sample` from them in rising order; they may repeat, or be the minimal one."""

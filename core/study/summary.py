@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from . import coalitions, values
 from . import rows as table
-from . import values
 from .analysis import Analysis, analyse, json_number, n_active
 from .quantities import BESIDE, QUANTITIES, restoration
 
@@ -68,6 +68,10 @@ def summarise(
             "size": a.coalition.size,
             "reached": a.coalition.reached,
             "share": a.coalition.share,
+            "members": [
+                {"expert": expert_id(a.layer or 0, int(row.expert)), "n": int(row.n), "of": int(row.of)}
+                for row in coalitions.members(a.rows, layer=a.layer or 0).itertuples()
+            ],
         },
         "joint_search": _joint(a),
         "stability": _agreement(a.grid),

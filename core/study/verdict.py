@@ -50,6 +50,7 @@ class Evidence:
 
     `expert`, `n_active` of `n_discovery`: the selected one (None: no candidate) and its recurrence; `needed`: by a
     candidate. `coalition_size`: 0 where there is none; `coalition_rule` in words; `reached`: on discovery.
+    `coalition_members`: (expert, facts) of the validation facts' minimal coalitions, most frequent first.
     """
 
     layer: int | None
@@ -69,6 +70,7 @@ class Evidence:
     minimal: Estimate
     minimal_minus_target: Estimate
     minimal_minus_random: Estimate
+    coalition_members: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,15 @@ def _coalition_words(e: Evidence, rule: int) -> str:
     if e.minimal_minus_random.n == 0:
         other = "and that is all active experts, so that there are no others of that size"
     gap = f"minus {wanted} that leaves {interval(e.minimal_minus_target)}"
-    return f"{carried}: {group} {interval(e.minimal)}; {gap}, {other}."
+    return f"{carried}: {group} {interval(e.minimal)}; {gap}, {other}.{_members(e)}"
+
+
+def _members(e: Evidence) -> str:
+    """Who is in the coalitions most often: as many as a coalition has, or the first few of them."""
+    named = [f"{expert_name(e.layer, expert)} ({n})" for expert, n in e.coalition_members[: min(e.coalition_size, 4)]]
+    if not named:
+        return ""
+    return f" Most often in it: {', '.join(named)} of {_facts(e.minimal.n)}."
 
 
 def _cautions(e: Evidence) -> list[str]:
