@@ -22,6 +22,7 @@ from .budget import Budget
 from .errors import InputError
 from .fact_runs import runs_of, with_best_foil
 from .moe import MoeModel
+from .parts import sweep_in_parts
 from .patches import Patch, Step, Updates
 from .progress import SILENT, Progress, Share
 from .prompts import PreparedFact
@@ -241,8 +242,8 @@ class _Trial:
         batches = list(self._budget.batches(sizes))
         for i, batch in enumerate(batches):
             patches = {(b, j): _patch(sets[b], corrupt=j + 1) for b in batch for j in range(draws)}
-            outcome = sweep(
-                self.model, self.model.structure, self._runs, listed(list(dict.fromkeys(patches.values()))),
+            outcome = sweep_in_parts(
+                self.model, self._runs, list(dict.fromkeys(patches.values())),
                 objects=[(self.fact.true_id, self.fact.foil_id)] * len(self._runs),  # type: ignore[list-item]
                 chunk_tokens=self._budget.chunk_tokens, keep=False, progress=Share(progress, i, 1, len(batches)),
             )  # fmt: skip

@@ -18,13 +18,14 @@ from .errors import InputError
 from .fact_runs import runs_of, with_chosen_foil
 from .head import all_logits
 from .moe import MoeModel
+from .parts import sweep_in_parts
 from .patch_file import PatchSpec, build, check_shape
 from .progress import SILENT, Progress
 from .prompts import PreparedFact
 from .provenance import provenance_of
 from .requests import TraceRequest
 from .results import LEAST_DROP, Provenance, is_defined
-from .sweep import Outcome, listed, sweep
+from .sweep import Outcome
 
 COLUMNS = [
     "case_id", "name", "run", "draw", "true_logit", "foil_logit", "contrast", "rescue", "restoration",
@@ -108,8 +109,8 @@ def patch_prepared(
     fact = with_chosen_foil(model, fact, runs[0], budget)
     place = {"n_tokens": len(fact.input_ids), "last_subject": fact.subject_positions[-1], "clean": 0}
     asked = [(spec, j, build(spec, **place, corrupt=j + 1)) for j in range(request.draws) for spec in specs]
-    outcome = sweep(
-        model, model.structure, runs, listed([patch for _, _, patch in asked]),
+    outcome = sweep_in_parts(
+        model, runs, list(dict.fromkeys(patch for _, _, patch in asked)),
         objects=[(fact.true_id, fact.foil_id)] * len(runs), chunk_tokens=budget.chunk_tokens, keep=False,
         with_attention=any(step.site == "attention" for _, _, patch in asked for step in patch.steps),
         keep_final=True, progress=progress,

@@ -5,10 +5,9 @@ Knows failures of allocation as torch, NumPy and Python report them; nothing of 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from .errors import OutOfMemory
@@ -26,23 +25,13 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
 
 
-def give_back() -> None:
-    """Return memory that nothing uses any more to the devices, so that a smaller attempt finds it."""
-    gc.collect()
+def give_back(*, thorough: bool = True) -> None:
+    """Return memory that nothing uses any more to the devices, so that a smaller attempt finds it. `thorough`: also
+    what only old objects refer to."""
+    gc.collect(2 if thorough else 1)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def in_words(what: str = "The memory is used up.") -> Iterator[None]:
-    """Whatever failure of allocation leaves the block becomes an `OutOfMemory` with `what` as its first sentence."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemory(what) from error
 
 
 class Room:
@@ -75,4 +64,4 @@ class Room:
             # here the exception is gone, and with it the tensors that its frames held
             self.tokens //= 2
             self.halvings += 1
-            give_back()
+            give_back(thorough=False)
