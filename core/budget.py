@@ -16,6 +16,7 @@ from .moe import MoeModel
 from .prompts import PreparedFact
 from .requests import TraceRequest
 from .room import Room
+from .weights import LAYERS_AT_ONCE, kept_elsewhere
 
 _KEPT_SHARE = 0.35  # of the free memory, for rows' states and activations
 _WORKING_SHARE = 0.25  # for what a layer call allocates on the way
@@ -33,12 +34,10 @@ class Budget:
 
     @classmethod
     def measure(cls, model: MoeModel) -> Budget:
-        """The budget at this moment on the model's device."""
-        free = available_bytes(model.device)
+        """The budget at this moment on the model's device, less what the layers take that come in one by one."""
+        free = max(0, available_bytes(model.device) - int(LAYERS_AT_ONCE * kept_elsewhere(model.layers)))
         tokens = int(free * _WORKING_SHARE / model.structure.bytes_per_token)
-        # where accelerate fetches weights for every call, few large calls are better
-        fetched = len(set(map(str, (getattr(model.model, "hf_device_map", None) or {}).values()))) > 1
-        most = _MOST_TOKENS_CPU if model.device.type == "cpu" and not fetched else _MOST_TOKENS
+        most = _MOST_TOKENS_CPU if model.device.type == "cpu" else _MOST_TOKENS
         return cls(chunk_tokens=Room(max(64, min(most, tokens))), kept_bytes=int(free * _KEPT_SHARE))
 
     @staticmethod

@@ -20,6 +20,7 @@ GB = 10**9
 BASE_BYTES = GB  # Python, torch, the packed rows of a sweep and the store's buffers
 WORKING_SHARE = 0.1  # of the weights: activations and temporary copies that grow with the model
 
+_LONGEST_HEADER = 100 * 2**20  # bytes, as the format itself allows
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 
 
@@ -119,7 +120,7 @@ def _from_folder(name: str, folder: Path) -> CatalogEntry:
     if config is None:
         return CatalogEntry(name, None, None, None, None, None, state=PARTLY if folder.is_dir() else ABSENT)
     layers, moe_layers, experts, top_k, shared = _shape(config)
-    files, complete = _weight_files(folder)
+    files, complete = weight_files(folder)
     parameters, size = 0, 0
     for file in files:
         counted = _count(file)
@@ -164,7 +165,21 @@ def _shape(config: dict[str, Any]) -> tuple[int | None, int | None, int | None, 
     return layers, moe_layers, experts, top_k, shared
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], bool]:
+def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """What a safetensors file says about its tensors ({name: dtype, shape, data_offsets}), and where their data begins.
+
+    Raises OSError, ValueError or `struct.error` where the file is none.
+    """
+    with file.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        if length > _LONGEST_HEADER:
+            raise ValueError("the header is too long")
+        header = json.loads(handle.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def weight_files(folder: Path) -> tuple[list[Path], bool]:
     """(safetensors files that are there, whether those are all of them)."""
     index = _json_file(folder / "model.safetensors.index.json")
     if index is not None and isinstance(index.get("weight_map"), dict):
@@ -188,19 +203,13 @@ def _count(file: Path) -> tuple[int, int] | None:
 def _count_header(file: Path, file_size: int, changed: int) -> tuple[int, int] | None:
     """The sidebar asks on every click: a header is read once as long as the file stays as it is."""
     try:
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            if length > 100 * 2**20:
-                return None
-            header = json.loads(handle.read(length))
+        header, start = read_header(file)
         parameters = size = 0
-        for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
+        for tensor in header.values():
             begin, end = tensor["data_offsets"]
             size += end - begin
             parameters += (end - begin) // _BYTES.get(tensor["dtype"], 1)
-        return (parameters, size) if file_size >= 8 + length + size else None
+        return (parameters, size) if file_size >= start + size else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
 

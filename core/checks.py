@@ -31,6 +31,7 @@ from .room import ran_out
 from .shrink import shrunken_model
 from .structure import Probing, Structure
 from .sweep import Pass, listed, sweep
+from .weights import one_pass
 
 _TOKENS, _SUBJECT = 8, (2, 3)
 _SMALL_LIMIT = 2e-4  # on the copy, relative to how far the patches move the logits
@@ -274,7 +275,10 @@ def check_weights(model: MoeModel) -> list[Check]:
 
 @contextlib.contextmanager
 def _visiting(model: MoeModel, visit: Callable[[int], None]) -> Iterator[None]:
-    """While a plain forward runs inside: `visit(l)` as soon as layer l has run, and before layer l + 1 does."""
+    """While a plain forward runs inside: `visit(l)` as soon as layer l has run, and before layer l + 1 does.
+
+    A layer's weights are fetched once for both.
+    """
     coming = iter(range(model.n_layers))
     busy = False
 
@@ -290,10 +294,22 @@ def _visiting(model: MoeModel, visit: Callable[[int], None]) -> Iterator[None]:
                 visit(layer)
             finally:
                 busy = False
+                held.close()
 
         return hook
 
-    with hooks(*(module.register_forward_hook(behind(layer)) for layer, module in enumerate(model.layers))):
+    def ahead(layer: int) -> Callable:
+        def hook(module, args):  # noqa: ANN001, ANN202 - a torch hook
+            if not busy:
+                held.enter_context(hold(layer))
+
+        return hook
+
+    numbered = list(enumerate(model.layers))
+    with one_pass(model.layers) as hold, contextlib.ExitStack() as held, hooks(
+        *(module.register_forward_pre_hook(ahead(layer)) for layer, module in numbered),
+        *(module.register_forward_hook(behind(layer)) for layer, module in numbered),
+    ):
         yield
 
 

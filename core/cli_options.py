@@ -9,7 +9,17 @@ from typing import Any
 
 from .console import TerminalProgress, say
 from .errors import StoreError
-from .requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SPECIAL_TOKENS, Fact, ModelSpec, TraceRequest
+from .requests import (
+    DEVICES,
+    DTYPES,
+    MAX_DRAWS,
+    OBJECT_TOKENS,
+    PLACEMENTS,
+    SPECIAL_TOKENS,
+    Fact,
+    ModelSpec,
+    TraceRequest,
+)
 
 
 def fact_options(command: argparse.ArgumentParser) -> None:
@@ -20,6 +30,10 @@ def fact_options(command: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: float32 on a CPU where it fits")
     model.add_argument("--device", default="auto", choices=DEVICES)
     model.add_argument("--quantisation", default="none", metavar="WHAT", help="none, or int8: smaller weights (none)")
+    model.add_argument(
+        "--placement", default="auto", choices=PLACEMENTS,
+        help="weights in memory, or layers read from the disk once per trace; auto: in memory if they fit",
+    )  # fmt: skip
 
     fact = command.add_argument_group("facts")
     fact.add_argument("--prompt", metavar="TEXT", help="template with {} for the subject, or the whole text")
@@ -44,7 +58,10 @@ def template(arguments: argparse.Namespace, *, experts: str | tuple[int, ...]) -
     """The request of every fact of a command, but for the fact."""
     return TraceRequest(
         fact=Fact("", "", ""),
-        model=ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device, arguments.quantisation),
+        model=ModelSpec(
+            arguments.model, arguments.revision, arguments.dtype, arguments.device, arguments.quantisation,
+            arguments.placement,
+        ),
         noise=arguments.noise,
         draws=arguments.draws,
         seed=arguments.seed,
@@ -56,9 +73,13 @@ def template(arguments: argparse.Namespace, *, experts: str | tuple[int, ...]) -
 
 
 def load(spec: ModelSpec, store: Any, progress: TerminalProgress) -> Any:
+    """The loaded model; where its weights stay on the disk, that is said."""
     from .models import load_model
 
-    return load_model(**dataclasses.asdict(spec), progress=progress, store=store)
+    model = load_model(**dataclasses.asdict(spec), progress=progress, store=store)
+    if remark := getattr(model, "remark", ""):
+        say(remark)
+    return model
 
 
 @contextlib.contextmanager

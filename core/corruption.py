@@ -13,34 +13,34 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-_CHUNK = 16_384  # rows of the table at a time: a few hundred MB in fp32 even for wide models
+from .by_rows import rows_per_piece
 
 
 def embedding_std(embedding: nn.Module) -> float:
     """Std (unbiased, as `Tensor.std`) over all entries of the embedding table as the module puts it out, in fp32.
 
-    A module that scales inside (gemma's) counts with its scale. Two passes over chunks, sums in fp64, so the
-    result does not depend on the chunk size.
+    A module that scales inside (gemma's) counts with its scale. One pass over chunks, in fp64, so that the result does
+    not depend on the chunk size (Chan, Golub, LeVeque 1979, on joining sums of squares).
     """
     n_rows = embedding.num_embeddings if hasattr(embedding, "num_embeddings") else embedding.weight.shape[0]
-    device = embedding.weight.device
+    device, step = embedding.weight.device, rows_per_piece(embedding.weight.shape[-1])
     plain = type(embedding) is nn.Embedding and embedding.max_norm is None and device.type != "meta"
 
     def chunks() -> Iterator[torch.Tensor]:
-        for start in range(0, n_rows, _CHUNK):
+        for start in range(0, n_rows, step):
             if plain:
-                yield embedding.weight[start : start + _CHUNK].float()
+                yield embedding.weight[start : start + step].float()
             else:
-                ids = torch.arange(start, min(start + _CHUNK, n_rows), device=None if device.type == "meta" else device)
+                ids = torch.arange(start, min(start + step, n_rows), device=None if device.type == "meta" else device)
                 yield embedding(ids).float()
 
     with torch.no_grad():
-        total, count = 0.0, 0
+        count, mean, squares = 0, 0.0, 0.0
         for chunk in chunks():
-            total += chunk.sum(dtype=torch.float64).item()
-            count += chunk.numel()
-        mean = total / count
-        squares = sum((chunk.double() - mean).square().sum().item() for chunk in chunks())
+            values = chunk.double()
+            n, own = values.numel(), values.mean().item()
+            squares += (values - own).square_().sum().item() + (own - mean) ** 2 * count * n / (count + n)
+            count, mean = count + n, (mean * count + own * n) / (count + n)
     return math.sqrt(squares / (count - 1))
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 import torch
 from accelerate.utils import align_module_device
 
+from .by_rows import RowTable, rows_per_piece, table_of
 from .hooks import stub
 from .moe import MoeModel
 from .room import Room
 
 _ROWS = 2048
-_VOCABULARY = 16_384
 
 
 @torch.no_grad()
@@ -49,8 +49,9 @@ def all_logits(model: MoeModel, states: torch.Tensor, *, normed: bool = False) -
         def some(at: slice) -> torch.Tensor:
             def product(hidden):  # noqa: ANN001, ANN202
                 hidden = (states[at, None] if normed else hidden).float().to(weight.device)
-                cuts = range(0, weight.shape[0], _VOCABULARY)
-                logits = torch.cat([hidden @ weight[v : v + _VOCABULARY].float().T for v in cuts], -1)
+                step = rows_per_piece(weight.shape[1])
+                cuts = range(0, weight.shape[0], step)
+                logits = torch.cat([hidden @ weight[v : v + step].float().T for v in cuts], -1)
                 return logits if bias is None else logits + bias.float()
 
             return _through_head(model, states[at], product)
@@ -91,12 +92,16 @@ def _by_rows(n: int, most: int, some: Callable[[slice], torch.Tensor], width: in
 
 
 @contextlib.contextmanager
-def _unembedding(model: MoeModel) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+def _unembedding(model: MoeModel) -> Iterator[tuple[torch.Tensor | RowTable, torch.Tensor | None]]:
     """The unembedding's weight [V, d] and bias, fetched for a moment where accelerate keeps them elsewhere."""
-    module = model.unembedding
+    module, table = model.unembedding, table_of(model.unembedding)
     away = module.weight.device.type == "meta"
-    with model.lock, align_module_device(module, torch.device("cpu") if away else None):
-        yield module.weight, getattr(module, "bias", None)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(model.lock)
+        if not isinstance(table, RowTable):
+            stack.enter_context(align_module_device(module, torch.device("cpu") if away else None))
+            table = module.weight
+        yield table, getattr(module, "bias", None)
 
 
 def _through_head(model: MoeModel, states: torch.Tensor, product: Callable[..., torch.Tensor]) -> torch.Tensor:

@@ -13,7 +13,17 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from .errors import InputError
 from .quantisation import NONE, QUANTISATIONS
-from .requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SPECIAL_TOKENS, Fact, ModelSpec, TraceRequest
+from .requests import (
+    DEVICES,
+    DTYPES,
+    MAX_DRAWS,
+    OBJECT_TOKENS,
+    PLACEMENTS,
+    SPECIAL_TOKENS,
+    Fact,
+    ModelSpec,
+    TraceRequest,
+)
 
 MEASURES = ("restoration", "rescue")
 SHARED = "shared"
@@ -22,7 +32,7 @@ MAX_TEXT = 4000
 
 _TYPED = ("prompt", "subject", "true", "foil")
 NAMES = (
-    "model", "revision", "dtype", "device", "quantisation",
+    "model", "revision", "dtype", "device", "quantisation", "placement",
     "fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation",
     "noise", "draws", "seed", "special_tokens", "object_tokens", "first_token",
     "show", "pos", "layer", "expert", "strip",
@@ -64,7 +74,7 @@ def to_query(request: TraceRequest, view: View, *, bundled: bool) -> dict[str, s
     out: dict[str, str] = {"model": model.name}
     if model.revision:
         out["revision"] = model.revision
-    for name in ("dtype", "device"):
+    for name in ("dtype", "device", "placement"):
         if getattr(model, name) != "auto":
             out[name] = getattr(model, name)
     if model.quantisation != NONE:
@@ -117,6 +127,7 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
         dtype=read.choice("dtype", DTYPES, "auto"),
         device=read.choice("device", DEVICES, "auto"),
         quantisation=read.choice("quantisation", QUANTISATIONS, NONE),
+        placement=read.choice("placement", PLACEMENTS, "auto"),
     )
     request = TraceRequest(
         fact=fact,

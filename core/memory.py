@@ -5,6 +5,9 @@ Knows devices and modules, nothing of tracing.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +18,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+try:
+    import resource
+except ImportError:  # Windows: no such limits
+    resource = None  # type: ignore[assignment]
+
+_OWN_LIMITS = (("RLIMIT_DATA", "VmData"), ("RLIMIT_AS", "VmSize"))  # of the process, and how much of it is taken
+_M_MMAP_THRESHOLD, _LARGE = -3, 2**20
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_USAGE = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
 def available_bytes(device: torch.device | str) -> int:
-    """Memory that can still be taken on `device`. On the CPU a container's limit counts as well."""
+    """Memory that can still be taken on `device`. On the CPU a container's and the process's own limits count too."""
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -29,7 +39,43 @@ def available_bytes(device: torch.device | str) -> int:
     limit, used = _first_number(_CGROUP_LIMITS), _first_number(_CGROUP_USAGE)
     if limit is not None and used is not None:
         free = min(free, max(0, limit - used))
-    return int(free)
+    return int(min(free, _left_to_this_process()))
+
+
+def limited() -> bool:
+    """Whether a limit was set for this process's own memory (see `ulimit`), which counts more than what it uses."""
+    return not math.isinf(_left_to_this_process())
+
+
+def _left_to_this_process() -> float:
+    """Bytes up to the limits that were set for this process (`ulimit -d`, `-v`); endless without any."""
+    if resource is None:
+        return math.inf
+    left = math.inf
+    for name, taken in _OWN_LIMITS:
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        if limit != resource.RLIM_INFINITY:
+            left = min(left, max(0, limit - _status_bytes(taken)))
+    return left
+
+
+def _status_bytes(field: str) -> int:
+    """A size out of this process's status."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+
+
+def return_large_blocks() -> None:
+    """From now on this process gives blocks of `_LARGE` bytes and more back to the system when they are freed.
+
+    glibc raises that limit to 32 MB as a program goes on; the holes that smaller blocks then leave in the heap cost
+    hundreds of MB where layers come and go. Does nothing with another C library.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _first_number(paths: tuple[str, ...]) -> int | None:

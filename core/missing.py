@@ -30,7 +30,7 @@ from .progress import Progress, Share
 from .prompts import PreparedFact
 from .requests import TraceRequest, digest
 from .room import give_back, ran_out
-from .sweep import listed, sweep
+from .sweep import sweep
 
 TOP = 20  # next tokens kept per run
 _ROW_COLUMNS = [
@@ -49,24 +49,30 @@ class Question:
 @dataclass
 class Answer:
     """The parts of one answer. `tables[j]`: {part: row set} of draw j; `runs`, `run_*` and `ranks`: clean run first,
-    then each corrupt one. `known`: activations at hand, by run. `fresh_runs`, `fresh_rows`: what the store lacks."""
+    then each corrupt one. `known`: activations at hand, by run. `fresh_runs`, `fresh_rows` (draw, part): what the store
+    lacks."""
 
     question: Question
     sigma: float
     runs: list[Run]
     run_keys: list[str]
-    pair_keys: list[str] = field(default_factory=list)
     tables: list[dict[str, pd.DataFrame]] = field(default_factory=list)
     run_infos: list[dict[str, Any]] = field(default_factory=list)
     routings: list[pd.DataFrame] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     known: dict[int, Activations] = field(default_factory=dict)
     fresh_runs: set[int] = field(default_factory=set)
-    fresh_rows: list[tuple[str, str]] = field(default_factory=list)
+    fresh_rows: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def prepared(self) -> PreparedFact:
         return self.question.prepared
+
+    @property
+    def pair_keys(self) -> list[str]:
+        """The key of each draw's rows, once the foil is known."""
+        ids = self.prepared.true_id, self.prepared.foil_id
+        return [digest("pair", self.run_keys[0], key, ids) for key in self.run_keys[1:]]
 
     @property
     def parts(self) -> list[str]:
@@ -79,11 +85,10 @@ class Answer:
 
     def write(self, store: Any, model: MoeModel, key: str, manifest: dict[str, Any]) -> None:
         """Store everything new of this answer in one transaction."""
-        by_pair = dict(zip(self.pair_keys, self.tables, strict=True))
-        ranks = {pair: [self.ranks[0], rank] for pair, rank in zip(self.pair_keys, self.ranks[1:], strict=True)}
+        keys, ranks = self.pair_keys, [[self.ranks[0], rank] for rank in self.ranks[1:]]
         rows = [
-            (pair, part, by_pair[pair][part], {**manifest["provenance"], "ranks": ranks[pair]})
-            for pair, part in self.fresh_rows
+            (keys[draw], part, self.tables[draw][part], {**manifest["provenance"], "ranks": ranks[draw]})
+            for draw, part in self.fresh_rows
         ]
         runs = [
             (self.run_keys[which], self.known[which].to_bytes(), self.run_infos[which], self.routings[which])
@@ -167,22 +172,13 @@ def _keep(answer: Answer, which: int, run: Run, fresh: Activations | None) -> Ac
     return answer.known[which]
 
 
-def _choose_foils(model: MoeModel, answers: list[Answer], store: Any, budget: Budget, progress: Progress) -> None:
+def _choose_foil(model: MoeModel, answer: Answer, final: torch.Tensor) -> None:
     """Where the foil is automatic: the model's most probable next token of the clean run other than the true one.
 
-    All clean runs that are not known go through the model together; what they leave behind is used again.
+    `final` [d]: the clean run's last hidden state.
     """
-    waiting = [answer for answer in answers if answer.prepared.foil_id is None]
-    if not waiting:
-        return
-    runs = [_run(answer, 0, store) for answer in waiting]
-    outcome = sweep(
-        model, model.structure, runs, listed(()), objects=[(0,)] * len(runs), chunk_tokens=budget.chunk_tokens,
-        progress=progress,
-    )  # fmt: skip
-    for i, (answer, run) in enumerate(zip(waiting, runs, strict=True)):
-        _keep(answer, 0, run, outcome.activations.get(i))
-        prepared = with_best_foil(model, answer.prepared, outcome.final[i : i + 1])
+    if answer.prepared.foil_id is None:
+        prepared = with_best_foil(model, answer.prepared, final[None])
         answer.question = dataclasses.replace(answer.question, prepared=prepared)
 
 
@@ -194,12 +190,11 @@ def _complete(model: MoeModel, answers: list[Answer], store: Any, budget: Budget
 
     One sweep for all, unless a single answer is too large for the memory: then its parts follow one another.
     """
-    _choose_foils(model, answers, store, budget, progress)
     jobs: list[_Job] = []
     for answer in answers:
-        ids = answer.prepared.true_id, answer.prepared.foil_id
-        answer.pair_keys = [digest("pair", answer.run_keys[0], key, ids) for key in answer.run_keys[1:]]
-        answer.tables = [{} for _ in answer.pair_keys]
+        if answer.prepared.foil_id is None and (clean := _run(answer, 0, store).known) is not None:
+            _choose_foil(model, answer, clean.resid[-1, -1].to(model.device))
+        answer.tables = [{} for _ in answer.runs[1:]]
         for draw, parts in _recall(answer, store).items():
             jobs += [_Job(answer, draw, [part]) for part in parts]
     sizes = [budget.part_bytes(model, job.answer.prepared, job.part) for job in jobs]
@@ -226,10 +221,18 @@ def _sweep_jobs(model: MoeModel, jobs: list[_Job], store: Any, budget: Budget, p
         merged.setdefault((id(job.answer), job.draw), _Job(job.answer, job.draw, [])).parts.extend(job.parts)
     for job in merged.values():
         job.clean, job.corrupt = number(job.answer, 0), number(job.answer, job.draw + 1)
-    objects = [(answer.prepared.true_id, int(answer.prepared.foil_id)) for answer, _ in owners]  # type: ignore[arg-type]
+    objects: list[tuple[int, int]] = []
+
+    def choose_objects(finals: torch.Tensor) -> list[tuple[int, int]]:
+        for (answer, which), final in zip(owners, finals, strict=True):
+            if which == 0:
+                _choose_foil(model, answer, final)
+        objects.extend((answer.prepared.true_id, int(answer.prepared.foil_id)) for answer, _ in owners)  # type: ignore[arg-type]
+        return objects
+
     collector = _Collector(model, runs, list(merged.values()))
     outcome = sweep(
-        model, model.structure, runs, collector.plan, objects=objects, chunk_tokens=budget.chunk_tokens,
+        model, model.structure, runs, collector.plan, objects=choose_objects, chunk_tokens=budget.chunk_tokens,
         progress=progress,
     )  # fmt: skip
     direct = collector.direct.values(outcome.final, objects)
@@ -244,20 +247,22 @@ def _sweep_jobs(model: MoeModel, jobs: list[_Job], store: Any, budget: Budget, p
 def _recall(answer: Answer, store: Any) -> dict[int, list[str]]:
     """Take what the store has; {draw: parts} that are still missing.
 
-    A draw whose run's info or rank is missing counts as missing as a whole: its parts are computed again.
+    A draw whose run's info or rank is missing counts as missing as a whole: its parts are computed again. So does
+    everything where the foil is not known before the clean run is.
     """
     n = len(answer.run_keys)
     answer.run_infos, answer.routings, answer.ranks = [{}] * n, [pd.DataFrame()] * n, [0] * n
-    if store is None:
-        answer.fresh_rows = [(pair, part) for pair in answer.pair_keys for part in answer.parts]
+    if store is None or answer.prepared.foil_id is None:
+        answer.fresh_rows = [(draw, part) for draw in range(n - 1) for part in answer.parts]
         return dict.fromkeys(range(n - 1), answer.parts)
-    wanted = [(pair, part) for pair in answer.pair_keys for part in answer.parts]
+    pairs = answer.pair_keys
+    wanted = [(pair, part) for pair in pairs for part in answer.parts]
     rows = store.get_many_rows(wanted)
     infos = store.get_many_run_info(answer.run_keys)
-    notes = store.get_many_provenance([(pair, ENDS) for pair in answer.pair_keys])
+    notes = store.get_many_provenance([(pair, ENDS) for pair in pairs])
     missing: dict[int, list[str]] = {}
     clean_there = answer.run_keys[0] in infos
-    for draw, pair in enumerate(answer.pair_keys):
+    for draw, pair in enumerate(pairs):
         answer.tables[draw] = {part: rows[pair, part] for part in answer.parts if (pair, part) in rows}
         gaps = [part for part in answer.parts if part not in answer.tables[draw]]
         described = clean_there and answer.run_keys[draw + 1] in infos and (pair, ENDS) in notes
@@ -267,7 +272,7 @@ def _recall(answer: Answer, store: Any) -> dict[int, list[str]]:
             answer.ranks[0], answer.ranks[draw + 1] = notes[pair, ENDS]["ranks"]
             for which in (0, draw + 1):
                 answer.run_infos[which], answer.routings[which] = infos[answer.run_keys[which]]
-    answer.fresh_rows = [(answer.pair_keys[draw], part) for draw, parts in missing.items() for part in parts]
+    answer.fresh_rows = [(draw, part) for draw, parts in missing.items() for part in parts]
     return missing
 
 

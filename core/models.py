@@ -7,7 +7,6 @@ happened and what to do. Knows files and transformers; what makes a model tracea
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,14 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .catalog import DEMO_FOLDER
+from .catalog import DEMO_FOLDER, weight_files
 from .checks import ensure_checked
-from .errors import InputError, ModelError, ModelRefused
+from .conversion import StoredWeights
+from .disk import load_from_disk
+from .errors import ExpertScopeError, InputError, ModelError, ModelRefused
 from .identity import DEMO, fingerprint, locate, remember_identity
-from .memory import available_bytes
 from .moe import MoeModel, find_blocks, refuse_shared_outside
+from .placement import Placement, choose
 from .progress import SILENT, Progress
 from .quantisation import NONE
 from .quantise import Plan
@@ -30,10 +31,8 @@ from .requests import ModelSpec
 from .room import ran_out
 
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_HEADROOM = 1.1  # of the weights: what tracing needs beside them
-GIB = 2**30
+GB = 10**9
 
 
 def load_model(
@@ -43,6 +42,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     quantisation: str = NONE,
+    placement: str = "auto",
     progress: Progress = SILENT,
     store: Any = None,
 ) -> MoeModel:
@@ -50,36 +50,42 @@ def load_model(
 
     `name`: `demo`, a hub id or a local folder; `revision`: a hub branch, tag or commit. `dtype` auto: fp32 on the CPU
     where it fits, else the checkpoint's own; `device` auto: a GPU if there is one. `quantisation`: none, or int8
-    (see `core.quantisation`). With a `store` the load-time checks run once per model and library versions. Raises
-    `ModelError` or `ModelRefused`, in words.
+    (see `core.quantisation`). `placement` auto: in memory where the weights fit, else the layers stay on the disk and
+    are read once per pass (`memory`, `disk`: only there). With a `store` the load-time checks run once per model and
+    library versions. Raises `ModelError` or `ModelRefused`, in words.
     """
-    spec = ModelSpec(name=name, revision=revision, dtype=dtype, device=device, quantisation=quantisation)
+    spec = ModelSpec(name, revision, dtype, device, quantisation, placement)
     folder = fetch(spec, progress)
     config = read_config(folder)
     skeleton = _skeleton(config)
     plan = Plan(spec.quantisation, config, skeleton)
-    place = _device(spec.device)
-    number_format = _number_format(spec, config, skeleton, place, plan)
-    device_map = _placement(skeleton, number_format, place, plan)
+    stored = sum(file.stat().st_size for file in weight_files(folder)[0])
+    place = choose(spec, config, skeleton, plan, stored=stored)
     tokenizer = load_tokenizer(folder)
-    del skeleton
     with _report_loading(progress):
-        model = _read_weights(folder, config, number_format, device_map, plan)
+        model, weights = _read_weights(folder, config, skeleton, place, plan)
+    del skeleton
     moe = MoeModel(model, tokenizer, spec=spec, fingerprint=fingerprint(folder))
     moe.quantisation = plan.text(moe)
+    if weights is not None:
+        moe.weights = weights
+        moe.remark = _remark(place, weights)
     ensure_checked(moe, store, progress)
     if store is not None:
         remember_identity(store, spec, moe.identity, label=moe.label)
     return moe
 
 
-def release(model: MoeModel) -> None:
-    """Give a model's memory back; it cannot be used afterwards."""
-    with model.lock:
-        model.model.to("meta")
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _remark(place: Placement, weights: StoredWeights) -> str:
+    """What a person should know of weights that stay on the disk."""
+    why = "as was asked for"
+    if place.needed > place.free:
+        dtype = str(place.dtype).removeprefix("torch.")
+        why = f"as the model needs about {place.needed / GB:.1f} GB in {dtype} and {place.free / GB:.1f} GB are free"
+    return (
+        f"The model's layers stay on the disk, {why}: they are read from there once per trace, "
+        f"about {weights.per_pass / GB:.1f} GB each time."
+    )
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -203,56 +209,25 @@ def _skeleton(config: Any) -> torch.nn.Module:
     return model
 
 
-def _device(device: str) -> torch.device:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("There is no GPU that torch can use.", "Choose device cpu or auto.", field="device")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def _number_format(
-    spec: ModelSpec, config: Any, skeleton: torch.nn.Module, place: torch.device, plan: Plan
-) -> torch.dtype:
-    if spec.dtype != "auto":
-        return _DTYPES[spec.dtype]
-    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    own = own if isinstance(own, torch.dtype) else torch.float32
-    if place.type == "cuda":
-        return own
-    fits = plan.weight_bytes(skeleton, torch.float32) * _HEADROOM <= available_bytes(place)
-    return torch.float32 if fits else own
-
-
-def _placement(skeleton: torch.nn.Module, dtype: torch.dtype, place: torch.device, plan: Plan) -> Any:
-    """accelerate's device map: everything on one device where it fits, GPU and CPU together where only that does."""
-    needed = int(plan.weight_bytes(skeleton, dtype) * _HEADROOM)
-    free = available_bytes(place)
-    if needed <= free:
-        return {"": place}
-    if place.type == "cuda" and not plan.whole:
-        together = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-        together += available_bytes("cpu")
-        if needed <= together:
-            return "auto"
-        free = together
-    raise ModelError(
-        f"The model needs about {needed / GIB:.1f} GiB in {str(dtype).removeprefix('torch.')}, "
-        f"and {free / GIB:.1f} GiB are free.",
-        "Choose a smaller dtype (bfloat16), free memory, use a machine with more, or choose a smaller model.",
-    )
-
-
 # ---- the weights ---------------------------------------------------------------------------------------------------
 
 
-def _read_weights(folder: Path, config: Any, dtype: torch.dtype, device_map: Any, plan: Plan) -> torch.nn.Module:
+def _read_weights(
+    folder: Path, config: Any, skeleton: torch.nn.Module, place: Placement, plan: Plan
+) -> tuple[torch.nn.Module, StoredWeights | None]:
+    """The model, and where its layers' weights are if they stay on the disk."""
+    weights = None
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False,
-            local_files_only=True, output_loading_info=True, **plan.options,
-        )  # fmt: skip
-        plan.finish(model, dtype)
+        if place.on_disk:
+            model, info, weights = load_from_disk(folder, config, skeleton, place)
+        else:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=place.dtype, device_map=place.device_map, use_safetensors=True,
+                trust_remote_code=False, local_files_only=True, output_loading_info=True, **plan.options,
+            )  # fmt: skip
+            plan.finish(model, place.dtype)
+    except ExpertScopeError:
+        raise
     except Exception as error:  # noqa: BLE001 - damaged files surface as many types
         if ran_out(error):
             where = "GPU" if type(error).__name__ == "OutOfMemoryError" else "machine"
@@ -272,7 +247,7 @@ def _read_weights(folder: Path, config: Any, dtype: torch.dtype, device_map: Any
             f"({(missing + mismatched)[0]}, ...): the rest would be random.",
             "Copy or download the model again.",
         )
-    return model
+    return model, weights
 
 
 class _LoadingBar:

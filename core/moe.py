@@ -26,6 +26,7 @@ from .prompts import piece
 from .requests import ModelSpec
 
 if TYPE_CHECKING:
+    from .conversion import StoredWeights
     from .noise_floor import NoiseFloor
     from .structure import Structure
 
@@ -62,7 +63,8 @@ class MoeModel:
 
     `layers`: the decoder layers; `blocks`: {layer index: Block}; `n_experts`; `lock` is held by whoever runs the
     model (hooks and the attention function are seen by every caller). `spec`: how it was asked for; `fingerprint`:
-    of its files (a model made in memory has a fresh one). Raises `ModelRefused` where no MoE block can be found or
+    of its files (a model made in memory has a fresh one); `weights`: where the layers' weights are if they stay on the
+    disk; `remark`: what a person should know about that. Raises `ModelRefused` where no MoE block can be found or
     the blocks cannot be read.
     """
 
@@ -74,6 +76,8 @@ class MoeModel:
         self.spec = spec or ModelSpec(name=type(model).__name__)
         self.fingerprint = fingerprint or f"in-memory-{uuid.uuid4().hex}"
         self.quantisation = ""
+        self.weights: StoredWeights | None = None
+        self.remark = ""
         self.lock = threading.RLock()
         self._structure: Structure | None = None
         self._noise_floor: NoiseFloor | None = None
@@ -169,9 +173,16 @@ class MoeModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings live; inputs go there."""
+        """Where the embeddings are when they are used; inputs go there."""
         device = self.embedding.weight.device
-        return torch.device("cpu") if device.type == "meta" else device
+        if device.type == "meta":  # accelerate brings them to where they are used
+            device = getattr(getattr(self.embedding, "_hf_hook", None), "execution_device", None) or "cpu"
+        return torch.device(device)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read of weights that stay on the disk, since the model was loaded."""
+        return 0 if self.weights is None else self.weights.checkpoint.total_read
 
     def implementation(self) -> dict[str, str]:
         """The attention and experts implementation that the model runs with."""

@@ -36,6 +36,7 @@ from .prompts import prepare
 from .requests import Fact
 from .structure import Structure
 from .sweep import Pass
+from .weights import one_pass
 
 PERCENTILE = 0.95
 _FACTS = (
@@ -76,9 +77,10 @@ class _Probe:
 def measure(model: MoeModel) -> NoiseFloor:
     """The noise floor, in one pass of its own over the weights. Inside no lock of yours."""
     with model.lock, torch.no_grad(), packed_mode(model.model):
-        with Repeats(model, model.structure) as repeats:
+        with Repeats(model, model.structure) as repeats, one_pass(model.layers) as hold:
             for layer in range(model.n_layers):
-                repeats.step(layer)
+                with hold(layer):
+                    repeats.step(layer)
         return repeats.finish()
 
 

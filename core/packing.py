@@ -146,7 +146,10 @@ def packed_mode(model: nn.Module) -> Iterator[None]:
 def record_layer_calls(
     model: nn.Module, layers: nn.ModuleList, **inputs: Any
 ) -> tuple[torch.Tensor, list[tuple[tuple, dict]]]:
-    """Run the model with its layers stubbed: (input of the first layer [B, T, d], [(args, kwargs) per layer])."""
+    """Run the model with its layers stubbed: (input of the first layer [B, T, d], [(args, kwargs) per layer]).
+
+    The unembedding is stubbed too: nobody asks for logits, and its table may be on the disk.
+    """
     calls: list[tuple[tuple, dict]] = []
     first: list[torch.Tensor] = []
     with contextlib.ExitStack() as stack:
@@ -161,6 +164,7 @@ def record_layer_calls(
                 return hidden
 
             stack.enter_context(stub(layer, forward))
+        stack.enter_context(stub(model.get_output_embeddings(), lambda hidden: hidden[..., :1]))
         with torch.no_grad():
             model(use_cache=False, logits_to_keep=1, **inputs)
     return first[0], calls

@@ -105,6 +105,7 @@ def patch_prepared(
     progress: Progress = SILENT,
 ) -> PatchResult:
     """One fact that is token ids already."""
+    read_before = model.bytes_read
     runs, sigma = runs_of(model, request, fact)
     fact = with_chosen_foil(model, fact, runs[0], budget)
     place = {"n_tokens": len(fact.input_ids), "last_subject": fact.subject_positions[-1], "clean": 0}
@@ -119,7 +120,8 @@ def patch_prepared(
     number = {patch: i for i, patch in enumerate(outcome.patches)}
     rows = [(spec.name, spec.run, j, number[patch]) for spec, j, patch in asked]
     frame = _frame(model, request, fact, outcome, rows, score)
-    return PatchResult(request, provenance_of(model, fact, sigma), frame, score)
+    read = model.bytes_read - read_before
+    return PatchResult(request, provenance_of(model, fact, sigma, bytes_read=read), frame, score)
 
 
 def _frame(

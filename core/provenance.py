@@ -10,8 +10,11 @@ from .prompts import PreparedFact
 from .results import Provenance
 
 
-def provenance_of(model: MoeModel, prepared: PreparedFact, sigma: float) -> Provenance:
-    """The provenance of an answer that is being computed now. `sigma`: std of the added noise, embedding units."""
+def provenance_of(model: MoeModel, prepared: PreparedFact, sigma: float, *, bytes_read: int = 0) -> Provenance:
+    """The provenance of an answer that is being computed now.
+
+    `sigma`: std of the added noise, embedding units; `bytes_read`: of weights, for it and what came along.
+    """
     assert prepared.foil_id is not None
     notes = list(prepared.notes)
     if model.structure.arguments.by_content:
@@ -45,4 +48,6 @@ def provenance_of(model: MoeModel, prepared: PreparedFact, sigma: float) -> Prov
         noise_floor=model.noise_floor.rescue,
         noise_floor_largest=model.noise_floor.largest,
         quantisation=model.quantisation,
+        placement="memory" if model.weights is None else "disk",
+        bytes_read=bytes_read,
     )

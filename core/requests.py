@@ -22,6 +22,7 @@ SPECIAL_TOKENS = ("auto", "on", "off")
 OBJECT_TOKENS = ("space", "paper")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+PLACEMENTS = ("auto", "memory", "disk")
 SCORES = ("contrast", "log_probability", "probability", "rank")
 """What a patch may be measured by: the contrast, or the true object's log-probability, probability or rank."""
 AUTO_FOIL = "auto"
@@ -55,18 +56,21 @@ class Fact:
 @dataclass(frozen=True)
 class ModelSpec:
     """Which weights, in which number format, where. `name` is `demo`, a hub id or a local folder. `quantisation` is
-    done while loading (see `core.quantisation`)."""
+    done while loading (see `core.quantisation`). `placement`: whether the decoder layers' weights are in memory, or
+    stay on the disk and are read when they are needed; no number depends on it."""
 
     name: str = "demo"
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     quantisation: str = NONE
+    placement: str = "auto"
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
         check_asked(self.quantisation)
+        _one_of("placement", self.placement, PLACEMENTS)
         if not self.name.strip():
             raise InputError("No model was named.", "Give `demo`, a hub id or a folder.", field="model")
 

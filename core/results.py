@@ -47,7 +47,8 @@ class Provenance:
     `tokens`/`token_ids`: what the model saw; `noise_sigma`: std of the added noise, in embedding units.
     `noise_floor`: rescues below it (logits) are within rounding; `noise_floor_largest`: the most that rounding was
     seen to move one (see `core.noise_floor`; None in answers from before it was measured). `quantisation`: number
-    formats of the weights where some are quantised.
+    formats of the weights where some are quantised. `placement`: where the layers' weights were (`memory` or `disk`);
+    `bytes_read`: of weights read from the disk for this answer and those that were computed together with it.
     """
 
     model: str
@@ -75,6 +76,8 @@ class Provenance:
     noise_floor: float | None = None
     noise_floor_largest: float | None = None
     quantisation: str = ""
+    placement: str = "memory"
+    bytes_read: int = 0
 
 
 @dataclass(frozen=True)

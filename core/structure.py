@@ -20,6 +20,8 @@ from .memory import bytes_per_token
 from .moe import Block, MoeModel, Routing, Watch, contributions, without_experts
 from .packing import LayerArguments, Piece, call_full, call_packed, packed_mode, record_layer_calls
 from .residual import factor, recorded, replayed
+from .room import ran_out
+from .weights import one_pass
 
 _PROBE_TOKENS = 7
 _PROBE_START = 3
@@ -107,10 +109,11 @@ def probe(model: MoeModel) -> Structure:
 
     Raises `ModelRefused` where the experts' contributions do not add up to the block's output.
     """
-    with model.lock, packed_mode(model.model):
+    with model.lock, packed_mode(model.model), one_pass(model.layers) as hold:
         probing = Probing(model)
         for layer in range(model.n_layers):
-            probing.step(layer)
+            with hold(layer):
+                probing.step(layer)
         return probing.finish()
 
 
@@ -237,7 +240,9 @@ def _packed_agrees(module, layer, hidden, keys, arguments, want) -> bool:  # noq
     piece = Piece(suffix, _PROBE_TOKENS, _PROBE_START, keys, prefix=(0, torch.arange(hidden.shape[0])))
     try:
         _, got = call_packed(module, layer, [prefix, piece], arguments)
-    except (RuntimeError, ValueError, IndexError, AttributeError, AssertionError):
+    except (RuntimeError, ValueError, IndexError, AttributeError, AssertionError) as error:
+        if ran_out(error):
+            raise
         return False  # a layer that cannot even run on this axis
     wanted = want[:, _PROBE_START:].float()
     moved = (wanted - suffix.float()).norm(dim=-1)  # what the layer does, so that a large stream hides nothing

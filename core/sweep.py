@@ -10,6 +10,7 @@ Knows steps and positions, not facts, kinds or tables.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,10 +26,15 @@ from .patches import Own, Patch, Step
 from .progress import SILENT, Progress
 from .room import Room
 from .structure import Structure
+from .weights import one_pass
 from .writing import apply_behind, edit_for, table_for
 
 Plan = Callable[[BaseLayer], Sequence[Patch]]
 """Gives the patches whose first layer is that of the base layer, once its unpatched runs are known."""
+
+
+Objects = Sequence[Sequence[int]] | Callable[[torch.Tensor], Sequence[Sequence[int]]]
+"""Token ids whose logits are wanted, for each run; or what chooses them, given the runs' last hidden states [n, d]."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def sweep(
     runs: Sequence[Run],
     plan: Plan,
     *,
-    objects: Sequence[Sequence[int]],
+    objects: Objects,
     chunk_tokens: int | Room,
     keep: bool = True,
     with_attention: bool = False,
@@ -88,9 +94,10 @@ def sweep(
     """Take `runs` and the patches that `plan` gives (each in one of the runs) once through the model.
 
     `objects[i]`: token ids whose logits are wanted at the last position of run i and of the patches in it (the same
-    number for all). `chunk_tokens`: at most so many tokens go through a layer at a time; where memory runs out the
-    sweep goes on with half of them (a `Room` remembers that for the next sweep). `keep`: return activations.
-    `with_attention`: some step restores an attention output. `keep_final`: return the patches' last hidden states.
+    number for all); or a function that chooses them when it is given the runs' last hidden states. `chunk_tokens`: at
+    most so many tokens go through a layer at a time; where memory runs out the sweep goes on with half of them (a
+    `Room` remembers that for the next sweep). `keep`: return activations. `with_attention`: some step restores an
+    attention output. `keep_final`: return the patches' last hidden states.
     """
     with model.lock, torch.no_grad(), packed_mode(model.model):
         sweeping = Pass(
@@ -123,6 +130,8 @@ class Pass:
         progress: Progress = SILENT,
     ) -> None:
         self._model, self._plan, self._keep, self._progress = model, plan, keep, progress
+        self._inside = contextlib.ExitStack()
+        self._hold = self._inside.enter_context(one_pass(model.layers))
         room = Room.of(chunk_tokens)
         self._runs = BaseRuns(model, structure, runs, room=room, keep=keep, with_attention=with_attention)
         self._live = _Live(model, structure, self._runs, room)
@@ -132,25 +141,27 @@ class Pass:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._inside.close()
         self._runs.forget()
 
     def step(self, layer: int) -> None:
         """Take all runs and patched rows through one layer."""
         self._progress.check()
         live, work = self._live, self._work
-        base = self._runs.step(layer, live.company(layer, work))
-        early, late = live.admit(self._plan(base))
-        live.join(early, base.h_in)
-        live.run(base, work)
-        live.finish(base)
-        live.join_behind(late, base)
+        with self._hold(layer):
+            base = self._runs.step(layer, live.company(layer, work))
+            early, late = live.admit(self._plan(base))
+            live.join(early, base.h_in)
+            live.run(base, work)
+            live.finish(base)
+            live.join_behind(late, base)
         work.next_layer(live.tokens)
 
-    def outcome(self, objects: Sequence[Sequence[int]], *, keep_final: bool = False) -> Outcome:
+    def outcome(self, objects: Objects, *, keep_final: bool = False) -> Outcome:
         """What came out, once every layer had its step."""
         finals = self._runs.final
         final = torch.stack([finals[i] for i in range(len(finals))])
-        wanted = torch.as_tensor(objects)
+        wanted = torch.as_tensor(objects(final) if callable(objects) else objects)
         return Outcome(
             patches=self._live.patches,
             patched=self._live.logits(wanted),

@@ -152,9 +152,11 @@ def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress
                 results[i] = _recalled(store, question.request, manifest)
         if results[i] is None:
             open_questions.append(i)
+    read_before = model.bytes_read
     for i, answer in answer_missing(model, [(i, questions[i]) for i in open_questions], store, progress):
         question = questions[i]
-        provenance = dataclasses.asdict(provenance_of(model, answer.prepared, answer.sigma))
+        read = model.bytes_read - read_before
+        provenance = dataclasses.asdict(provenance_of(model, answer.prepared, answer.sigma, bytes_read=read))
         parts = parts_of(question.request, len(question.prepared.input_ids))
         manifest = {
             "request": question.request.to_dict(), "provenance": provenance, "clean": answer.run_keys[0],

@@ -172,8 +172,8 @@ class Workbench:
         entry = catalog.entry(spec.name, revision=spec.revision)
         memory = entry.memory(INT8_BYTES if spec.quantisation == INT8 else None)
         if self._model_spec == spec:
-            how = getattr(self._model, "quantisation", "")
-            return ModelState(LOADED, f"In memory, ready. {how}".strip(), memory)
+            how = getattr(self._model, "remark", "") or f"In memory, ready. {getattr(self._model, 'quantisation', '')}"
+            return ModelState(LOADED, how.strip(), memory)
         if entry.state == catalog.HERE:
             how = f" Weights: {described(entry.quantisation)}." if entry.quantisation else ""
             return ModelState(ON_DISK, f"On this machine; it is loaded when something is traced.{how}", memory)

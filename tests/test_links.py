@@ -25,8 +25,8 @@ CASES = [
     (TraceRequest(fact=FRANCE), View(), True),
     (
         TraceRequest(
-            fact=JAPAN, model=ModelSpec("org/name", revision="main", dtype="bfloat16", device="cpu"), noise=2.25,
-            draws=10, seed=12345678901, special_tokens="off", object_tokens="paper", first_token=True,
+            fact=JAPAN, model=ModelSpec("org/name", revision="main", dtype="bfloat16", device="cpu", placement="disk"),
+            noise=2.25, draws=10, seed=12345678901, special_tokens="off", object_tokens="paper", first_token=True,
         ),
         View(measure="rescue", pos=3, layer=0, expert=0, strip=7),
         True,

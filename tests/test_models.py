@@ -14,7 +14,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import core
-from core import identity, models
+from core import identity, models, placement
 from core.errors import ExpertScopeError, InputError, ModelError, ModelRefused
 from core.identity import locate, recall_identity
 from core.progress import Progress
@@ -72,9 +72,9 @@ def test_auto_dtype_is_fp32_where_it_fits_else_the_checkpoints_own(
     half = checkpoints.save(tmp_path / "half", dtype=torch.bfloat16)
     assert core.load_model(str(half)).dtype == torch.float32
     size = (half / "model.safetensors").stat().st_size
-    monkeypatch.setattr(models, "available_bytes", lambda device: int(1.5 * size))
+    monkeypatch.setattr(placement, "available_bytes", lambda device: int(1.5 * size))
     assert core.load_model(str(half)).dtype == torch.bfloat16
-    monkeypatch.setattr(models, "available_bytes", lambda device: size // 2)
+    monkeypatch.setattr(placement, "available_bytes", lambda device: size // 2)
     with pytest.raises(ModelError, match=r"GiB in bfloat16, and .* GiB are free"):
         core.load_model(str(half))
 

@@ -198,12 +198,12 @@ def test_it_is_written_and_read_back_as_safetensors(pair: tuple[MoeModel, PreTra
 def test_int8_fits_where_bfloat16_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoints.save(tmp_path / "half", dtype=torch.bfloat16)
     size = (folder / "model.safetensors").stat().st_size  # int8 with its bfloat16 embeddings: about two thirds of it
-    monkeypatch.setattr(models, "available_bytes", lambda device: int(0.9 * size))
+    monkeypatch.setattr(placement, "available_bytes", lambda device: int(0.9 * size))
     with pytest.raises(ModelError, match="are free"):
         load_model(str(folder), dtype="bfloat16")
     model = load_model(str(folder), dtype="bfloat16", quantisation="int8")
     assert (model.dtype, formats(model)["experts"]) == (torch.bfloat16, "int8")
-    monkeypatch.setattr(models, "available_bytes", lambda device: size // 4)
+    monkeypatch.setattr(placement, "available_bytes", lambda device: size // 4)
     with pytest.raises(ModelError, match="are free"):
         load_model(str(folder), quantisation="int8")
 

@@ -273,7 +273,7 @@ def test_automatic_foils_of_many_facts_take_one_pass(model: MoeModel, monkeypatc
     monkeypatch.setattr(missing, "sweep", spy)
     monkeypatch.setattr(fact_runs, "with_foil", lambda p, tok, foil: _with_foil(p, foil))
     trace.trace_prepared(model, facts)
-    assert sweeps == [4, 4]  # four clean runs, then four corrupt ones
+    assert sweeps == [8]  # four clean runs and four corrupt ones
 
 
 def test_an_offloaded_model_gives_the_same_numbers() -> None:

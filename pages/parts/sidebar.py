@@ -11,7 +11,7 @@ import streamlit as st
 from core.errors import ExpertScopeError
 from core.links import Link
 from core.quantisation import QUANTISATIONS
-from core.requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, SPECIAL_TOKENS, ModelSpec
+from core.requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, PLACEMENTS, SPECIAL_TOKENS, ModelSpec
 from core.workbench import LOADED, ON_DISK
 
 from . import base, facts_panel, state, store_panel, text
@@ -22,6 +22,10 @@ UNCHANGED = (None, "auto", "none")
 HELP_QUANTISATION = (
     "`int8`: torchao's 8-bit weights for experts, attention and dense layers, made while loading. About half the "
     "memory of bfloat16; the numbers are those of the quantised model."
+)
+HELP_PLACEMENT = (
+    "Where the weights are: in memory, or on the disk, from where each layer is read once per trace. `auto`: in memory "
+    "where they fit. No number depends on it."
 )
 HELP_SPECIAL = (
     "Whether the tokenizer adds its special tokens (a BOS, say). `auto` is the tokenizer's own default. "
@@ -115,7 +119,8 @@ def _model(link: Link) -> None:
             "A tiny demo model, trained for this app. It shows how tracing works; its maps are no evidence about "
             "large models."
         )
-    changed = [x for x in (spec.revision, spec.dtype, spec.device, spec.quantisation) if x not in UNCHANGED]
+    options = (spec.revision, spec.dtype, spec.device, spec.quantisation, spec.placement)
+    changed = [x for x in options if x not in UNCHANGED]
     with st.expander("Model options" + (f" · {text.plain(', '.join(changed))}" if changed else "")):
         if spec.name != "demo":
             key = state.key("revision")
@@ -127,6 +132,7 @@ def _model(link: Link) -> None:
             ("dtype", DTYPES, "Number format. `auto`: float32 on a CPU where it fits, else the checkpoint's own."),
             ("device", DEVICES, "`auto`: a GPU where there is one."),
             ("quantisation", QUANTISATIONS, HELP_QUANTISATION),
+            ("placement", PLACEMENTS, HELP_PLACEMENT),
         ):
             key = state.key(field)
             st.selectbox(

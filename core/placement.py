@@ -1,0 +1,162 @@
+"""Where a model's weights go, and in which number format: decided before any of them is read, from what is free.
+
+In memory where they fit (a GPU, several, GPU and main memory together: accelerate places them); else the decoder layers
+stay on the disk and come in one after the other. Knows sizes; reads no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import InputError, ModelError
+from .memory import available_bytes, limited
+from .moe import find_blocks
+from .quantise import Plan
+from .requests import ModelSpec
+from .weights import LAYERS_AT_ONCE
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HEADROOM = 1.1  # of the weights: what tracing needs beside them
+_WORKING = 32 * 2**20  # bytes: the least that tracing takes beside the weights, where those are few
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`device_map`: accelerate's, for weights in memory; None: the layers stay on the disk. `by_rows`: there, the
+    embedding and the unembedding stay on the disk too. `needed`, `free`: bytes for all weights in memory, and bytes
+    that are free."""
+
+    dtype: torch.dtype
+    device: torch.device
+    device_map: Any
+    needed: int
+    free: int
+    by_rows: bool = False
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the layers are read from the disk at every pass."""
+        return self.device_map is None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of parameters: of the largest layer, of embedding and unembedding, of all that is in neither."""
+
+    layer: int
+    tables: int
+    rest: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Sizes:
+        """Of a model, which may be without memory; tied weights count once."""
+        layers, _ = find_blocks(model)
+        ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
+        total, tables = _count(model.parameters()), _count(p for module in ends for p in module.parameters())
+        return cls(
+            layer=max(_count(layer.parameters()) for layer in layers), tables=tables,
+            rest=total - tables - _count(layers.parameters()),
+        )  # fmt: skip
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in {id(p): p for p in parameters}.values())
+
+
+def choose(spec: ModelSpec, config: Any, skeleton: nn.Module, plan: Plan, *, stored: int) -> Placement:
+    """Where the weights of `skeleton` (without memory) go, as `spec` asks for.
+
+    `plan`: how they are quantised; `stored`: bytes of their files.
+
+    The first number format that fits into memory: fp32 on a CPU, else the checkpoint's own; where none does, the first
+    one of which two layers fit. Raises `ModelError` with the numbers where nothing fits, `InputError` for a GPU that is
+    not there.
+    """
+    device, sizes = _device(spec.device), Sizes.of(skeleton)
+    dtypes = _dtypes(spec, config, device)
+    needed = {dtype: int(plan.weight_bytes(skeleton, dtype) * _HEADROOM) for dtype in dtypes}
+    placements: list[Placement | None] = []
+    if spec.placement != "disk":
+        placements += [_in_memory(needed[dtype], dtype, device, plan, stored) for dtype in dtypes]
+    if spec.placement != "memory" and not plan.whole:
+        placements += [_on_disk(sizes, needed[dtype], dtype, device) for dtype in dtypes]
+    if spec.placement == "disk" and plan.whole:
+        raise ModelError(
+            "Quantised weights cannot be read layer by layer.",
+            "Choose placement memory, or a checkpoint that is not quantised and quantisation none.",
+        )
+    found = next((placement for placement in placements if placement is not None), None)
+    if found is None:
+        raise _does_not_fit(spec, sizes, needed[dtypes[-1]], dtypes[-1], device, plan)
+    return found
+
+
+def _device(device: str) -> torch.device:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no GPU that torch can use.", "Choose device cpu or auto.", field="device")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def _dtypes(spec: ModelSpec, config: Any, device: torch.device) -> list[torch.dtype]:
+    """Number formats to try, the best first."""
+    if spec.dtype != "auto":
+        return [_DTYPES[spec.dtype]]
+    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    own = own if isinstance(own, torch.dtype) else torch.float32
+    return [own] if device.type == "cuda" else list(dict.fromkeys([torch.float32, own]))
+
+
+def _in_memory(needed: int, dtype: torch.dtype, device: torch.device, plan: Plan, stored: int) -> Placement | None:
+    free = available_bytes(device)
+    mapped = stored if limited() else 0  # transformers maps the files while it reads them, and that counts then
+    if needed + mapped <= free:
+        return Placement(dtype, device, {"": device}, needed, free)
+    together = free if plan.whole else _together(device)
+    return Placement(dtype, device, "auto", needed, together) if needed <= together != free else None
+
+
+def _together(device: torch.device) -> int:
+    """Bytes that are free where accelerate may put weights: all GPUs and the main memory, or the latter alone."""
+    if device.type != "cuda":
+        return available_bytes(device)
+    return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())) + available_bytes("cpu")
+
+
+def _on_disk(sizes: Sizes, all_needed: int, dtype: torch.dtype, device: torch.device) -> Placement | None:
+    free, needed = min(available_bytes(device), available_bytes("cpu")), _least(sizes, dtype)
+    if needed > free:
+        return None
+    tables = sizes.tables * dtype.itemsize
+    # small tables are kept; large ones would take what the rows of a sweep can use
+    return Placement(dtype, device, None, all_needed, _together(device), by_rows=tables > (free - needed) / 4)
+
+
+def _least(sizes: Sizes, dtype: torch.dtype) -> int:
+    """Bytes that a trace takes at the least, with the layers on the disk."""
+    return int((sizes.rest + LAYERS_AT_ONCE * sizes.layer) * dtype.itemsize * _HEADROOM) + _WORKING
+
+
+def _does_not_fit(
+    spec: ModelSpec, sizes: Sizes, needed: int, dtype: torch.dtype, device: torch.device, plan: Plan
+) -> ModelError:
+    name, free = str(dtype).removeprefix("torch."), available_bytes(device) if plan.whole else _together(device)
+    what = f"The model needs about {needed / GIB:.1f} GiB in {name}, and {free / GIB:.1f} GiB are free"
+    advice = "a smaller dtype (bfloat16), free memory, use a machine with more, or choose a smaller model."
+    if spec.placement == "memory":
+        return ModelError(f"{what}.", f"Choose placement auto or disk (layers are read from the disk), {advice}")
+    if plan.whole:
+        return ModelError(f"{what}; quantised weights cannot be read layer by layer.", f"Choose {advice}")
+    free = min(available_bytes(device), available_bytes("cpu"))
+    return ModelError(
+        f"{what}; with its layers on the disk it still takes {_least(sizes, dtype) / GIB:.1f} GiB "
+        f"where {free / GIB:.1f} GiB can be used.",
+        f"Choose {advice}",
+    )
