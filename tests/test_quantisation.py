@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
 
 from cache.store import Store
-from core import catalog, checks, cli, export, facts, models, report, trace
+from core import catalog, checks, cli, export, facts, models, placement, report, trace
 from core.errors import InputError, ModelError, ModelRefused
 from core.identity import recall_identity
 from core.models import load_model
@@ -200,7 +200,7 @@ def test_int8_fits_where_bfloat16_does_not(tmp_path: Path, monkeypatch: pytest.M
     size = (folder / "model.safetensors").stat().st_size  # int8 with its bfloat16 embeddings: about two thirds of it
     monkeypatch.setattr(placement, "available_bytes", lambda device: int(0.9 * size))
     with pytest.raises(ModelError, match="are free"):
-        load_model(str(folder), dtype="bfloat16")
+        load_model(str(folder), dtype="bfloat16", placement="memory")
     model = load_model(str(folder), dtype="bfloat16", quantisation="int8")
     assert (model.dtype, formats(model)["experts"]) == (torch.bfloat16, "int8")
     monkeypatch.setattr(placement, "available_bytes", lambda device: size // 4)
