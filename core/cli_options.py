@@ -22,9 +22,8 @@ from .requests import (
 )
 
 
-def fact_options(command: argparse.ArgumentParser) -> None:
-    """The options that say which model, which facts and which corruption."""
-    model = command.add_argument_group("model")
+def model_options(model: Any) -> None:
+    """The options that say which model, into an argument group."""
     model.add_argument("--model", default="demo", metavar="NAME", help="demo, a Hugging Face id or a folder (demo)")
     model.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hugging Face id")
     model.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: float32 on a CPU where it fits")
@@ -34,6 +33,19 @@ def fact_options(command: argparse.ArgumentParser) -> None:
         "--placement", default="auto", choices=PLACEMENTS,
         help="weights in memory, or layers read from the disk once per trace; auto: in memory if they fit",
     )  # fmt: skip
+
+
+def model_of(arguments: argparse.Namespace) -> ModelSpec:
+    """The model that the arguments name."""
+    return ModelSpec(
+        arguments.model, arguments.revision, arguments.dtype, arguments.device, arguments.quantisation,
+        arguments.placement,
+    )  # fmt: skip
+
+
+def fact_options(command: argparse.ArgumentParser) -> None:
+    """The options that say which model, which facts and which corruption."""
+    model_options(command.add_argument_group("model"))
 
     fact = command.add_argument_group("facts")
     fact.add_argument("--prompt", metavar="TEXT", help="template with {} for the subject, or the whole text")
@@ -58,10 +70,7 @@ def template(arguments: argparse.Namespace, *, experts: str | tuple[int, ...]) -
     """The request of every fact of a command, but for the fact."""
     return TraceRequest(
         fact=Fact("", "", ""),
-        model=ModelSpec(
-            arguments.model, arguments.revision, arguments.dtype, arguments.device, arguments.quantisation,
-            arguments.placement,
-        ),
+        model=model_of(arguments),
         noise=arguments.noise,
         draws=arguments.draws,
         seed=arguments.seed,

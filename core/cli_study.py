@@ -12,10 +12,10 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from .cli_options import load
+from .cli_options import load, model_of, model_options
 from .console import TerminalProgress, duration, say, visible
 from .errors import Cancelled, ExpertScopeError, InputError
-from .requests import DEVICES, DTYPES, OBJECT_TOKENS, SPECIAL_TOKENS, ModelSpec
+from .requests import OBJECT_TOKENS, SPECIAL_TOKENS, ModelSpec
 from .study.cases import CASE_SETS
 from .study.cases import SCAN as SCAN_CASES
 from .study.settings import BUNDLED, PRESETS, StudySettings, preset
@@ -79,10 +79,7 @@ def add_study(commands: Any) -> None:
     )
     study.set_defaults(run=run_study)
     model = study.add_argument_group("model and list of facts")
-    model.add_argument("--model", default="demo", metavar="NAME", help="demo, a Hugging Face id or a folder (demo)")
-    model.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hugging Face id")
-    model.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: float32 on a CPU where it fits")
-    model.add_argument("--device", default="auto", choices=DEVICES)
+    model_options(model)
     model.add_argument(
         "--facts", default=BUNDLED, metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet, or bundled"
     )
@@ -145,9 +142,8 @@ def settings_of(arguments: argparse.Namespace) -> StudySettings:
     chosen = arguments.preset or ("demo" if arguments.facts == BUNDLED else "paper")
     names = [name for group in _GROUPS.values() for name in group]
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    spec = ModelSpec(arguments.model, arguments.revision, arguments.dtype, arguments.device, arguments.quantisation)
     facts = arguments.facts if arguments.facts == BUNDLED else Path(arguments.facts).name
-    return preset(chosen, **changes, model=spec, facts=facts, cases=arguments.cases)
+    return preset(chosen, **changes, model=model_of(arguments), facts=facts, cases=arguments.cases)
 
 
 def run_study(arguments: argparse.Namespace) -> int:

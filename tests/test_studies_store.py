@@ -135,8 +135,16 @@ def test_it_waits_for_a_store_that_another_process_has_open(tmp_path, book, requ
 # ---- files from elsewhere ------------------------------------------------------------------------------------
 
 
-def packed(book: Studies) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory) -> tuple[Studies, Studies]:
+    """A store with the study "first", and one that stays empty."""
+    folder = tmp_path_factory.mktemp("stores")
+    book = Studies(folder / "one.duckdb")
     add(book, "first")
+    return book, Studies(folder / "other.duckdb")
+
+
+def packed(book: Studies) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(archive.pack(book, "first"))) as found:
         return {name: found.read(name) for name in found.namelist()}
 
@@ -184,18 +192,19 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_or_foreign_file_is_refused(book, tmp_path, damage):
+def test_a_damaged_or_foreign_file_is_refused(stores, damage):
+    book, other = stores
     content = DAMAGE[damage](packed(book))
-    other = Studies(tmp_path / "other.duckdb")
     with pytest.raises((InputError, StoreError)):
         archive.unpack(other, content)
     assert other.all() == []
 
 
-def test_the_undamaged_file_is_taken(book, tmp_path):
-    other = Studies(tmp_path / "other.duckdb")
+def test_the_undamaged_file_is_taken(stores):
+    book, other = stores
     assert archive.unpack(other, zipped(packed(book))) == "first"
     assert other.parts("first") == book.parts("first")
+    other.delete("first")
 
 
 def test_verdicts_need_the_store_for_a_moment_only(tmp_path, request):

@@ -65,9 +65,10 @@ class Plan:
 
         from ..budget import Budget
         from ..room import Room
+        from ..weights import kept_elsewhere
 
         budget = Budget.measure(model)
-        fetched = len(set(map(str, (getattr(model.model, "hf_device_map", None) or {}).values()))) > 1
+        fetched = kept_elsewhere(model.layers) > 0
         if batch_tokens is None:
             in_memory = _BATCH_TOKENS_CPU if model.device.type == "cpu" else _BATCH_TOKENS
             batch_tokens = _FETCHED_TOKENS if fetched else in_memory
