@@ -70,7 +70,12 @@ def load_model(
     if weights is not None:
         moe.weights = weights
         moe.remark = _remark(place, weights)
-    ensure_checked(moe, store, progress)
+    try:
+        ensure_checked(moe, store, progress)
+    except ModelRefused as error:
+        if plan.asked == NONE:
+            raise
+        raise ModelRefused(f"With {plan.asked} weights: {error.what}", "Choose quantisation none.") from error
     if store is not None:
         remember_identity(store, spec, moe.identity, label=moe.label)
     return moe

@@ -68,7 +68,7 @@ def test_the_floor_is_what_plain_forwards_rounded_anew_differ_by(family: str, dt
     module = tiny_models.build(family).to(dtype)
     floor = MoeModel(module).noise_floor
     differences = []
-    for seed in range(3):
+    for seed in range(4):
         ids = torch.randint(3, 200, (8,), generator=torch.Generator().manual_seed(seed))
         noise = oracle.make_noise(module, draws=1, n_subject=2, seed=seed, case_id=0, level=3.0)
         differences.append(naive_differences(module, oracle.Case(ids, (2, 3), 85, 128, noise)))
@@ -95,13 +95,13 @@ def test_the_floor_bounds_how_far_half_precision_is_from_fp32(demo: MoeModel, dt
     """On facts that it was not measured on, all cells and experts: 90 % within 2 × the floor, which is not idle."""
     half = MoeModel(copy.deepcopy(demo.model).to(dtype), demo.tokenizer)
     full = MoeModel(copy.deepcopy(half.model).float(), demo.tokenizer)  # the very same weights
-    asked = [TraceRequest(fact) for fact in facts.bundled()[100::200][:24]]
+    asked = [TraceRequest(fact) for fact in facts.bundled()[100::300][:16]]
     frames = [[r.frame for r in trace.trace_many(model, asked)] for model in (half, full)]
     keys = ["case_id", "kind", "layer", "pos", "expert"]
     both = pd.concat(frames[0]).merge(pd.concat(frames[1]), on=keys)
     both = both[both.kind.isin(["layer", "expert"]) & (both.rescue_y != 0)]
     differences = (both.rescue_x - both.rescue_y).abs()
-    assert len(both) > 1000
+    assert len(both) > 700
     assert differences.quantile(0.9) <= 2 * half.noise_floor.rescue
     assert differences.quantile(0.99) >= half.noise_floor.rescue / 2
     assert full.noise_floor.rescue < 1e-4

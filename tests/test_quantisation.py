@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
 
 from cache.store import Store
-from core import catalog, checks, cli, export, facts, models, placement, report, trace
+from core import catalog, checks, cli, export, facts, models, placement, quantise, report, trace
 from core.errors import InputError, ModelError, ModelRefused
 from core.identity import recall_identity
 from core.models import load_model
@@ -344,6 +344,17 @@ def test_experts_that_lie_the_other_way_round_are_refused(tmp_path: Path, monkey
     monkeypatch.setattr(models, "_read_weights", lambda *args: pytest.fail("the weights were read"))
     with pytest.raises(ModelRefused, match=r"GptOssExperts are stored as \[experts, in, out\]"):
         load_model(str(folder), quantisation="int8")
+
+
+def test_a_family_that_cannot_run_int8_is_refused_with_that_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the layout was not seen beforehand, the load-time checks notice."""
+    every = lambda block: (p for p in block.experts.parameters(recurse=False) if p.ndim == 3)  # noqa: E731
+    monkeypatch.setattr(quantise, "_fused", every)
+    with pytest.raises(ModelRefused, match="^With int8 weights: ") as refusal:
+        load_model(str(checkpoints.save(tmp_path / "oss", "gpt_oss")), quantisation="int8")
+    assert refusal.value.next == "Choose quantisation none."
 
 
 def test_without_torchao_int8_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
