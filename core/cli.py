@@ -113,7 +113,8 @@ def run_trace(arguments: argparse.Namespace) -> int:
 
         with open_store(arguments.no_cache) as store:
             requests = [request.replace(fact=fact) for fact in sieve.usable]
-            results = None if store is None else _all_stored(from_store, store, requests)
+            known = store is not None and not sieve.chooses_from_file(arguments)
+            results = _all_stored(from_store, store, requests) if known else None
             if results is None:
                 results = _compute(request, sieve, store, progress)
     finally:

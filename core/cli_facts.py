@@ -26,8 +26,16 @@ class Sieve:
     def __init__(self, arguments: argparse.Namespace, progress: TerminalProgress) -> None:
         """Reads the facts, and checks what needs no tokenizer. Raises `InputError` if none is left."""
         self._facts = named_facts(arguments)
+        # whose subjects may stand in for a fact's own; None: the bundled ones
+        self._pool = _read(arguments, auto=True) if self.chooses_from_file(arguments) else None
         self._progress = progress
         self.usable = self.keep(self._facts, lambda fact: (subject_span(fact), check_objects(fact)))
+
+    @staticmethod
+    def chooses_from_file(arguments: argparse.Namespace) -> bool:
+        """Whether the command chooses other subjects from a file: then its requests are known after tokenising."""
+        auto = [name.strip().casefold() for name in arguments.replacement or ["auto"]] == ["auto"]
+        return arguments.corruption == "replace" and auto and arguments.facts is not None
 
     def keep(self, candidates: list[Fact], check: Callable[[Fact], Any]) -> list[Fact]:
         """The facts that pass `check`."""
@@ -50,15 +58,21 @@ class Sieve:
     def tokenised(
         self, model: Any, options: TraceRequest, also: Callable[[PreparedFact], Any] = lambda prepared: None
     ) -> list[TraceRequest]:
-        """Requests for the facts that the model's tokenizer can represent and that pass `also`."""
+        """Requests for the facts that the model's tokenizer can represent and that pass `also`.
 
+        Subjects that stand in for a fact's own are chosen from the command's file where it has one, and named then.
+        """
         from .asking import prepare_for
 
+        chosen: dict[int, tuple[str, ...]] = {}
+
         def check(fact: Fact) -> None:
-            also(prepare_for(model, options.replace(fact=fact)))
+            prepared = prepare_for(model, options.replace(fact=fact), pool=self._pool)
+            also(prepared)
+            chosen[id(fact)] = prepared.replacements if self._pool is not None else options.replacement
 
         self._progress.update(0, 1, "tokenising")
-        return [options.replace(fact=fact) for fact in self.keep(self.usable, check)]
+        return [options.replace(fact=fact, replacement=chosen[id(fact)]) for fact in self.keep(self.usable, check)]
 
 
 def named_facts(arguments: argparse.Namespace) -> list[Fact]:
@@ -111,10 +125,7 @@ def _listed(arguments: argparse.Namespace, auto: bool) -> list[Fact]:
     """Facts of a file, or of the bundled list, all or those that --fact names."""
     from . import facts as lists
 
-    if arguments.facts is not None:
-        found = lists.read(arguments.facts, foil="auto" if auto else "file")
-    else:
-        found = lists.bundled()
+    found = lists.bundled() if arguments.facts is None else _read(arguments, auto=auto)
     if arguments.fact is not None:
         found = [lists.find(found, case_id) for case_id in dict.fromkeys(arguments.fact)]
     if auto:
@@ -131,6 +142,12 @@ def _listed(arguments: argparse.Namespace, auto: bool) -> list[Fact]:
     if arguments.occurrence is not None:
         found = [replace(f, occurrence=arguments.occurrence) for f in found]
     return found
+
+
+def _read(arguments: argparse.Namespace, *, auto: bool) -> list[Fact]:
+    from . import facts as lists
+
+    return lists.read(arguments.facts, foil="auto" if auto else "file")
 
 
 def _report_left_out(left_out: list[tuple[Fact, InputError]], total: int) -> None:

@@ -8,8 +8,10 @@ import dataclasses
 from typing import Any
 
 from .console import TerminalProgress, say
-from .errors import StoreError
+from .errors import InputError, StoreError
 from .requests import (
+    AUTO_FOIL,
+    CORRUPTIONS,
     DEVICES,
     DTYPES,
     MAX_DRAWS,
@@ -59,8 +61,19 @@ def fact_options(command: argparse.ArgumentParser) -> None:
 
     method = command.add_argument_group("method")
     method.add_argument("--noise", type=float, default=3.0, metavar="X", help="noise level, × embedding std (3)")
-    method.add_argument("--draws", type=int, default=1, metavar="N", help=f"noise draws, 1 to {MAX_DRAWS} (1)")
-    method.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise, plus the case_id (0)")
+    method.add_argument(
+        "--draws", type=int, default=1, metavar="N", help=f"noise draws, or other subjects; 1 to {MAX_DRAWS} (1)"
+    )
+    method.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the noise, or of the choice; plus the case_id (0)"
+    )
+    method.add_argument(
+        "--corruption", default="noise", choices=CORRUPTIONS, help="replace: another subject in the subject's place"
+    )
+    method.add_argument(
+        "--replacement", nargs="+", metavar="TEXT",
+        help="that subject (several: one draw each); auto: chosen from the facts of --facts, or else the bundled ones",
+    )  # fmt: skip
     method.add_argument("--special-tokens", default="auto", choices=SPECIAL_TOKENS)
     method.add_argument("--object-tokens", default="space", choices=OBJECT_TOKENS)
     method.add_argument("--first-token", action="store_true", help="let an object's first token stand for it")
@@ -78,7 +91,20 @@ def template(arguments: argparse.Namespace, *, experts: str | tuple[int, ...]) -
         object_tokens=arguments.object_tokens,
         first_token=arguments.first_token,
         experts=experts,
+        corruption=arguments.corruption,
+        replacement=_replacement(arguments),
     )
+
+
+def _replacement(arguments: argparse.Namespace) -> tuple[str, ...]:
+    given = tuple(arguments.replacement or ())
+    if given and arguments.corruption != "replace":
+        raise InputError(
+            "--replacement goes with --corruption replace.", "Give both, or neither for noise.", field="replacement"
+        )
+    return () if [name.strip().casefold() for name in given] == [AUTO_FOIL] else given
+
+
 
 
 def load(spec: ModelSpec, store: Any, progress: TerminalProgress) -> Any:

@@ -19,7 +19,7 @@ from .embedding import bundle, in_script, one_line, png_with, svg_with
 from .picture import Picture
 from .results import TraceResult
 from .tables import table_bytes
-from .views import rounding
+from .views import corruption, rounding
 
 CSV_COMMENTS = 3
 """Comment lines at the top of every CSV: `pandas.read_csv(path, skiprows=3)` reads the rest."""
@@ -42,12 +42,13 @@ def caption(result: TraceResult) -> list[str]:
     extras = [f"special tokens {request.special_tokens}", f"object tokens {request.object_tokens}"]
     if request.first_token:
         extras.append("first token of each object")
+    how = corruption(result) + (f" (sigma {prov.noise_sigma:.4g})" if request.corruption == "noise" else "")
     versions = ", ".join(f"{name} {value}" for name, value in sorted(prov.versions.items()))
     return [
         f"“{fact.text}” · subject {fact.subject} · true {prov.true_token.strip()} · foil {prov.foil_token.strip()}",
         f"clean contrast {result.clean_contrast:.3f}, corrupt {result.corrupt_contrast:.3f}, "
         f"drop {result.drop:.3f} logits" + (f" · noise floor: {floor}" if (floor := rounding(prov)) else ""),
-        f"model {model} ({prov.dtype}, {prov.device}) · noise {request.noise:g} (sigma {prov.noise_sigma:.4g})"
+        f"model {model} ({prov.dtype}, {prov.device}) · {how}"
         f" · {draws} · seed {request.seed} · case_id {fact.case_id} · " + " · ".join(extras),
         *([f"weights {prov.quantisation}"] if prov.quantisation else []),
         f"ExpertScope · {versions}",

@@ -18,7 +18,9 @@ from .sweep import listed, sweep
 
 
 def runs_of(model: MoeModel, request: TraceRequest, fact: PreparedFact) -> tuple[list[Run], float]:
-    """The runs [clean, corrupt draw 0, draw 1, ...] and the std of the noise in embedding units."""
+    """The runs [clean, corrupt draw 0, draw 1, ...] and the std of the noise in embedding units (0 without any)."""
+    if request.corruption == "replace":
+        return [Run(fact.input_ids), *(Run(ids) for ids in fact.replaced_ids)], 0.0
     sigma = request.noise * model.embedding_std
     noise = draw_noise(
         seed=request.seed, case_id=request.fact.case_id, draws=request.draws,

@@ -6,6 +6,7 @@ and ROME's `known_1000`. Knows neither tokenizers nor models: whether a fact can
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import re
@@ -43,6 +44,12 @@ def _bundled() -> tuple[Fact, ...]:
             "Clone the repository again, or give a file of facts (--facts FILE).",
         )
     return tuple(read(BUNDLED))
+
+
+@lru_cache(maxsize=1)
+def bundled_digest() -> str:
+    """Changes with the bundled list."""
+    return hashlib.sha256(BUNDLED.read_bytes()).hexdigest() if BUNDLED.is_file() else ""
 
 
 def read(source: str | Path | bytes, name: str = "", *, foil: str = "file", seed: int = 0) -> list[Fact]:

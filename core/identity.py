@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .catalog import DEMO_FOLDER
+from .facts import bundled_digest
 from .prompts import subject_span
 from .requests import ModelSpec, TraceRequest, digest
 
@@ -121,13 +122,18 @@ def recall_identity(store: Any, spec: ModelSpec) -> str | None:
 def manifest_key(request: TraceRequest, identity: str) -> str:
     """The key of an answer: everything in the request that can change a number, and the model's identity.
 
-    The case id counts only through seed + case id (the noise generator's seed); relation and source do not count.
+    The case id counts only through seed + case id (the generator's seed); relation and source do not count, unless
+    other subjects are chosen by them.
     """
     fact = request.fact
+    corruption: tuple[Any, ...] = request.noise, request.draws, request.seed + fact.case_id
+    if request.corruption == "replace" and request.replacement:
+        corruption = "replace", request.replacement
+    elif request.corruption == "replace":
+        corruption = "choose", request.draws, request.seed + fact.case_id, fact.relation, bundled_digest()
     return digest(
         "manifest", identity, fact.text, subject_span(fact), fact.true.strip(),
         None if fact.foil is None or fact.foil_auto else fact.foil.strip(), fact.foil_auto,
-        request.noise, request.draws,
-        request.seed + fact.case_id, request.special_tokens, request.object_tokens, request.first_token,
+        corruption, request.special_tokens, request.object_tokens, request.first_token,
         request.experts,
     )  # fmt: skip

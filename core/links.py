@@ -14,11 +14,13 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 from .errors import InputError
 from .quantisation import NONE, QUANTISATIONS
 from .requests import (
+    CORRUPTIONS,
     DEVICES,
     DTYPES,
     MAX_DRAWS,
     OBJECT_TOKENS,
     PLACEMENTS,
+    SEPARATOR,
     SPECIAL_TOKENS,
     Fact,
     ModelSpec,
@@ -34,7 +36,7 @@ _TYPED = ("prompt", "subject", "true", "foil")
 NAMES = (
     "model", "revision", "dtype", "device", "quantisation", "placement",
     "fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation",
-    "noise", "draws", "seed", "special_tokens", "object_tokens", "first_token",
+    "corruption", "replacement", "noise", "draws", "seed", "special_tokens", "object_tokens", "first_token",
     "show", "pos", "layer", "expert", "strip",
 )  # fmt: skip
 """Every query parameter that a link may have."""
@@ -93,6 +95,10 @@ def to_query(request: TraceRequest, view: View, *, bundled: bool) -> dict[str, s
             out["case_id"] = str(fact.case_id)
         if fact.relation:
             out["relation"] = fact.relation
+    if request.corruption != default.corruption:
+        out["corruption"] = request.corruption
+    if request.replacement:
+        out["replacement"] = SEPARATOR.join(request.replacement)
     out |= {"noise": f"{request.noise!r}".removesuffix(".0"), "draws": str(request.draws), "seed": str(request.seed)}
     for name in ("special_tokens", "object_tokens"):
         if getattr(request, name) != getattr(default, name):
@@ -138,7 +144,9 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
         special_tokens=read.choice("special_tokens", SPECIAL_TOKENS, "auto"),
         object_tokens=read.choice("object_tokens", OBJECT_TOKENS, "space"),
         first_token=read.choice("first_token", ("0", "1"), "0") == "1",
+        corruption=read.choice("corruption", CORRUPTIONS, CORRUPTIONS[0]),  # type: ignore[arg-type]
     )
+    request = _with_replacement(read, request)
     view = View(
         measure=read.choice("show", MEASURES, MEASURES[0]),
         pos=read.whole("pos", None, low=0),
@@ -203,6 +211,15 @@ def _fact(read: _Reader, params: Mapping[str, str], bundled, default: Fact) -> t
     if fact is None:
         read.problems.append(f"There is no bundled fact with case_id {case_id}; the default fact is shown instead.")
     return fact or default, True
+
+
+def _with_replacement(read: _Reader, request: TraceRequest) -> TraceRequest:
+    names = tuple(name for name in (part.strip() for part in read.text("replacement", "").split(SEPARATOR)) if name)
+    try:
+        return request.replace(replacement=names)
+    except InputError as error:
+        read.problems.append(f"The link's other subject is left out: {error.what}")
+        return request
 
 
 class _Reader:

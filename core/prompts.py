@@ -24,7 +24,8 @@ class PreparedFact:
     `input_ids`: what the model gets, special tokens included. `tokens`: the decoded piece of each id, for people.
     `spans`: character offsets of each token in `fact.text`, (0, 0) for special tokens. `subject_positions`: every
     token that overlaps the subject's characters, contiguous. `foil_id` is None only while `fact.foil_auto` waits
-    for the clean run (then `foil_token` is empty).
+    for the clean run (then `foil_token` is empty). `replacements`: the subjects that stand in its place in the corrupt
+    runs, where the corruption is that; `replaced_ids`: `input_ids` with each of them.
     """
 
     fact: Fact
@@ -37,6 +38,8 @@ class PreparedFact:
     true_token: str
     foil_token: str
     notes: tuple[str, ...] = ()
+    replacements: tuple[str, ...] = ()
+    replaced_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

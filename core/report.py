@@ -14,7 +14,7 @@ import pandas as pd
 
 from .console import visible
 from .results import LEAST_DROP, MIN_DROP, TraceResult, expert_name, is_defined
-from .views import PAPER_CLEAN, PAPER_DROP, filter_problems, patches, rounding
+from .views import PAPER_CLEAN, PAPER_DROP, corruption, filter_problems, patches, rounding
 
 if TYPE_CHECKING:
     from .minimal import MinimalResult
@@ -30,8 +30,9 @@ def summary(result: TraceResult, *, best: int = BEST) -> str:
     draws = f"{request.draws} draw{'s' if request.draws > 1 else ''}"
     lines = [
         f"{_prompt(result)} → {where.true_token!r} (true), {where.foil_token!r} (foil)",
-        f"case_id {fact.case_id} · model {where.model}, {where.dtype} on {where.device} · noise {request.noise:g} · "
-        f"{draws} · seed {request.seed}" + (" · from the store" if result.cached else ""),
+        f"case_id {fact.case_id} · model {where.model}, {where.dtype} on {where.device} · "
+        f"{visible(corruption(result))} · {draws} · seed {request.seed}"
+        + (" · from the store" if result.cached else ""),
         "",
         f"clean contrast    {_signed(result.clean_contrast)}   {_run(result, 'clean')}",
         f"corrupt contrast  {_signed(result.corrupt_contrast)}   {_run(result, 'corrupt')}",

@@ -18,15 +18,20 @@ from .quantisation import NONE, check_asked
 
 SpecialTokens = Literal["auto", "on", "off"]
 ObjectTokens = Literal["space", "paper"]
+Corruption = Literal["noise", "replace"]
 SPECIAL_TOKENS = ("auto", "on", "off")
 OBJECT_TOKENS = ("space", "paper")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 PLACEMENTS = ("auto", "memory", "disk")
+CORRUPTIONS = ("noise", "replace")
+"""Gaussian noise on the subject's embeddings, or another subject in its place."""
 SCORES = ("contrast", "log_probability", "probability", "rank")
 """What a patch may be measured by: the contrast, or the true object's log-probability, probability or rank."""
 AUTO_FOIL = "auto"
 MAX_DRAWS = 1000
+SEPARATOR = "|"
+"""Between several replacements of a subject, where they stand in one text."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,10 @@ class TraceRequest:
     """One question about one fact. Everything in it can change a number; nothing else can.
 
     `experts`: `last`, `all`, `none`, or a tuple of positions (token indices) at which every routed expert is
-    patched. `first_token`: an object of several tokens is represented by its first one.
+    patched. `first_token`: an object of several tokens is represented by its first one. `corruption`: `noise`, or
+    `replace`, where each draw has another subject in the subject's place: those of `replacement`, or if that is empty
+    subjects chosen from the bundled facts (see `core.replacing.choose`). The noise level does not count then, nor does
+    the seed where subjects are named; with several of them `draws` is their number.
     """
 
     fact: Fact
@@ -92,8 +100,12 @@ class TraceRequest:
     object_tokens: ObjectTokens = "space"
     first_token: bool = False
     experts: str | tuple[int, ...] = "last"
+    corruption: Corruption = "noise"
+    replacement: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _one_of("corruption", self.corruption, CORRUPTIONS)
+        self._check_replacement()
         _one_of("special tokens", self.special_tokens, SPECIAL_TOKENS)
         _one_of("object tokens", self.object_tokens, OBJECT_TOKENS)
         if isinstance(self.experts, str):
@@ -110,6 +122,28 @@ class TraceRequest:
                 raise InputError(f"{name} is {value}.", f"Give a whole number from {low} to {high}.", field=name)
             object.__setattr__(self, name, int(value))
 
+    def _check_replacement(self) -> None:
+        given = (self.replacement,) if isinstance(self.replacement, str) else tuple(self.replacement)
+        given = tuple(name.strip() for name in given)
+        object.__setattr__(self, "replacement", given)
+        if not given:
+            return
+        wrong = ""
+        if self.corruption != "replace":
+            wrong = "A replacement of the subject is given, but the corruption is noise."
+        elif not all(given):
+            wrong = "A replacement of the subject is empty."
+        elif any(SEPARATOR in name for name in given):
+            wrong = f"A replacement of the subject has a {SEPARATOR!r} in it."
+        elif len({name.casefold() for name in given}) < len(given):
+            wrong = "A replacement of the subject is given twice."
+        elif self.draws not in (1, len(given)):
+            wrong = f"{self.draws} draws are asked for, but {len(given)} replacements of the subject given."
+        if wrong:
+            next_step = "With the corruption `replace`, give other subjects, one for each draw, or none."
+            raise InputError(wrong, next_step, field="replacement")
+        object.__setattr__(self, "draws", len(given))
+
     def replace(self, **changes: Any) -> TraceRequest:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -124,6 +158,7 @@ class TraceRequest:
         data = dict(data)
         experts = data.get("experts", "last")
         data["experts"] = experts if isinstance(experts, str) else tuple(experts)
+        data["replacement"] = tuple(data.get("replacement", ()))
         return cls(**{**data, "fact": Fact(**data["fact"]), "model": ModelSpec(**data["model"])})
 
 

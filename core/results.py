@@ -44,11 +44,13 @@ class Provenance:
     """Where numbers come from; stored with every row set.
 
     `versions`: python, torch, transformers, ... ; `implementation`: attention and experts implementation;
-    `tokens`/`token_ids`: what the model saw; `noise_sigma`: std of the added noise, in embedding units.
+    `tokens`/`token_ids`: what the model saw; `noise_sigma`: std of the added noise, in embedding units (0: none).
     `noise_floor`: rescues below it (logits) are within rounding; `noise_floor_largest`: the most that rounding was
     seen to move one (see `core.noise_floor`; None in answers from before it was measured). `quantisation`: number
     formats of the weights where some are quantised. `placement`: where the layers' weights were (`memory` or `disk`);
     `bytes_read`: of weights read from the disk for this answer and those that were computed together with it.
+    `replacements`: the subjects in the subject's place, one per draw, and `replaced_ids` the prompts with them; empty
+    where the corruption is noise.
     """
 
     model: str
@@ -78,6 +80,8 @@ class Provenance:
     quantisation: str = ""
     placement: str = "memory"
     bytes_read: int = 0
+    replacements: list[str] = field(default_factory=list)
+    replaced_ids: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

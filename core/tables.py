@@ -69,7 +69,8 @@ def long_table(results: Sequence[TraceResult]) -> pd.DataFrame:
                 "model": where.model,
                 "revision": where.revision,
                 "dtype": where.dtype,
-                "noise": request.noise,
+                "corruption": request.corruption,
+                "noise": request.noise if request.corruption == "noise" else None,
                 "seed": request.seed,
                 "special_tokens": request.special_tokens,
                 "object_tokens": request.object_tokens,
@@ -82,7 +83,21 @@ def long_table(results: Sequence[TraceResult]) -> pd.DataFrame:
     table = table.astype({column: "Int64" for column in _WHOLE_NUMBERS if column in table})
     # one row of `asked` for each row of its frame: far quicker than adding columns to thousands of small frames
     repeated = pd.DataFrame(asked).iloc[np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])]
-    return pd.concat([table, repeated.reset_index(drop=True)], axis=1)
+    out = pd.concat([table, repeated.reset_index(drop=True)], axis=1)
+    if any(result.provenance.replacements for result in results):
+        names = [_replacements(result) for result in results]
+        out.insert(out.columns.get_loc("corruption") + 1, "replacement", pd.concat(names, ignore_index=True))
+    return out
+
+
+def _replacements(result: TraceResult) -> pd.Series:
+    """The subject in the subject's place: of each row's own draw, or all where a table runs over draws."""
+    import pandas as pd
+
+    names, frame = result.provenance.replacements, result.frame
+    if "draw" in frame:
+        return frame.draw.map(dict(enumerate(names))).astype(object)
+    return pd.Series("; ".join(names), index=frame.index, dtype=object)
 
 
 def provenance(results: Sequence[TraceResult]) -> list[dict[str, Any]]:

@@ -50,7 +50,8 @@ def trace(
 
     `foil="auto"` takes the model's most probable other token; `occurrence` (from 1) says which occurrence of the
     subject is meant where the prompt is a whole text and has several. `settings` are the fields of `TraceRequest`:
-    noise, draws, seed, special_tokens, object_tokens, first_token, experts. Raises `InputError` for wrong input.
+    noise, draws, seed, special_tokens, object_tokens, first_token, experts, corruption, replacement. Raises
+    `InputError` for wrong input.
     """
     if isinstance(fact, TraceRequest):
         return trace_many(model, [fact], store=store, progress=progress)[0]
@@ -135,6 +136,7 @@ def _is_about(manifest: dict[str, Any], prepared: PreparedFact) -> bool:
         and stored["subject_positions"] == list(prepared.subject_positions)
         and stored["true_id"] == prepared.true_id
         and prepared.foil_id in (None, stored["foil_id"])
+        and stored.get("replaced_ids", []) == [list(ids) for ids in prepared.replaced_ids]
     )
 
 

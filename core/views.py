@@ -75,6 +75,16 @@ def rounding(where: Provenance) -> str:
     )
 
 
+def corruption(result: TraceResult) -> str:
+    """How the corrupt runs came about, in words."""
+    request, names = result.request, result.provenance.replacements
+    if request.corruption == "noise":
+        return f"noise {request.noise:g}"
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    how = "" if request.replacement else " (chosen)"
+    return f"subject replaced by {shown}{how}"
+
+
 def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None) -> pd.DataFrame:
     """Patches of some kinds, draws aggregated: layer, pos, kind, expert, router weights, `MEASURES` and `direct`.
 

@@ -154,6 +154,12 @@ def _next_tokens(draws: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"draw": "Int64"})
 
 
+def _replacements(request) -> list[str]:
+    if request.corruption == "noise":
+        return []
+    return list(request.replacement) or [f"Land {draw}" for draw in range(request.draws)]
+
+
 def _provenance(request, n_layers, moe, n_experts, top_k, shared, ids, tokens, subject) -> Provenance:
     model: ModelSpec = request.model
     return Provenance(
@@ -163,4 +169,5 @@ def _provenance(request, n_layers, moe, n_experts, top_k, shared, ids, tokens, s
         noise_sigma=0.31, n_layers=n_layers, moe_layers=moe, n_experts=n_experts, top_k=top_k, has_shared=shared,
         token_ids=ids, tokens=tokens, subject_positions=subject, true_id=200, foil_id=202,
         true_token=" Paris", foil_token=" Rome",
+        replacements=_replacements(request), replaced_ids=[ids] * len(_replacements(request)),
     )  # fmt: skip

@@ -106,10 +106,14 @@ class Bench:
         ]
         try:
             with torch.no_grad(), self.noised(run):
-                return self.module(input_ids=self.ids, use_cache=False).logits[0, -1, list(tokens)]
+                return self.module(input_ids=self.ids_of(run), use_cache=False).logits[0, -1, list(tokens)]
         finally:
             for handle in handles:
                 handle.remove()
+
+    def ids_of(self, run: int) -> torch.Tensor:
+        """What the model is given, [1, n]."""
+        return self.ids
 
     def record(self, run: int) -> dict[tuple[str, int], torch.Tensor]:
         """{(site, layer): [n, d]} of one run."""

@@ -305,6 +305,43 @@ def test_a_changed_setting_asks_anew_and_lets_go_of_the_old_job(bench, engine):
     assert new.result.request == TraceRequest(fact=FRANCE, noise=1.5)
 
 
+def widget(elements, label):
+    return next(e for e in elements if e.label == label)
+
+
+def test_another_subject_can_stand_in_for_the_facts_own(bench, engine):
+    page = finished(opened({"draws": "2"}), bench)
+    widget(page.segmented_control, "Corruption").set_value("replace").run()
+    page = finished(page, bench)
+    chosen = TraceRequest(fact=FRANCE, draws=2, corruption="replace")
+    assert engine.asked[-1] == chosen
+    assert "subject replaced by Land 0, Land 1 (chosen)" in shown(page) and "noise level" not in shown(page)
+    assert params_of(page)["corruption"] == "replace"
+    assert not any(n.label == "Noise level" for n in page.number_input)
+    widget(page.text_input, "Other subject").set_value(" Spain | Sri Lanka|").run()
+    page = finished(page, bench)
+    assert engine.asked[-1] == chosen.replace(replacement=("Spain", "Sri Lanka"))
+    assert "subject replaced by Spain, Sri Lanka" in shown(page) and "(chosen)" not in shown(page)
+    assert widget(page.number_input, "Draws").disabled
+    assert not any(n.label == "Seed" for n in page.number_input)
+    assert params_of(page)["replacement"] == "Spain|Sri Lanka"
+    again = finished(opened(params_of(page)), bench)
+    assert widget(again.text_input, "Other subject").value == "Spain | Sri Lanka"
+    widget(page.text_input, "Other subject").set_value("").run()
+    page = finished(page, bench)
+    assert bench.lookup(chosen) is not None and params_of(page)["draws"] == "1"
+    widget(page.segmented_control, "Corruption").set_value("noise").run()
+    assert "corruption" not in params_of(finished(page, bench))
+
+
+def test_a_named_subject_goes_with_its_fact(bench, engine):
+    """Another fact is asked about with subjects chosen for it, not with the one that was typed for the old one."""
+    page = finished(opened({"corruption": "replace", "replacement": "Spain"}), bench)
+    next(s for s in page.selectbox if s.label == "Fact").select(JAPAN.case_id).run()
+    finished(page, bench)
+    assert engine.asked[-1] == TraceRequest(fact=JAPAN, corruption="replace")
+
+
 def test_two_viewers_share_one_job(bench, engine):
     engine.gate = threading.Event()
     first, second = opened(), opened()

@@ -75,7 +75,7 @@ def _button(request: TraceRequest, slot: str) -> bool:
     """Ask before anything heavy."""
     model = base.workbench().model_state(request.model)
     need = f" It takes about {text.size(model.memory)} of memory." if model.memory else ""
-    draws = f" {request.draws} noise draws are asked for." if request.draws > AUTO_DRAWS else ""
+    draws = f" {request.draws} draws are asked for." if request.draws > AUTO_DRAWS else ""
     with st.container(border=True):
         st.markdown(f"**{text.plain(request.model.name)} has not been asked this yet.**")
         if model.state != LOADED:

@@ -74,21 +74,25 @@ def _settings(result: TraceResult) -> list[tuple[str, ...]]:
         ("tokens", f"special {request.special_tokens}, objects {request.object_tokens}"),
         ("model", f"{prov.model.split('/')[-1]}, {prov.dtype} on {prov.device}"),
     ]
+    if request.corruption == "replace":
+        rows[0:3] = [("draws", str(request.draws)), ("corruption", views.corruption(result))]
+        if not request.replacement:
+            rows.insert(2, ("seed + case_id", f"{request.seed} + {request.fact.case_id}"))
+    if request.first_token:
+        rows = [(name, f"{value}, first token only" if name == "tokens" else value) for name, value in rows]
     if prov.quantisation:
         rows.append(("weights", prov.quantisation))
     if prov.noise_floor is not None:
         floor = f"{prov.noise_floor:.2g} logits"
         rows.append(("noise floor", floor, f"{NOISE_FLOOR} Here {views.rounding(prov)}."))
-    if request.first_token:
-        rows[3] = ("tokens", rows[3][1] + ", first token only")
     return rows
 
 
 def _warnings(result: TraceResult) -> None:
     if result.drop < MIN_DROP:
         st.warning(
-            f"The noise takes away less than {MIN_DROP:g} logits, so restoration is undefined and shown as missing. "
-            "Rescue in logits is still defined: switch below."
+            f"The corruption takes away less than {MIN_DROP:g} logits, so restoration is undefined and shown as "
+            "missing. Rescue in logits is still defined: switch below."
         )
     elif problems := views.filter_problems(result):
         st.warning(
@@ -105,7 +109,7 @@ def _signed(value: float) -> str:
 
 
 CONTRAST = "logit(true object) − logit(foil) at the last position of the prompt as it is."
-CORRUPT = "The same with noise on the subject's input embeddings, mean over the draws."
+CORRUPT = "The same with noise on the subject's input embeddings, or with another subject; mean over the draws."
 DROP = "Clean minus corrupt contrast: what there is to restore."
 NOISE_FLOOR = "Rescues below it are within rounding: patches were run twice, in other batches and rounded anew."
 P_TRUE = "Probability of the true object's token: in the clean run → in the corrupt run (mean over the draws)."

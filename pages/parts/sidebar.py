@@ -11,7 +11,17 @@ import streamlit as st
 from core.errors import ExpertScopeError
 from core.links import Link
 from core.quantisation import QUANTISATIONS
-from core.requests import DEVICES, DTYPES, MAX_DRAWS, OBJECT_TOKENS, PLACEMENTS, SPECIAL_TOKENS, ModelSpec
+from core.requests import (
+    CORRUPTIONS,
+    DEVICES,
+    DTYPES,
+    MAX_DRAWS,
+    OBJECT_TOKENS,
+    PLACEMENTS,
+    SEPARATOR,
+    SPECIAL_TOKENS,
+    ModelSpec,
+)
 from core.workbench import LOADED, ON_DISK
 
 from . import base, facts_panel, state, store_panel, text
@@ -37,8 +47,18 @@ HELP_OBJECT = (
 )
 HELP_FIRST = "Represent an object of several tokens by its first one. Such results are marked."
 HELP_NOISE = "σ of the Gaussian noise on the subject's input embeddings, in units of the embedding table's own std."
-HELP_DRAWS = "How many corrupt runs with fresh noise. The paper uses 1, ROME averages 10."
-HELP_SEED = "Each draw's generator is seeded with seed + case_id, so the numbers can be had again."
+HELP_CORRUPTION = (
+    "Noise: Gaussian noise on the subject's input embeddings. Another subject: one of as many tokens stands in its "
+    "place, so the model sees nothing unusual. Sites that both find are to be trusted more."
+)
+HELP_REPLACEMENT = (
+    f"A subject that the tokenizer splits into as many tokens (several: {SEPARATOR} between them). Left empty, other "
+    "subjects are chosen from the bundled facts, those of the same relation first."
+)
+HELP_DRAWS = (
+    "How many corrupt runs: with fresh noise (the paper uses 1, ROME averages 10), or with different other subjects."
+)
+HELP_SEED = "The generator is seeded with seed + case_id, so the numbers can be had again."
 
 
 def draw() -> None:
@@ -60,13 +80,18 @@ def foot() -> None:
 
 def _setting(name: str, widget: str, convert: Callable[[Any], Any] = lambda value: value) -> Callable[[], None]:
     """A callback that puts a widget's value into the request's field `name`."""
+    return _ask(widget, lambda value: {name: convert(value)})
+
+
+def _ask(widget: str, changes: Callable[[Any], dict[str, Any]]) -> Callable[[], None]:
+    """A callback that asks with what a widget's value changes in the request."""
 
     def change() -> None:
         value = st.session_state.get(widget)
         if value is None:
             return
         try:
-            state.ask(state.request().replace(**{name: convert(value)}))
+            state.ask(state.request().replace(**changes(value)))
         except ExpertScopeError as error:
             st.session_state["es_input_error"] = str(error)
 
@@ -144,16 +169,32 @@ def _model(link: Link) -> None:
 def _corruption(link: Link) -> None:
     request = link.request
     st.markdown("**Corruption**")
-    left, right = st.columns(2)
-    key = state.key("noise")
-    left.number_input(
-        "Noise level", min(0.01, request.noise), 100.0, request.noise, 0.5, format="%.4g", key=key, help=HELP_NOISE,
-        on_change=_setting("noise", key, float),
+    key = state.key("corruption")
+    st.segmented_control(
+        "Corruption", CORRUPTIONS, default=request.corruption, key=key, required=True, width="stretch",
+        format_func={"noise": "Noise", "replace": "Another subject"}.__getitem__, help=HELP_CORRUPTION,
+        label_visibility="collapsed", on_change=_ask(key, lambda kind: {"corruption": kind, "replacement": ()}),
     )  # fmt: skip
+    left, right = st.columns([3, 2] if request.corruption == "replace" else 2)
+    if request.corruption == "noise":
+        key = state.key("noise")
+        left.number_input(
+            "Noise level", min(0.01, request.noise), 100.0, request.noise, 0.5, format="%.4g", key=key,
+            help=HELP_NOISE, on_change=_setting("noise", key, float),
+        )  # fmt: skip
+    else:
+        key = state.key("replacement")
+        left.text_input(
+            "Other subject", f" {SEPARATOR} ".join(request.replacement), key=key, placeholder="chosen", max_chars=1000,
+            help=HELP_REPLACEMENT, on_change=_ask(key, _named),
+        )  # fmt: skip
     key = state.key("draws")
     right.number_input(
-        "Draws", 1, MAX_DRAWS, request.draws, 1, key=key, help=HELP_DRAWS, on_change=_setting("draws", key, int)
-    )
+        "Draws", 1, MAX_DRAWS, request.draws, 1, key=key, help=HELP_DRAWS, on_change=_setting("draws", key, int),
+        disabled=bool(request.replacement),
+    )  # fmt: skip
+    if request.replacement:
+        return  # nothing is drawn
     key = state.key("seed")
     # a browser's numbers are exact up to 2^53 only; larger seeds come by link and are shown as they are
     largest = max(2**53 - 1, request.seed)
@@ -163,6 +204,12 @@ def _corruption(link: Link) -> None:
         st.number_input(
             "Seed", 0, largest, request.seed, 1, key=key, help=HELP_SEED, on_change=_setting("seed", key, int)
         )
+
+
+def _named(text: str) -> dict[str, Any]:
+    """The settings that other subjects, typed, mean."""
+    names = tuple(name.strip() for name in text.split(SEPARATOR) if name.strip())
+    return {"replacement": names, "draws": len(names) or 1}
 
 
 def _tokens(link: Link) -> None:

@@ -103,6 +103,8 @@ def ask(request: TraceRequest, *, bundled: bool | None = None) -> None:
     """Another question. What was looked at stays where it means the same: as long as model and fact are the same."""
     touch()
     current: Link = st.session_state[_LINK]
+    if request.fact != current.request.fact:  # another subject was named for the fact that was there
+        request = request.replace(replacement=())
     same = (request.model.name, request.fact, request.special_tokens) == (
         current.request.model.name,
         current.request.fact,
