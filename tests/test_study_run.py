@@ -12,9 +12,11 @@ import tokenizers_for_tests
 import torch
 from compare import TOLERANCE
 
+import core.facts
 from cache.studies import Studies
 from core.checks import ensure_checked
 from core.errors import Cancelled, ExpertScopeError, InputError, StoreBusy
+from core.models import load_model
 from core.moe import MoeModel
 from core.progress import Progress
 from core.requests import Fact
@@ -381,7 +383,7 @@ def test_planted_truth_is_found(kind, verdict, layer, expert, tmp_path):
 
     truth = planted.build(kind)
     book = Studies(tmp_path / "store.duckdb")
-    create(book, kind, preset("paper", n=len(truth.facts)), truth.facts)
+    create(book, kind, preset("paper", n=len(truth.facts), resamples=1000, flips=1000), truth.facts)
     run(book, truth.model, kind)
     found = data.load(book, kind)
     summary = summarise(found.rows, found.settings.to_dict(), found.funnel.counts)
@@ -430,3 +432,21 @@ def test_one_subject_cannot_be_split_by_subject(model, tmp_path):
     create(book, "words", any_contrast(n=6), facts)
     with pytest.raises(ExpertScopeError, match="cannot be split by subject"):
         run(book, model, "words")
+
+
+def test_weights_on_the_disk_are_read_four_times(tmp_path):
+    """Filters, layer sweep, coalition search, validation: one pass each, whatever the number of facts."""
+    book, rows = Studies(tmp_path / "store.duckdb"), {}
+    for placement in ("memory", "disk"):
+        demo = load_model("demo", dtype="float32", device="cpu", placement=placement)
+        create(book, placement, preset("demo", n=12), core.facts.bundled()[:200])
+        before = demo.bytes_read
+        run(book, demo, placement)
+        rows[placement] = data.load(book, placement).rows
+        if placement == "disk":
+            layers = sum(value.numel() * 2 for layer in demo.layers for value in layer.parameters())  # bf16 on the disk
+            assert demo.bytes_read - before == 4 * layers
+    keys = ["stage", "scan_index", "draw", "kind", "layer", "expert", "experts"]
+    memory, disk = (rows[name].sort_values(keys, ignore_index=True) for name in ("memory", "disk"))
+    assert len(memory) == len(disk) and memory[keys].equals(disk[keys])
+    assert (memory.rescue - disk.rescue).abs().max() <= TOLERANCE
