@@ -2,6 +2,7 @@
 # make test   the same with the test tools and a Chromium, then all tests
 # make bench  measure against the peers of bench/requirements.txt (an environment of its own)
 # make bench-engine  what the engine's own work costs (needs no peers)
+# make families  examine every MoE family of the installed transformers and write docs/families.md
 # make lint   ruff
 #
 # VENV=folder and PORT=8502 change where things go; ARGS="-k store" is passed to pytest (or to the benchmark);
@@ -22,7 +23,7 @@ TORCH_INDEX ?=
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: run test bench bench-engine lint chromium clean help
+.PHONY: run test bench bench-engine families lint chromium clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +37,9 @@ test: $(VENV)/.installed-test chromium
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
+
+families: $(VENV)/.installed-test
+	$(BIN)/python -m tests.matrix
 
 bench: bench/.venv/.installed
 	bench/.venv/bin/python -m bench $(ARGS)

@@ -19,12 +19,14 @@ import torch
 from .base import Run
 from .corruption import draw_noise, noised
 from .errors import ExpertScopeError, ModelRefused, OutOfMemory
+from .families import Block
 from .head import all_logits
-from .hooks import hooks, retuple, untuple
+from .hooks import hooks
 from .moe import MoeModel
 from .noise_floor import NoiseFloor, Repeats
 from .packing import packed_mode
 from .patches import Nothing, Patch, Step, expert_patch, layer_patch
+from .probing import probe_whole
 from .progress import SILENT, Progress
 from .requests import digest
 from .room import ran_out
@@ -32,11 +34,12 @@ from .shrink import shrunken_model
 from .structure import Probing, Structure
 from .sweep import Pass, listed, sweep
 from .weights import one_pass
+from .whole import pass_for
 
 _TOKENS, _SUBJECT = 8, (2, 3)
 _SMALL_LIMIT = 2e-4  # on the copy, relative to how far the patches move the logits
 _CHUNK = 8192
-_VERSION = 5  # of the checks and of what they find out; a stored verdict of another version is not used
+_VERSION = 6  # of the checks and of what they find out; a stored verdict of another version is not used
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILE
 
 def _run_checks(model: MoeModel, progress: Progress) -> list[Check]:
     progress.update(0, 2, "checking the model")
-    checks = [*check_copy(model, progress)]
+    checks, whole = check_copy(model, progress)
     progress.update(1, 2, "checking the model")
-    return checks + check_weights(model)
+    return checks + check_weights(model, whole=whole)
 
 
 def _refuse_failures(checks: list[Check]) -> None:
@@ -106,10 +109,21 @@ def _refuse_failures(checks: list[Check]) -> None:
 # ---- the copy against naive hooks ----------------------------------------------------------------------------------
 
 
-def check_copy(model: MoeModel, progress: Progress = SILENT) -> list[Check]:
-    """Every layer patch, and every expert patch at the last subject token and the last token, on a tiny copy."""
+def check_copy(model: MoeModel, progress: Progress = SILENT) -> tuple[list[Check], bool]:
+    """Every layer patch, and every expert patch at the last subject token and the last token, on a tiny copy.
+
+    Also tells whether they are right only by forward passes of the whole model (see `core.whole`).
+    """
     small = MoeModel(shrunken_model(model.config, attention=model.implementation()["attention"]))
-    return compare_with_hooks(small, progress=progress)
+    found = compare_with_hooks(small, progress=progress)
+    if not small.whole and not all(check.passed for check in found):
+        with contextlib.suppress(ModelRefused, RuntimeError, ValueError, AttributeError):  # if so, the first holds
+            small.structure = probe_whole(small)
+            slower = compare_with_hooks(small, progress=progress)
+            if all(check.passed for check in slower):
+                return slower, True
+        return found, False
+    return found, small.whole
 
 
 def compare_with_hooks(model: MoeModel, *, progress: Progress = SILENT) -> list[Check]:
@@ -154,68 +168,69 @@ class _Naive:
 
     def __init__(self, model: MoeModel, ids: torch.Tensor, corrupt: Run) -> None:
         self._model, self._ids, self._corrupt = model, ids, corrupt
-        self._clean = self._record(None)
-        self._noised = self._record(corrupt)
+        self._runs = [self._record(None), self._record(corrupt)]
 
     def _forward(self, corrupt: Run | None) -> torch.Tensor:
         noise, subject = (corrupt.noise, corrupt.subject) if corrupt else (None, ())
         with torch.no_grad(), noised(self._model.embedding, [noise], [subject]):
             return self._model.model(input_ids=self._ids, use_cache=False).logits[0, -1].float().cpu()
 
-    def _record(self, corrupt: Run | None) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """{layer: (input, output) of its MoE block} in one run, each [T, d]."""
-        out: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-        def keep(layer: int) -> Callable:
-            def hook(module, args, kwargs, output):  # noqa: ANN001, ANN202 - a torch hook
-                given = args[0] if args else next(v for v in kwargs.values() if torch.is_tensor(v))
-                out[layer] = _flat(given).clone(), _flat(untuple(output)).clone()
-
-            return hook
-
-        handles = [
-            self._model.blocks[layer].module.register_forward_hook(keep(layer), with_kwargs=True)
-            for layer in self._model.moe_layers
-        ]
+    def _record(self, corrupt: Run | None) -> dict[int, _Recorded]:
+        """By layer, what its MoE block did in one run."""
+        out = {layer: _Recorded() for layer in self._model.moe_layers}
+        handles = []
+        for layer, block in self._model.blocks.items():
+            handles += block.reading(lambda y, seen=out[layer]: setattr(seen, "y", _flat(y).clone()))
+            for part in (block.module, block.beside):
+                if part is not None:
+                    handles.append(part.register_forward_pre_hook(out[layer].called, with_kwargs=True))
         with hooks(*handles):
             self._forward(corrupt)
         return out
 
-    def _block(self, layer: int, hidden: torch.Tensor, expert: int | None) -> torch.Tensor:
-        """The block's output when every router weight but that of `expert` (or every one) is zero, [T, d]."""
-
-        def mute(module, args, kwargs):  # noqa: ANN001, ANN202 - a torch hook
-            values = [*args, *kwargs.values()]
-            index, weight = values[1], values[2]
-            keep = index == (-1 if expert is None else expert)
-            values[2] = torch.where(keep.view(weight.shape), weight, torch.zeros_like(weight))
-            return tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
-
-        block = self._model.blocks[layer]
-        with torch.no_grad(), hooks(block.experts.register_forward_pre_hook(mute, with_kwargs=True)):
-            return _flat(untuple(block.module(hidden[None])))
-
-    def _contribution(self, layer: int, hidden: torch.Tensor, pos: int, expert: int) -> torch.Tensor:
+    def _contribution(self, run: int, layer: int, pos: int, expert: int) -> torch.Tensor:
         """c[l, t, e]: the block with this expert alone, minus the block with none."""
-        return (self._block(layer, hidden, expert) - self._block(layer, hidden, None))[pos]
+        seen, block = self._runs[run][layer], self._model.blocks[layer]
+        with torch.no_grad():
+            return (seen.again(block, expert) - seen.again(block, None))[pos]
 
     def patched(self, layer: int, pos: int, expert: int | None) -> torch.Tensor:
         """Logits [V] of the corrupt run with one layer patch (`expert` None) or one expert patch."""
+        clean, corrupt = (run[layer].y[pos] for run in self._runs)
         if expert is None:
-            wanted = self._clean[layer][1][pos]
+            wanted = clean
         else:
-            clean = self._contribution(layer, self._clean[layer][0], pos, expert)
-            wanted = self._noised[layer][1][pos] + clean
-            wanted = wanted - self._contribution(layer, self._noised[layer][0], pos, expert)
+            wanted = corrupt + self._contribution(0, layer, pos, expert) - self._contribution(1, layer, pos, expert)
 
-        def change(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
-            first = untuple(output)
-            flat = _flat(first).clone()
+        def change(y: torch.Tensor) -> torch.Tensor:
+            flat = _flat(y).clone()
             flat[pos] = wanted
-            return retuple(output, flat.view(first.shape))
+            return flat.view(y.shape)
 
-        with hooks(self._model.blocks[layer].module.register_forward_hook(change)):
+        block = self._model.blocks[layer]
+        with hooks(*block.changing(change), *block.silencing([pos])):
             return self._forward(self._corrupt)
+
+
+class _Recorded:
+    """One block in one run: its output `y` [T, d], and the calls of its parts, so that they can be made again."""
+
+    y: torch.Tensor
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Any, tuple, dict]] = []
+
+    def called(self, module: Any, args: tuple, kwargs: dict) -> None:
+        """A forward-pre-hook."""
+        self._calls.append((module, args, kwargs))
+
+    def again(self, block: Block, expert: int | None) -> torch.Tensor:
+        """y [T, d] when every router weight but that of `expert` (None: every one) is zero."""
+        seen: list[torch.Tensor] = []
+        with hooks(*block.pattern.muting(block, expert), *block.reading(seen.append)):
+            for module, args, kwargs in self._calls:
+                module(*args, **kwargs)
+        return _flat(seen[0])
 
 
 def _flat(hidden: torch.Tensor) -> torch.Tensor:
@@ -225,10 +240,11 @@ def _flat(hidden: torch.Tensor) -> torch.Tensor:
 # ---- the real weights ----------------------------------------------------------------------------------------------
 
 
-def check_weights(model: MoeModel) -> list[Check]:
+def check_weights(model: MoeModel, *, whole: bool = False) -> list[Check]:
     """Find out the model's structure and noise floor, and hold the sweep against a plain forward, on its own weights.
 
-    Each layer's weights are visited once. Raises `ModelRefused` where contributions do not add up to a block's output.
+    Each layer's weights are visited once, except where everything runs by forward passes of the `whole` model. Raises
+    `ModelRefused` where contributions do not add up to a block's output.
     """
     runs, ids = _probe_runs(model)
     patches = [
@@ -239,21 +255,8 @@ def check_weights(model: MoeModel) -> list[Check]:
     ]
     objects = [_objects(model)] * 2
     with model.lock, torch.no_grad():
-        with packed_mode(model.model):
-            probing = Probing(model)
-            swept = Pass(model, probing.structure, runs, listed(patches), chunk_tokens=_CHUNK, keep=False)
-            repeats = Repeats(model, probing.structure)
-
-        def visit(layer: int) -> None:
-            with packed_mode(model.model):
-                probing.step(layer)
-                swept.step(layer)
-                repeats.step(layer)
-
-        with swept, repeats, _visiting(model, visit):
-            plain = _plain_finals(model, ids, runs)
-        model.structure = probing.finish()
-        with packed_mode(model.model):
+        plain, swept, repeats = (_check_whole if whole else _check_by_layers)(model, runs, ids, patches)
+        with model.structure.mode(model):
             outcome = swept.outcome(objects)
             model.noise_floor = repeats.finish()
     logits, ours = all_logits(model, plain, normed=True), all_logits(model, outcome.final)
@@ -271,6 +274,41 @@ def check_weights(model: MoeModel) -> list[Check]:
         Check("corrupt logits against a plain forward", (ours[1] - logits[1]).abs().max().item(), allowed),
         Check("a patch that changes nothing", noop, allowed),
     ]
+
+
+_Underway = tuple[torch.Tensor, Any, Repeats]
+"""What a plain forward comes to [runs, d], and two passes that every layer went through."""
+
+
+def _check_by_layers(model: MoeModel, runs: list[Run], ids: torch.Tensor, patches: list[Patch]) -> _Underway:
+    """Everything in step with one plain forward; sets the structure."""
+    with packed_mode(model.model):
+        probing = Probing(model)
+        swept = Pass(model, probing.structure, runs, listed(patches), chunk_tokens=_CHUNK, keep=False)
+        repeats = Repeats(model, probing.structure)
+
+    def visit(layer: int) -> None:
+        with packed_mode(model.model):
+            probing.step(layer)
+            swept.step(layer)
+            repeats.step(layer)
+
+    with swept, repeats, _visiting(model, visit):
+        plain = _plain_finals(model, ids, runs)
+    model.structure = probing.finish()
+    return plain, swept, repeats
+
+
+def _check_whole(model: MoeModel, runs: list[Run], ids: torch.Tensor, patches: list[Patch]) -> _Underway:
+    """The same, one after the other."""
+    model.structure = probe_whole(model)
+    swept = pass_for(model, model.structure, runs, listed(patches), chunk_tokens=_CHUNK, keep=False)
+    repeats = Repeats(model, model.structure)
+    with swept, repeats:
+        for layer in range(model.n_layers):
+            swept.step(layer)
+            repeats.step(layer)
+    return torch.cat([_plain_finals(model, ids, [run]) for run in runs]), swept, repeats
 
 
 @contextlib.contextmanager

@@ -70,6 +70,8 @@ class DirectParts:
         if not self._noted:
             return np.zeros(0)
         factors = reach(self._model.structure, self._model.n_layers)
+        if all(factors[layer] is None for _, layer, _ in self._noted):
+            return np.full(self._n, np.nan)
         runs = sorted({run for run, _, _ in self._noted})
         ids = torch.as_tensor([list(objects[run]) for run in runs])
         both = directions(self._model, finals[runs], ids)

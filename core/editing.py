@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .families import Block
 from .hooks import hooks, retuple, untuple
-from .moe import Block, contributions
+from .moe import contributions
 
 ATTENTION, MOE, ROUTER = "attention", "moe", "router"
 
@@ -32,6 +33,12 @@ class Parts:
     block: Block | None
     n_experts: int
     tail: bool = False
+
+    def trimmable(self, edits: Sequence[Edit]) -> bool:
+        """Whether the block may run on some of a call's tokens only (to map contributions through what follows the
+        experts the block is called again, with tokens of its own)."""
+        own = self.tail and any(edit.site == MOE and edit.value is None for edit in edits)
+        return self.block is not None and self.block.sees_stream and not own
 
 
 @dataclass(frozen=True)
@@ -74,34 +81,35 @@ def edited(
         on_block = [e for e in edits if e.site == MOE]
         if on_block:
             assert parts.block is not None
-            given = [e for e in on_block if e.value is not None]
-            own = _placed([e for e in on_block if e.value is None], locate, kept)
-            if own:  # before anything is written: what the experts contribute does not depend on it
-                stack.enter_context(_own_contributions(parts, own, locate))
-            if given:
-                stack.enter_context(hooks(parts.block.module.register_forward_hook(_writer(given, locate))))
+            stack.enter_context(_block_edited(parts, on_block, locate, kept))
         masked = _placed([e for e in edits if e.site == ROUTER], locate, kept)
         if masked:
-            stack.enter_context(_MaskedTopK(masked, parts.n_experts))
+            assert parts.block is not None
+            stack.enter_context(_during(parts.block.router, _MaskedTopK(masked, parts.n_experts)))
         yield
 
 
 def _writer(edits: Sequence[Edit], locate: Callable[[Edit], int]) -> Callable:
-    """A forward hook that writes or adds the edits' values; sums are taken in fp32."""
-    at = torch.tensor([locate(edit) for edit in edits])
-    values = torch.stack([edit.value for edit in edits])  # type: ignore[misc]
-    restore = torch.tensor([edit.restore for edit in edits])[:, None]
+    """A forward hook that writes or adds the edits' values."""
+    write = _writing([(edit, locate(edit)) for edit in edits])
+    return lambda module, args, output: retuple(output, write(untuple(output)))
 
-    def change(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
-        first = untuple(output)
+
+def _writing(placed: Sequence[tuple[Edit, int]]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Writes or adds the edits' values at their tokens; sums are taken in fp32."""
+    at = torch.tensor([token for _, token in placed])
+    values = torch.stack([edit.value for edit, _ in placed])  # type: ignore[misc]
+    restore = torch.tensor([edit.restore for edit, _ in placed])[:, None]
+
+    def write(first: torch.Tensor) -> torch.Tensor:
         flat = first.reshape(-1, first.shape[-1]).clone()
         device = flat.device
         for some in _distinct(at):  # several edits of one token apply one after the other
             where, wanted = at[some].to(device), values[some].to(device)
             flat[where] = torch.where(restore[some].to(device), wanted, flat[where].float() + wanted).to(flat.dtype)
-        return retuple(output, flat.view(first.shape))
+        return flat.view(first.shape)
 
-    return change
+    return write
 
 
 def _distinct(at: torch.Tensor) -> list[list[int]]:
@@ -132,42 +140,78 @@ def _placed(
 
 
 @contextlib.contextmanager
-def _own_contributions(
-    parts: Parts, placed: Sequence[tuple[Edit, int]], locate: Callable[[Edit], int]
+def _block_edited(
+    parts: Parts, edits: Sequence[Edit], locate: Callable[[Edit], int], kept: torch.Tensor | None
 ) -> Iterator[None]:
-    """Adds `scale` × what the edits' experts contribute in the call itself."""
+    """Changes y where it is (see `Block.changing`): first what depends on the call's own contributions, then the rest.
+
+    `_placed` gives a token's row where the block runs, `locate` that in what comes out of it.
+    """
     block = parts.block
     assert block is not None
+    inside = block.norm is not None  # y is seen while the block still runs
+    own = _placed([e for e in edits if e.value is None], locate, kept)
+    given = [e for e in edits if e.value is not None]
+    places = _placed(given, locate, kept) if inside else [(edit, locate(edit)) for edit in given]
+    write = _writing(places) if places else None
     seen: dict[str, Any] = {}
 
-    def experts_called(module, args, kwargs):  # noqa: ANN001, ANN202 - a torch hook
-        if "experts" not in seen:  # computing contributions calls the experts again
-            seen["experts"] = [*args, *kwargs.values()][:3]
+    def routed(*given: torch.Tensor) -> None:
+        seen.setdefault("routed", given)  # contributions run the experts again
 
-    def change(module, args, output):  # noqa: ANN001, ANN202
-        if "experts" not in seen:
+    def block_called(module, args, kwargs):  # noqa: ANN001, ANN202 - a torch hook
+        seen.setdefault("input", args[0] if args else next(v for v in kwargs.values() if torch.is_tensor(v)))
+
+    def change(y: torch.Tensor) -> torch.Tensor | None:
+        if "done" in seen:
             return None
-        x, index, weight = seen["experts"]
-        index = index.reshape(-1, index.shape[-1])
-        rows = torch.tensor([row for _, row in placed], device=index.device)
-        tokens = torch.tensor([locate(edit) for edit, _ in placed], device=index.device)
-        given = args[0].reshape(-1, args[0].shape[-1])[tokens] if parts.tail else None
-        index = index[rows]
-        x, weight = x.reshape(-1, x.shape[-1])[rows], weight.reshape(-1, index.shape[-1])[rows]
-        c = contributions(block, x, index, weight, given)
-        first = untuple(output)
-        flat = first.reshape(-1, first.shape[-1]).clone()
-        for i, (edit, _) in enumerate(placed):
-            chosen = torch.isin(index[i], torch.tensor(edit.experts, device=index.device))
-            part = edit.scale * c[i, chosen].float().sum(0)
-            flat[tokens[i]] = (flat[tokens[i]].float() + part).to(flat.dtype)
-        return retuple(output, flat.view(first.shape))
+        seen["done"] = True
+        if own:
+            y = _with_own(parts, own, [row if inside else locate(edit) for edit, row in own], y, seen)
+        return y if write is None else write(y)
 
-    with hooks(
-        block.experts.register_forward_pre_hook(experts_called, with_kwargs=True),
-        block.module.register_forward_hook(change),
-    ):
+    handles = block.changing(change)
+    if own:
+        handles += block.pattern.listen(block, routed)
+        handles.append(block.module.register_forward_pre_hook(block_called, with_kwargs=True))
+    handles += block.silencing([locate(edit) for edit in given if edit.restore])  # written into the other part already
+    with hooks(*handles):
         yield
+
+
+def _with_own(
+    parts: Parts, placed: Sequence[tuple[Edit, int]], at: Sequence[int], y: torch.Tensor, seen: dict[str, Any]
+) -> torch.Tensor:
+    """y with `scale` × what the edits' experts contribute in the call itself added at tokens `at`."""
+    assert parts.block is not None
+    x, index, weight = seen["routed"]
+    index = index.reshape(-1, index.shape[-1])
+    rows = torch.tensor([row for _, row in placed], device=index.device)
+    tail_input = seen["input"].reshape(-1, seen["input"].shape[-1])[rows] if parts.tail else None
+    x, weight = x.reshape(-1, x.shape[-1])[rows], weight.reshape(index.shape)[rows]
+    index = index[rows]
+    c = contributions(parts.block, x, index, weight, tail_input)
+    flat = y.reshape(-1, y.shape[-1]).clone()
+    for i, (edit, _) in enumerate(placed):
+        chosen = torch.isin(index[i], torch.tensor(edit.experts, device=index.device))
+        part = edit.scale * c[i, chosen].float().sum(0)
+        flat[at[i]] = (flat[at[i]].float() + part).to(flat.dtype)
+    return flat.view(y.shape)
+
+
+@contextlib.contextmanager
+def _during(module: torch.nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
+    """The mode is on while `module` is called."""
+    with contextlib.ExitStack() as inside:
+
+        def called(module, args):  # noqa: ANN001, ANN202 - a torch hook
+            inside.enter_context(mode)
+
+        def done(module, args, output):  # noqa: ANN001, ANN202
+            inside.close()
+
+        with hooks(module.register_forward_pre_hook(called), module.register_forward_hook(done)):
+            yield
 
 
 class _MaskedTopK(TorchFunctionMode):

@@ -105,9 +105,15 @@ def _unembedding(model: MoeModel) -> Iterator[tuple[torch.Tensor | RowTable, tor
 
 
 def _through_head(model: MoeModel, states: torch.Tensor, product: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """Inside the model's lock: for a moment its layers and its unembedding do something else."""
+    """Inside the model's lock: for a moment its layers and its unembedding do something else.
+
+    Where the layers cannot be left out (`MoeModel.whole`), they run on a few tokens for nothing, and the states, which
+    are what the unembedding receives, replace what it would receive."""
     ids = torch.zeros((states.shape[0], 1), dtype=torch.long, device=model.device)
     with contextlib.ExitStack() as stack:
+        if model.whole:
+            stack.enter_context(stub(model.unembedding, lambda hidden: product(states[:, None])))
+            return model.model(input_ids=ids[:1].expand(1, 4), use_cache=False).logits[:, -1].float().cpu()
         for layer in model.layers:
             stack.enter_context(stub(layer, lambda hidden=None, *args, **kwargs: states[:, None]))
         stack.enter_context(stub(model.unembedding, product))

@@ -118,7 +118,7 @@ class Search:
                 f"Choose one from {fact.subject_positions[0]} to {last}.",
                 field="pos",
             )
-        if self.layer == model.n_layers - 1 and pos < last:
+        if self.layer is not None and model.structure.first_to_matter(self.layer, 0, last + 1) > pos:
             raise InputError(
                 f"In the last layer nothing at position {pos} reaches the last position.",
                 f"Choose position {last}, or a lower layer.",
@@ -225,7 +225,7 @@ class _Trial:
         for at, layer in enumerate(self.model.moe_layers):
             if search.layer not in (None, layer):
                 continue
-            first = last if layer == self.model.n_layers - 1 else self.fact.subject_positions[0]
+            first = self.model.structure.first_to_matter(layer, self.fact.subject_positions[0], last + 1)
             for t in range(first, last + 1):
                 if pos in (None, t):
                     routed = known.index[at, t].tolist()

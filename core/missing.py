@@ -317,8 +317,7 @@ class _Collector:
         self._table = base.updates_at(places)  # all at once
         for j, job in enumerate(self._jobs):
             start, length = job.answer.prepared.subject_positions[0], self._runs[job.clean].length
-            last_layer = base.layer == self._model.n_layers - 1
-            first = length - 1 if last_layer else start  # left of it a patch cannot change the last position
+            first = base.structure.first_to_matter(base.layer, start, length)
             ends = {"clean": job.clean, "corrupt": job.corrupt, "layer": base.layer}
             if LAYER in job.parts:
                 for pos in range(length):

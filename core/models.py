@@ -22,7 +22,7 @@ from .conversion import StoredWeights
 from .disk import load_from_disk
 from .errors import ExpertScopeError, InputError, ModelError, ModelRefused
 from .identity import DEMO, fingerprint, locate, remember_identity
-from .moe import MoeModel, find_blocks, refuse_shared_outside
+from .moe import MoeModel, find_blocks
 from .placement import Placement, choose
 from .progress import SILENT, Progress
 from .quantisation import NONE
@@ -210,7 +210,7 @@ def _skeleton(config: Any) -> torch.nn.Module:
             f"can build ({str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__}).",
             "Choose a causal MoE language model.",
         ) from None
-    refuse_shared_outside(*find_blocks(model))
+    find_blocks(model)
     return model
 
 

@@ -1,8 +1,8 @@
 """A transformers MoE model as the engine sees it: layers, MoE blocks, experts, found by structure.
 
-No family is named here. A MoE block is a module with a child `experts` whose forward takes hidden states,
-routed indices and routed weights; the layer list is the `ModuleList` around the blocks. What the experts receive
-is what the block really multiplies with, whatever the router looks like.
+No family is named here (the exceptions are declared in `families`). A MoE block is a module with a child `experts`
+whose forward takes hidden states, routed indices and routed weights; the layer list is the `ModuleList` around the
+blocks. What the experts receive is what the block really multiplies with, whatever the router looks like.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import nn
 
 from .corruption import embedding_std
 from .errors import ModelRefused
-from .hooks import TopKWatch, hooks, stub, untuple
+from .families import Block, block_at, exception_for
+from .hooks import TopKWatch, hooks
 from .identity import identity_of
 from .prompts import piece
 from .requests import ModelSpec
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
     from .conversion import StoredWeights
     from .noise_floor import NoiseFloor
     from .structure import Structure
-
-
-@dataclass(frozen=True)
-class Block:
-    """One MoE block. `module` is the block, `experts` its fused experts; both belong to decoder layer `layer`."""
-
-    layer: int
-    module: nn.Module
-    experts: nn.Module
 
 
 @dataclass
@@ -82,7 +74,6 @@ class MoeModel:
         self._structure: Structure | None = None
         self._noise_floor: NoiseFloor | None = None
         self.layers, self.blocks = find_blocks(model)
-        refuse_shared_outside(self.layers, self.blocks)
         self.config = model.config.get_text_config()
         self.embedding = model.get_input_embeddings()
         self.unembedding = model.get_output_embeddings()
@@ -102,10 +93,15 @@ class MoeModel:
     def structure(self) -> Structure:
         """How the layers may be run: probed on first use (one pass over the weights) unless set from a verdict."""
         if self._structure is None:
-            from .structure import probe
+            from .probing import probe
 
             self._structure = probe(self)
         return self._structure
+
+    @property
+    def whole(self) -> bool:
+        """Known to be traced by forward passes of the whole model (see `core.whole`)."""
+        return self._structure is not None and self._structure.whole
 
     @structure.setter
     def structure(self, structure: Structure) -> None:
@@ -196,14 +192,15 @@ def find_blocks(model: nn.Module) -> tuple[nn.ModuleList, dict[int, Block]]:
     unsupported = ""
     for name, module in modules.items():
         experts = getattr(module, "experts", None)
-        if not isinstance(experts, nn.Module):
-            continue
-        if len(inspect.signature(type(experts).forward).parameters) < 4:  # self, hidden, index, weights
-            unsupported = type(module).__name__
-            continue
+        if exception_for(module) is None:
+            if not isinstance(experts, nn.Module):
+                continue
+            if len(inspect.signature(type(experts).forward).parameters) < 4:  # self, hidden, index, weights
+                unsupported = type(module).__name__
+                continue
         stack, index = _enclosing_list(name, modules)
         if stack is not None:
-            stacks.setdefault(stack, {})[index] = Block(index, module, experts)
+            stacks.setdefault(stack, {})[index] = block_at(index, module, modules[f"{stack}.{index}"])
     if not stacks:
         if unsupported:
             raise ModelRefused(
@@ -216,21 +213,6 @@ def find_blocks(model: nn.Module) -> tuple[nn.ModuleList, dict[int, Block]]:
         )
     main = max(stacks, key=lambda stack: len(stacks[stack]))
     return modules[main], stacks[main]
-
-
-def refuse_shared_outside(layers: nn.ModuleList, blocks: dict[int, Block]) -> None:
-    """Raise `ModelRefused` where a layer holds its shared expert beside the MoE block.
-
-    The MoE-block output of the protocol includes the shared expert; here it would be missing from every cell.
-    """
-    for index, block in blocks.items():
-        inside = set(block.module.modules())
-        for name, child in layers[index].named_children():
-            if "shared" in name and child not in inside:
-                raise ModelRefused(
-                    f"Layer {index} adds a shared expert ({name}) outside its MoE block.",
-                    "Families built like this are not supported.",
-                )
 
 
 def _enclosing_list(name: str, modules: dict[str, nn.Module]) -> tuple[str | None, int]:
@@ -246,7 +228,7 @@ def _enclosing_list(name: str, modules: dict[str, nn.Module]) -> tuple[str | Non
 def expert_count(experts: nn.Module, config: Any) -> int:
     """How many routed experts a block has: the module says so, or its fused weights' first dimension."""
     for holder in (experts, config):
-        for attribute in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
+        for attribute in ("total_experts", "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
             value = getattr(holder, attribute, None)
             if isinstance(value, int) and value > 1:
                 return value
@@ -265,29 +247,36 @@ class Watch:
     def __init__(self, block: Block, n_experts: int) -> None:
         self.block = block
         self.top_k = TopKWatch(n_experts)
-        self._given: list[Any] = []
+        self._given: tuple[torch.Tensor, ...] = ()
         self._input: torch.Tensor | None = None
-        self._output: Any = None
+        self._output: torch.Tensor | None = None
 
     def __enter__(self) -> Watch:
-        def experts_called(module, args, kwargs):  # noqa: ANN001, ANN202 - a torch hook
-            self._given = [*args, *kwargs.values()][:3]
+        def routed(*given: torch.Tensor) -> None:
+            self._given = given
 
-        def block_called(module, args, kwargs):  # noqa: ANN001, ANN202
+        def put_out(y: torch.Tensor) -> None:
+            self._output = y
+
+        def block_called(module, args, kwargs):  # noqa: ANN001, ANN202 - a torch hook
             self._input = args[0] if args else next(v for v in kwargs.values() if torch.is_tensor(v))
+
+        def router_called(module, args):  # noqa: ANN001, ANN202
             self._inside.enter_context(self.top_k)  # only here: it costs every operation a detour through Python
 
-        def block_done(module, args, output):  # noqa: ANN001, ANN202
+        def router_done(module, args, output):  # noqa: ANN001, ANN202
             self._inside.close()
-            self._output = output
 
+        block = self.block
         self._stack = contextlib.ExitStack()
         self._inside = self._stack.enter_context(contextlib.ExitStack())
         self._stack.enter_context(
             hooks(
-                self.block.experts.register_forward_pre_hook(experts_called, with_kwargs=True),
-                self.block.module.register_forward_pre_hook(block_called, with_kwargs=True),
-                self.block.module.register_forward_hook(block_done),
+                *block.pattern.listen(block, routed),
+                *block.reading(put_out),
+                block.module.register_forward_pre_hook(block_called, with_kwargs=True),
+                block.router.register_forward_pre_hook(router_called),
+                block.router.register_forward_hook(router_done),
             )
         )
         return self
@@ -297,7 +286,7 @@ class Watch:
 
     def routing(self) -> Routing:
         """What was seen. Raises `ModelRefused` if the block was not called as expected."""
-        if len(self._given) < 3 or self._output is None or self._input is None:
+        if not self._given or self._output is None or self._input is None:
             raise ModelRefused(
                 f"The experts of layer {self.block.layer} were not called.", "This MoE block is not supported."
             )
@@ -310,7 +299,7 @@ class Watch:
                 f"for indices of shape {tuple(index.shape)}.",
                 "This MoE block is not supported.",
             )
-        y = untuple(self._output)
+        y = self._output
         scores, k = None, index.shape[1]
         if self.top_k.calls:  # group-limited routers call top-k several times; the last one selects the experts
             scores, k = self.top_k.calls[-1]
@@ -350,29 +339,19 @@ def contributions(
     projection): there the block is run with its experts replaced by each slot's output, minus the block with
     zero experts. Those transformations must be linear; the load-time check Σ c + shared = y sees to it.
     """
-    n, k = index.shape
-    raw = block.experts(x.repeat_interleave(k, 0), index.reshape(-1, 1), weight.reshape(-1, 1))
-    raw = untuple(raw).reshape(n, k, -1)
+    raw = block.pattern.run(block, x, index, weight)
     if block_input is None:
         return raw
     zero = without_experts(block, block_input)
     slots = []
-    for j in range(k):
-        slots.append(_with_experts_output(block, block_input, raw[:, j]) - zero)
+    for j in range(index.shape[1]):
+        with block.pattern.putting_out(block, raw[:, j]):
+            slots.append(block.pattern.output(block, block_input) - zero)
     return torch.stack(slots, 1)
 
 
 @torch.no_grad()
 def without_experts(block: Block, block_input: torch.Tensor) -> torch.Tensor:
     """What the block puts out when its routed experts contribute nothing: the shared part, [N, d]."""
-    return _with_experts_output(block, block_input, None)
-
-
-def _with_experts_output(block: Block, block_input: torch.Tensor, value: torch.Tensor | None) -> torch.Tensor:
-    def fixed(hidden, *args, **kwargs):  # noqa: ANN001, ANN202 - stands in for the experts' forward
-        return torch.zeros_like(hidden) if value is None else value.reshape(hidden.shape).to(hidden.dtype)
-
-    with stub(block.experts, fixed):
-        out = untuple(block.module(block_input[None]))
-    return out.reshape(block_input.shape[0], -1)
-
+    with block.pattern.putting_out(block, None):
+        return block.pattern.output(block, block_input)

@@ -30,13 +30,12 @@ from .corruption import draw_noise
 from .errors import ExpertScopeError
 from .hooks import hooks, retuple, untuple
 from .moe import MoeModel
-from .packing import packed_mode
 from .patches import Patch, expert_patch, layer_patch
 from .prompts import prepare
 from .requests import Fact
 from .structure import Structure
-from .sweep import Pass
 from .weights import one_pass
+from .whole import pass_for
 
 PERCENTILE = 0.95
 _FACTS = (
@@ -76,7 +75,7 @@ class _Probe:
 
 def measure(model: MoeModel) -> NoiseFloor:
     """The noise floor, in one pass of its own over the weights. Inside no lock of yours."""
-    with model.lock, torch.no_grad(), packed_mode(model.model):
+    with model.lock, torch.no_grad(), model.structure.mode(model):
         with Repeats(model, model.structure) as repeats, one_pass(model.layers) as hold:
             for layer in range(model.n_layers):
                 with hold(layer):
@@ -85,7 +84,7 @@ def measure(model: MoeModel) -> NoiseFloor:
 
 
 class Repeats:
-    """Both runs under way. Inside the model's lock and `packed_mode`: enter it, call `step(l)` for l = 0, 1, ... in
+    """Both runs under way. Inside the model's lock and `Structure.mode`: enter it, call `step(l)` for l = 0, 1, ... in
     turn, leave it, ask for the result. Of `structure` only what concerns the layers so far has to be known."""
 
     def __init__(self, model: MoeModel, structure: Structure) -> None:
@@ -93,10 +92,11 @@ class Repeats:
         step = max(1, (len(model.moe_layers) - 1) // (_LAYERS - 1))
         self._patched = set(model.moe_layers[::-step][:_LAYERS])
         self._patches: dict[int, list[Patch]] = {}
+        self._whole = structure.whole
         runs = [run for probe in self._probes for run in (probe.clean, probe.corrupt)]
         apart = 3 * max(run.length for run in runs)
-        self._together = Pass(model, structure, runs, self._choose, chunk_tokens=_TOGETHER, keep=False)
-        self._apart = Pass(model, structure, runs[::-1], self._again, chunk_tokens=apart, keep=False)
+        self._together = pass_for(model, structure, runs, self._choose, chunk_tokens=_TOGETHER, keep=False)
+        self._apart = pass_for(model, structure, runs[::-1], self._again, chunk_tokens=apart, keep=False)
         self._objects = [probe.objects for probe in self._probes for _ in range(2)]
         self._generator = torch.Generator("cpu").manual_seed(0)
 
@@ -110,7 +110,10 @@ class Repeats:
     def step(self, layer: int) -> None:
         """Take both through one layer."""
         self._together.step(layer)
-        with _nudged(self._model.layers[layer], self._generator):
+        moving = self._model.layers if self._whole else [self._model.layers[layer]]
+        with contextlib.ExitStack() as stack:
+            for each in moving:
+                stack.enter_context(_nudged(each, self._generator))
             self._apart.step(layer)
 
     def finish(self) -> NoiseFloor:

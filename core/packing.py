@@ -31,6 +31,10 @@ from .hooks import retuple, stub, untuple
 ATTENTION_NAME = "expertscope_packed"
 
 
+class NotPackable(RuntimeError):
+    """The layer does something in or around its attention that the packed axis cannot do."""
+
+
 @dataclass
 class Piece:
     """`rows`: [n, length − start, d]. `prefix`: (index of an earlier piece, its row for each of the n rows).
@@ -74,6 +78,8 @@ def packed_attention(module, query, key, value, attention_mask, **kwargs):  # no
     plan: _Plan | None = getattr(_current, "plan", None)
     if plan is None:
         return kernel(module, query, key, value, attention_mask, **kwargs)
+    if any("indices" in name and value is not None for name, value in kwargs.items()):
+        raise NotPackable("This attention is given the positions that an index selected.")
     heads, kv_heads = query.shape[1], key.shape[1]
 
     def rows_of(tensor: torch.Tensor, n_heads: int, piece: Piece, offset: int) -> torch.Tensor:
@@ -131,13 +137,25 @@ def packed_mode(model: nn.Module) -> Iterator[None]:
         yield
         return
     _current.kernel = sdpa_attention_forward if previous == "sdpa" else None
+    _current.native = config, previous
     model.set_attn_implementation(ATTENTION_NAME)
     try:
         yield
     finally:
         model.set_attn_implementation(previous)
-        _current.kernel = None
-        _current.plan = None
+        _current.kernel = _current.plan = _current.native = None
+
+
+@contextlib.contextmanager
+def _native_attention() -> Iterator[None]:
+    """Inside `packed_mode`: the model's own implementation for a moment. Some families ask for its name and do more
+    than call it (attention to positions that an index selects)."""
+    config, own = _current.native
+    config._attn_implementation = own
+    try:
+        yield
+    finally:
+        config._attn_implementation = ATTENTION_NAME
 
 
 # ---- what the model passes to its layers -------------------------------------------------------------------------
@@ -213,11 +231,11 @@ class LayerArguments:
         out = []
         for i, leaf in enumerate(leaves):
             axis = self.axes[layer][i]
-            if torch.is_tensor(leaf) and axis not in (None, "mask"):
+            if torch.is_tensor(leaf) and axis is not None:
                 if len(distinct) > 1 and leaf.shape[0] == 1 and axis != 0:
                     leaf = torch.cat([self.recorded[key][layer][0][i] for key in keys])
-                elif leaf.ndim == 2 and leaf.shape[0] == 1:
-                    leaf = leaf.expand(len(keys), -1)
+                elif leaf.shape[0] == 1 and (leaf.ndim == 2 or axis == "mask"):
+                    leaf = leaf.expand(len(keys), *leaf.shape[1:])
             out.append(leaf)
         return tree_unflatten(out, spec)
 
@@ -248,7 +266,9 @@ class LayerArguments:
 
         def mask_of(given: torch.Tensor, piece: Piece) -> torch.Tensor:
             leaf = masks.get(given.data_ptr())
-            if leaf is None or len(keys) == 1:
+            if leaf is None:
+                raise NotPackable("This layer makes an attention mask of its own.")
+            if len(keys) == 1:
                 return given[..., : piece.length, : piece.length]
             return self.recorded[piece.table[0]][layer][0][leaf]
 
@@ -298,7 +318,7 @@ def call_packed(
     args, kwargs, mask_of = arguments.packed(index, pieces)
     with contextlib.ExitStack() as stack:
         needed = None
-        if parts is not None and parts.block is not None:
+        if parts is not None and parts.trimmable(edits):
             module = parts.block.module
             needed = _needed(pieces, offsets)
             if needed is not None:
@@ -326,7 +346,8 @@ def call_full(
 ) -> list[torch.Tensor]:
     """As `call_packed` for the pieces `members` (all of one sequence length), by full-length rows.
 
-    Exact for layers that mix positions in their own way, at the price of computing every prefix again.
+    Exact for layers that mix positions in their own way, with the model's own attention implementation, at the price
+    of computing every prefix again. Inside `packed_mode` only.
     """
     rows = torch.cat([full_rows(pieces, pieces[i]) for i in members])
     firsts, at = {}, 0
@@ -335,7 +356,8 @@ def call_full(
     length = rows.shape[1]
     args, kwargs = arguments.of_full_rows(index, [key for i in members for key in pieces[i].table])
     here = [edit for edit in edits if edit.piece in firsts]
-    with edited(parts, here, lambda e: (firsts[e.piece] + e.row) * length + e.pos), torch.no_grad():
+    where = edited(parts, here, lambda e: (firsts[e.piece] + e.row) * length + e.pos)
+    with where, _native_attention(), torch.no_grad():
         got = untuple(layer(rows, *args, **kwargs))
     return [got[firsts[i] : firsts[i] + pieces[i].n, pieces[i].start :] for i in members]
 

@@ -17,7 +17,7 @@ def provenance_of(model: MoeModel, prepared: PreparedFact, sigma: float, *, byte
     """
     assert prepared.foil_id is not None
     notes = list(prepared.notes)
-    if model.structure.arguments.by_content and not prepared.replaced_ids:
+    if model.structure.ids_inside and not prepared.replaced_ids:
         notes.append(
             "This family gives its layers further embeddings of the token ids; those of the subject are not "
             "corrupted, so the corruption is partial."

@@ -21,7 +21,7 @@ from .base import BaseLayer, BaseRuns, Company, ContributionTable, Prefixes, Run
 from .editing import Parts
 from .head import object_logits
 from .moe import MoeModel
-from .packing import Piece, call_full, call_packed, packed_mode, rectangles
+from .packing import Piece, call_full, call_packed, rectangles
 from .patches import Own, Patch, Step
 from .progress import SILENT, Progress
 from .room import Room
@@ -99,8 +99,10 @@ def sweep(
     `Room` remembers that for the next sweep). `keep`: return activations. `with_attention`: some step restores an
     attention output. `keep_final`: return the patches' last hidden states.
     """
-    with model.lock, torch.no_grad(), packed_mode(model.model):
-        sweeping = Pass(
+    from .whole import pass_for
+
+    with model.lock, torch.no_grad(), structure.mode(model):
+        sweeping = pass_for(
             model, structure, runs, plan, chunk_tokens=chunk_tokens, keep=keep, with_attention=with_attention,
             progress=progress,
         )  # fmt: skip
@@ -113,7 +115,7 @@ def sweep(
 class Pass:
     """A sweep under way, for who goes through the layers himself (arguments as for `sweep`).
 
-    Inside the model's lock and `packed_mode`: make it, enter it, call `step(l)` for l = 0, 1, ... in turn, leave it,
+    Inside the model's lock and `Structure.mode`: make it, enter it, call `step(l)` for l = 0, 1, ... in turn, leave it,
     ask for the `outcome`. Of `structure` only what concerns the layers so far has to be known at each step.
     """
 

@@ -50,14 +50,15 @@ def vector_of(step: Step, pos: int, base: BaseLayer, table: ContributionTable | 
         values = {"moe": base.y, "attention": base.attention, "residual": base.h_out}[step.site]
         return values[source.run][pos].float()
     assert isinstance(source, Nothing)
-    return torch.zeros(base.h_in[next(iter(base.h_in))].shape[-1])
+    values = base.y if step.site == "moe" else base.h_in
+    return torch.zeros(next(iter(values.values())).shape[-1])
 
 
 def _update(
     base: BaseLayer, source: Updates, experts: tuple[int | str, ...], pos: int, table: ContributionTable
 ) -> torch.Tensor:
     """Σ δ of `experts` at one position, [d], fp32."""
-    total = torch.zeros_like(base.h_in[source.clean][0], dtype=torch.float32)
+    total = torch.zeros_like(base.y[source.clean][0], dtype=torch.float32)
     for expert in _members(base, source, experts, pos):
         if expert == SHARED:
             total += table.shared(source.clean, pos) - table.shared(source.corrupt, pos)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_models
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cache.store import Store
@@ -32,14 +33,21 @@ def test_a_tiny_copy_of_a_full_size_configuration_agrees_with_hooks(family: str)
         assert check.difference < check.allowed / 3  # sound engines pass with room
 
 
-def test_attention_by_an_index_is_refused() -> None:
-    """DeepSeek-V3.2 attends to the positions that an index selects: a row of its own gets another selection."""
+def test_attention_by_an_index_runs_on_full_rows_with_its_own_attention() -> None:
+    """DeepSeek-V3.2 attends to the positions that an index selects: to all of them in a prompt as short as the probe's,
+    so that only a longer one shows what the packed axis would leave out."""
     config = CONFIG_MAPPING["deepseek_v32"](
         num_hidden_layers=4, first_k_dense_replace=1, hidden_size=64, num_attention_heads=4, num_key_value_heads=4,
         vocab_size=256, index_topk=2048,
     )  # fmt: skip
-    found = compare_with_hooks(MoeModel(shrunken_model(config)))
-    assert not all(check.passed for check in found)
+    assert shrunken_config(config).index_topk < 8
+    model = MoeModel(shrunken_model(config))
+    assert not any(model.structure.packed)
+    assert all(check.passed for check in compare_with_hooks(model))
+    small = shrunken_config(config)
+    small.index_topk = 2048
+    with torch.random.fork_rng(devices=[]):
+        assert not any(MoeModel(AutoModelForCausalLM.from_config(small).eval()).structure.packed)
 
 
 def test_the_copy_keeps_what_is_structural() -> None:

@@ -10,14 +10,12 @@ import pytest
 import torch
 
 import core.missing
-from core.errors import ModelRefused
 from core.moe import MoeModel, Watch, contributions, without_experts
 from core.trace import trace_prepared
 from tests import oracle
 from tests.compare import Setting, assert_agrees, assert_derived_columns, oracle_of, random_fact, rows_of
 from tests.tiny_models import FAMILIES, build
 
-TRACED = [family for family in FAMILIES if family not in oracle.BESIDE_SHARED]
 # One layer kind each: plain, output scaled after the block, group-limited with shared, own attention kernel with
 # sliding windows, linear attention, mamba.
 KINDS = ["mixtral", "granitemoe", "deepseek_v3", "gpt_oss", "qwen3_next", "jamba"]
@@ -38,7 +36,7 @@ def trace(model: MoeModel, facts, **settings) -> list[pd.DataFrame]:
     return [result.frame for result in trace_prepared(model, facts, **{**wanted, **settings})]
 
 
-@pytest.fixture(scope="module", params=TRACED)
+@pytest.fixture(scope="module", params=FAMILIES)
 def model(request) -> MoeModel:
     return MoeModel(build(request.param))
 
@@ -84,7 +82,7 @@ def test_every_cell_of_the_moe_layers_has_one_row(frame, model):
 
 
 def test_shared_rows_exactly_where_the_family_has_a_shared_expert(frame, model):
-    has = model.config.model_type in oracle.GATED_SHARED | oracle.PLAIN_SHARED
+    has = model.config.model_type in oracle.GATED_SHARED | oracle.PLAIN_SHARED | oracle.BESIDE_SHARED
     assert ("shared" in set(frame.kind)) == has
 
 
@@ -170,13 +168,6 @@ def test_experts_at_chosen_positions(family):
         frame = trace(model, [FACT], experts=experts)[0]
         kept = everything[~everything.kind.isin(["expert", "shared"]) | everything.pos.isin(positions)]
         same_rows(frame, kept)
-
-
-@pytest.mark.parametrize("family", sorted(oracle.BESIDE_SHARED))
-def test_shared_expert_beside_the_block_is_refused(family):
-    """Its part would be missing from every cell; better no map than a wrong one."""
-    with pytest.raises(ModelRefused, match="shared"):
-        MoeModel(build(family))
 
 
 def same_rows(frame: pd.DataFrame, other: pd.DataFrame) -> None:

@@ -104,13 +104,6 @@ def test_a_dense_model_is_refused_before_its_weights_are_read(tmp_path: Path, mo
         core.load_model(str(tmp_path / "dense"))
 
 
-def test_a_shared_expert_outside_the_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints.save(tmp_path / "outside", "granitemoeshared")
-    monkeypatch.setattr(models, "_read_weights", lambda *args: pytest.fail("the weights were read"))
-    with pytest.raises(ModelRefused, match="shared expert .* outside"):
-        core.load_model(str(tmp_path / "outside"))
-
-
 def test_pickled_weights_are_never_read(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ModelError, match="(?s)no safetensors.*pytorch_model.bin.*run code"):

@@ -14,7 +14,7 @@ from .settings import StudySettings
 def provenance_of_study(model: MoeModel, settings: StudySettings) -> dict[str, Any]:
     """Where the numbers of a study that begins now come from, as JSON values; `noise_sigma` in embedding units."""
     notes = []
-    if model.structure.arguments.by_content:
+    if model.structure.ids_inside:
         notes.append(
             "This family gives its layers further embeddings of the token ids; those of the subject are not "
             "corrupted, so the corruption is partial."
