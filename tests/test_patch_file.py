@@ -13,7 +13,7 @@ import torch
 from test_interventions import ALL, CLEAN, CORRUPT, LAST, OBJECTS, SUBJECT, Bench, reroute
 from transformers import AutoTokenizer
 
-from core import cli
+from core import cli, models
 from core.budget import Budget
 from core.catalog import DEMO_FOLDER
 from core.corruption import draw_noise
@@ -290,10 +290,21 @@ def by_hand(on_the_demo: tuple[list[int], PreparedFact, Bench]) -> dict[str, tor
     return {name: bench.forward(runs[name], *some, tokens=everything) for name, some in changes.items()}
 
 
+@pytest.fixture(scope="module")
+def loaded():  # noqa: ANN201
+    return models.load_model("demo", dtype="float32", device="cpu")
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_the_issues_file_on_the_demo_by_the_command(
-    score: str, on_the_demo: tuple[list[int], PreparedFact, Bench], by_hand: dict[str, torch.Tensor], tmp_path: Path
+    score: str,
+    loaded,  # noqa: ANN001
+    on_the_demo: tuple[list[int], PreparedFact, Bench],
+    by_hand: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(models, "load_model", lambda *args, **options: loaded)
     prepared = on_the_demo[1]
     (tmp_path / "p.json").write_text(json.dumps(ISSUE))
     ask = ["patch", "--fact", str(prepared.fact.case_id), "--patches", str(tmp_path / "p.json"), "--score", score]
