@@ -7,7 +7,6 @@ really needed: looking at a study loads none.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 from .cli_options import load, model_of, model_options
 from .console import TerminalProgress, duration, say, visible
 from .errors import Cancelled, ExpertScopeError, InputError
-from .requests import OBJECT_TOKENS, SPECIAL_TOKENS, ModelSpec
+from .requests import ModelSpec
 from .study.cases import CASE_SETS
 from .study.cases import SCAN as SCAN_CASES
+from .study.explain import CHOICES, GROUPS, HELP, shown
 from .study.settings import BUNDLED, PRESETS, StudySettings, preset
 
 EPILOG = """\
@@ -26,44 +26,6 @@ EPILOG = """\
   python -m core study show first --out results
 A study that was cancelled, interrupted or killed goes on where it was: study resume NAME.
 """
-_HELP = {
-    "n": "facts to keep ({n})",
-    "scan_seed": "seed of the order in which facts are scanned ({scan_seed})",
-    "min_clean_contrast": "filter: least clean contrast, in logits ({min_clean_contrast})",
-    "min_drop": "filter: least drop, in logits ({min_drop})",
-    "noise": "noise level, × embedding std ({noise})",
-    "draws": "noise draws per fact ({draws})",
-    "seed": "seed of the noise, plus the case_id ({seed})",
-    "fresh_seed": "seed of the fresh draw (seed + 1,000,000, or past the largest case_id)",
-    "special_tokens": "({special_tokens})",
-    "object_tokens": "({object_tokens})",
-    "split_seed": "seed of the split into discovery and validation ({split_seed})",
-    "by_subject": "all facts of a subject in one half, the bootstrap resamples subjects ({by_subject})",
-    "recurrence": "share of the discovery facts in which a candidate is clean-active ({recurrence})",
-    "controls": "active-random controls per fact ({controls})",
-    "coalition_share": "share of the layer patch that the minimal coalition reaches ({coalition_share})",
-    "random_coalitions": "random coalitions per fact ({random_coalitions})",
-    "noise_levels": "levels of the noise sensitivity ({noise_levels})",
-    "grid_seeds": "split seeds of the stability grid ({grid_seeds})",
-    "grid_recurrence": "recurrences of the stability grid ({grid_recurrence})",
-    "folds": "of the relation-held-out selection ({folds})",
-    "fresh_draw": "repeat the estimates on a fresh noise draw ({fresh_draw})",
-    "joint_search": "patch the experts of every layer, not only of the selected one ({joint_search})",
-    "resamples": "bootstrap resamples ({resamples})",
-    "flips": "samples of the sign-flip test ({flips})",
-    "confidence": "level of the intervals ({confidence})",
-    "stats_seed": "seed of the bootstrap and of the sign-flip test ({stats_seed})",
-}
-_GROUPS = {
-    "facts": ("n", "scan_seed", "min_clean_contrast", "min_drop", "special_tokens", "object_tokens"),
-    "corruption": ("noise", "draws", "seed", "noise_levels", "fresh_draw", "fresh_seed"),
-    "selection": (
-        "split_seed", "by_subject", "recurrence", "controls", "coalition_share", "random_coalitions", "joint_search",
-        "grid_seeds", "grid_recurrence", "folds",
-    ),
-    "statistics": ("resamples", "flips", "confidence", "stats_seed"),
-}  # fmt: skip
-_CHOICES = {"special_tokens": SPECIAL_TOKENS, "object_tokens": OBJECT_TOKENS}
 
 
 def add_study(commands: Any) -> None:
@@ -121,18 +83,18 @@ def _action(actions: Any, word: str, run: Any, help_text: str, *, name: bool = T
 def _setting_options(study: argparse.ArgumentParser) -> None:
     """An option for every setting; what is not given is left to the preset."""
     default = StudySettings()
-    shown = {f.name: _shown(getattr(default, f.name)) for f in dataclasses.fields(default)}
-    for title, names in _GROUPS.items():
+    for title, names in GROUPS.items():
         group = study.add_argument_group(title)
         for name in names:
-            value, options = getattr(default, name), {"default": None, "help": _HELP[name].format(**shown)}
+            value = getattr(default, name)
+            options = {"default": None, "help": HELP[name] + ("" if value is None else f" ({shown(value)})")}
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
                 group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
             elif isinstance(value, tuple):
                 group.add_argument(flag, nargs="+", type=type(value[0]), metavar="X", **options)
-            elif name in _CHOICES:
-                group.add_argument(flag, choices=_CHOICES[name], **options)
+            elif name in CHOICES:
+                group.add_argument(flag, choices=CHOICES[name], **options)
             else:
                 group.add_argument(flag, type=float if isinstance(value, float) else int, metavar="X", **options)
 
@@ -140,7 +102,7 @@ def _setting_options(study: argparse.ArgumentParser) -> None:
 def settings_of(arguments: argparse.Namespace) -> StudySettings:
     """The settings that the arguments of a new study name. Raises `InputError` naming the one that is wrong."""
     chosen = arguments.preset or ("demo" if arguments.facts == BUNDLED else "paper")
-    names = [name for group in _GROUPS.values() for name in group]
+    names = [name for group in GROUPS.values() for name in group]
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     facts = arguments.facts if arguments.facts == BUNDLED else Path(arguments.facts).name
     return preset(chosen, **changes, model=model_of(arguments), facts=facts, cases=arguments.cases)
@@ -250,36 +212,27 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def run_cancel(arguments: argparse.Namespace) -> int:
     """Ask a running study to stop."""
-    from .study.data import CANCELLED, INTERRUPTED, QUEUED, RUNNING, state_of
+    from .study.manage import cancel
 
-    book = _book()
-    record = book.get(arguments.study)
-    state = state_of(book, record)
-    if state == INTERRUPTED:
-        book.update(record.name, state=CANCELLED)
-        print(f"The study {record.name} was not running; what is done is kept.")
-    elif state in (RUNNING, QUEUED):
-        book.update(record.name, stop=True)
-        print(f"The study {record.name} stops within seconds; what is done is kept.")
-    else:
-        raise InputError(f"The study {record.name!r} is not running: it is {state}.", "", field="name")
+    stops = cancel(_book(), arguments.study)
+    how = "stops within seconds" if stops else "was not running"
+    print(f"The study {arguments.study} {how}; what is done is kept.")
     return 0
 
 
 def run_rename(arguments: argparse.Namespace) -> int:
-    """Another name for a study."""
-    _book().rename(arguments.study, arguments.new)
+    """Another name for a study that is not running."""
+    from .study.manage import rename
+
+    rename(_book(), arguments.study, arguments.new)
     return 0
 
 
 def run_delete(arguments: argparse.Namespace) -> int:
     """Remove a study that is not running."""
-    from .study.data import QUEUED, RUNNING, running_already, state_of
+    from .study.manage import delete
 
-    book = _book()
-    if state_of(book, book.get(arguments.study)) in (RUNNING, QUEUED):
-        raise running_already(arguments.study)
-    book.delete(arguments.study)
+    delete(_book(), arguments.study)
     return 0
 
 
@@ -348,11 +301,3 @@ def _print(book: Any, name: str) -> None:
     if record.note:
         print(visible(record.note))
     print("\n".join(visible(line) for line in overview(study).split("\n")))
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return " ".join(f"{v:g}" for v in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

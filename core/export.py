@@ -7,7 +7,6 @@ under a chart. Whatever a person typed is escaped for the place where it stands.
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import re
 import textwrap
@@ -15,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from .embedding import bundle, in_script, one_line, png_with, svg_with
-from .picture import Picture
+from .embedding import one_line, png_with, svg_with
+from .picture import Picture, chart_page
 from .results import TraceResult
 from .tables import table_bytes
 from .views import corruption, rounding
@@ -95,43 +94,12 @@ def png(picture: Picture, result: TraceResult, title: str) -> bytes:
 
 def page(picture: Picture, result: TraceResult, title: str) -> bytes:
     """One HTML file with the interactive chart, its libraries, the caption, request and provenance. Works offline."""
-    config = picture.spec.get("config", {})
-    ink = config.get("axis", {}).get("labelColor", "#222")
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in caption(result))
-    spec = picture.standalone(width=WIDTH)
-    return _PAGE.format(
-        title=html.escape(title),
-        subject=html.escape(result.request.fact.subject),
-        background=html.escape(str(config.get("background", "#fff"))),
-        ink=html.escape(str(ink)),
-        lines=lines,
-        bundle=bundle(),
-        spec=in_script(spec),
-        origin=in_script(origin(result)),
-        shown=html.escape(json.dumps(origin(result), ensure_ascii=False, indent=1)),
-    ).encode()
+    return chart_page(
+        picture, title, tab=f"{title} · {result.request.fact.subject}", lines=caption(result), about=origin(result),
+        width=WIDTH,
+    )  # fmt: skip
 
 
 def _spec(picture: Picture, result: TraceResult, title: str) -> dict[str, Any]:
     lines = [part for line in caption(result) for part in textwrap.wrap(one_line(line), 130) or [""]]
     return picture.standalone(width=WIDTH, title=title, subtitle=lines)
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title} · {subject} · ExpertScope</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
- body {{ background: {background}; color: {ink}; font: 15px/1.5 "Source Sans", "Segoe UI", Arial, sans-serif;
-   margin: 2rem auto; max-width: 1000px; padding: 0 1rem; }}
- h1 {{ font-size: 1.3rem; }} p {{ margin: .2rem 0; opacity: .85; }} pre {{ white-space: pre-wrap; font-size: 12px; }}
- #chart {{ overflow-x: auto; margin: 1rem 0; }}
-</style></head><body>
-<h1>{title}</h1>{lines}
-<div id="chart"></div>
-<details><summary>Request and provenance</summary><pre>{shown}</pre></details>
-<script type="application/json" id="expertscope">{origin}</script>
-<script>{bundle}</script>
-<script>vegaEmbed("#chart", {spec},
- {{actions: {{export: true, source: false, compiled: false, editor: false}}}});</script>
-</body></html>
-"""

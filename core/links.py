@@ -115,9 +115,13 @@ def to_query(request: TraceRequest, view: View, *, bundled: bool) -> dict[str, s
 
 def link(base: str, request: TraceRequest, view: View, *, bundled: bool) -> str:
     """The whole address: `base` (the page's own, without parameters) and the parameters."""
+    return with_query(base, to_query(request, view, bundled=bundled))
+
+
+def with_query(base: str, params: Mapping[str, str]) -> str:
+    """The address `base` with these parameters and no others."""
     parts = urlsplit(base)
-    query = urlencode(to_query(request, view, bundled=bundled))
-    return urlunsplit((parts.scheme, parts.netloc, parts.path or "/", query, ""))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path or "/", urlencode(params), ""))
 
 
 def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | None], default: Fact) -> Link:
@@ -125,7 +129,7 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
 
     Never raises for what stands in `params`; unknown names are ignored.
     """
-    read = _Reader(params)
+    read = Reader(params)
     fact, is_bundled = _fact(read, params, bundled, default)
     model = ModelSpec(
         name=read.text("model", "demo") or "demo",
@@ -183,7 +187,7 @@ def check_view(
     return view, problems
 
 
-def _fact(read: _Reader, params: Mapping[str, str], bundled, default: Fact) -> tuple[Fact, bool]:
+def _fact(read: Reader, params: Mapping[str, str], bundled, default: Fact) -> tuple[Fact, bool]:
     if any(name in params for name in _TYPED) and "fact" not in params:
         missing = [name for name in ("prompt", "subject", "true") if not params.get(name, "").strip()]
         if missing:
@@ -213,7 +217,7 @@ def _fact(read: _Reader, params: Mapping[str, str], bundled, default: Fact) -> t
     return fact or default, True
 
 
-def _with_replacement(read: _Reader, request: TraceRequest) -> TraceRequest:
+def _with_replacement(read: Reader, request: TraceRequest) -> TraceRequest:
     names = tuple(name for name in (part.strip() for part in read.text("replacement", "").split(SEPARATOR)) if name)
     try:
         return request.replace(replacement=names)
@@ -222,8 +226,8 @@ def _with_replacement(read: _Reader, request: TraceRequest) -> TraceRequest:
         return request
 
 
-class _Reader:
-    """Reads parameters one by one and collects what is wrong with them."""
+class Reader:
+    """Reads parameters one by one and collects in `problems` what is wrong with them."""
 
     def __init__(self, params: Mapping[str, str]) -> None:
         self._params = params

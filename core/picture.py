@@ -7,6 +7,8 @@ page (tables travel as Arrow) and the exports (tables embedded as values). Knows
 from __future__ import annotations
 
 import functools
+import html
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import pandas as pd
 from altair.utils import schemapi
 
+from .embedding import bundle, in_script
 from .palette import Palette
 
 FONT = '"Source Sans", "Source Sans Pro", "Segoe UI", "Helvetica Neue", Arial, sans-serif'
@@ -104,3 +107,40 @@ def finish(chart: alt.LayerChart | alt.Chart, tables: Tables, n_marks: int, heig
         .configure_title(font=FONT, subtitleFont=FONT, color=palette.ink, subtitleColor=palette.muted, anchor="start")
     )
     return Picture(spec=chart.to_dict(validate=False), tables=dict(tables), marks=n_marks)
+
+
+def chart_page(picture: Picture, title: str, *, tab: str, lines: list[str], about: Any, width: int) -> bytes:
+    """One HTML file with the interactive chart, its libraries, `lines` of text above it and `about` (JSON values) as
+    where it comes from. Works offline. `tab`: the document's title; `width` of the chart in pixels."""
+    config = picture.spec.get("config", {})
+    return _PAGE.format(
+        title=html.escape(title),
+        tab=html.escape(tab),
+        background=html.escape(str(config.get("background", "#fff"))),
+        ink=html.escape(str(config.get("axis", {}).get("labelColor", "#222"))),
+        lines="".join(f"<p>{html.escape(line)}</p>" for line in lines),
+        bundle=bundle(),
+        spec=in_script(picture.standalone(width=width)),
+        origin=in_script(about),
+        shown=html.escape(json.dumps(about, ensure_ascii=False, indent=1, default=str)),
+    ).encode("utf-8", "replace")
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{tab} · ExpertScope</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+ body {{ background: {background}; color: {ink}; font: 15px/1.5 "Source Sans", "Segoe UI", Arial, sans-serif;
+   margin: 2rem auto; max-width: 1000px; padding: 0 1rem; }}
+ h1 {{ font-size: 1.3rem; }} p {{ margin: .2rem 0; opacity: .85; }} pre {{ white-space: pre-wrap; font-size: 12px; }}
+ #chart {{ overflow-x: auto; margin: 1rem 0; }}
+</style></head><body>
+<h1>{title}</h1>{lines}
+<div id="chart"></div>
+<details><summary>Where it comes from</summary><pre>{shown}</pre></details>
+<script type="application/json" id="expertscope">{origin}</script>
+<script>{bundle}</script>
+<script>vegaEmbed("#chart", {spec},
+ {{actions: {{export: true, source: false, compiled: false, editor: false}}}});</script>
+</body></html>
+"""

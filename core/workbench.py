@@ -6,6 +6,7 @@ module loads neither torch nor transformers: `warm_up` fetches them in a thread 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import importlib
@@ -15,7 +16,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from .progress import Progress
 from .quantisation import INT8, INT8_BYTES, described
 from .requests import Fact, ModelSpec, TraceRequest
 from .results import TraceResult
+from .study.desk import StudyDesk
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -80,28 +83,37 @@ class Workbench:
     """See the module. All methods may be called from any thread."""
 
     def __init__(
-        self, store: Any, *, engine: Engine | None = None, jobs: JobRegistry | None = None, store_error: str = ""
+        self,
+        store: Any,
+        *,
+        engine: Engine | None = None,
+        jobs: JobRegistry | None = None,
+        studies: Any = None,
+        store_error: str = "",
     ) -> None:
-        """`store`: a `cache.store.Store`, or None (then nothing outlives the process and `store_error` says why)."""
+        """`store`: a `cache.store.Store`, or None (then nothing outlives the process and `store_error` says why);
+        `studies`: a `cache.studies.Studies`, or None."""
         self.jobs = jobs or JobRegistry()
         self._store = store
         self._store_error = store_error
         self._engine = engine or real_engine()
         self._lock = threading.Lock()
-        self._model_lock = threading.Lock()
+        self._turns = Turns()
         self._model: Any = None
         self._model_spec: ModelSpec | None = None
         self._results: OrderedDict[TraceRequest, TraceResult] = OrderedDict()
         self._tokenizers: dict[tuple[str, float], Any] = {}
         self._warm: threading.Thread | None = None
+        self.studies = StudyDesk(studies, self.long_work, store_error=store_error)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None) -> Workbench:
         """With the store at `path` (default: its usual place). A store that cannot be opened is reported, not fatal."""
         from cache import Store
+        from cache.studies import Studies
 
         try:
-            return cls(Store.open(path))
+            return cls(Store.open(path), studies=Studies(path))
         except StoreError as error:
             return cls(None, store_error=str(error))
 
@@ -136,10 +148,18 @@ class Workbench:
         found = self.lookup(request)
         if found is not None:
             return found
-        with self._model_lock:
+        with self._turns.short(request.model, progress):
             model = self._load(request.model, progress)
             result = self._engine.trace_many(model, [request], store=self._store, progress=progress)[0]
         return self._keep(request, result)
+
+    @contextlib.contextmanager
+    def long_work(self, spec: ModelSpec, progress: Progress) -> Iterator[tuple[Any, Callable[[], None]]]:
+        """(the loaded model, a function) for work that takes long: the function is called between two steps of it, and
+        lets those in who wait for an answer. Raises `core.turns.GaveWay` there when one of them wants another model;
+        then this block has to be left, and entered again."""
+        with self._turns.long(spec, progress) as let_others_in:
+            yield self._load(spec, progress), let_others_in
 
     def _load(self, spec: ModelSpec, progress: Progress) -> Any:
         if self._model is not None and self._model_spec == spec:
@@ -255,6 +275,7 @@ class Workbench:
     def close(self, timeout: float = 5.0) -> None:
         """Stop the jobs, let go of the model, close the store."""
         self.jobs.close(timeout)
+        self.studies.close(timeout)
         self._model, self._model_spec = None, None
         if self._store is not None:
             self._store.close()

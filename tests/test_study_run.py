@@ -11,6 +11,7 @@ import pytest
 import tokenizers_for_tests
 import torch
 from compare import TOLERANCE
+from word_facts import any_contrast, word_facts
 
 import core.facts
 from cache.studies import Studies
@@ -28,22 +29,6 @@ from core.study.run import run
 from core.study.settings import preset
 from tests import oracle
 
-OBJECTS = ("Paris", "Rome", "Madrid", "Berlin", "London", "Polish", "French")
-TEMPLATES = ("The capital of {} is", "The city of {} is", "The mother tongue of {} is")
-SUBJECTS = ("France", "New York", "America", "Marie Curie")
-
-
-def word_facts() -> list[Fact]:
-    """Facts that the tokenizer of `checkpoints.build` knows; two of them cannot be used."""
-    rng = random.Random(1)
-    facts = []
-    for i, (template, subject) in enumerate((t, s) for t in TEMPLATES for s in SUBJECTS):
-        true, foil = rng.sample(OBJECTS, 2)
-        facts.append(Fact(template, subject, true, foil, case_id=i, relation=f"relation {i // len(SUBJECTS)}"))
-    facts.append(Fact(TEMPLATES[0], "Delhi", "Marie Curie", "Rome", case_id=50))  # an object of several tokens
-    facts.append(Fact(TEMPLATES[0], "Delhi", "Paris", None, case_id=51))  # no foil
-    return facts
-
 
 @pytest.fixture(scope="module")
 def model() -> MoeModel:
@@ -51,11 +36,6 @@ def model() -> MoeModel:
     found = MoeModel(checkpoints.build("qwen2_moe"), tokenizers_for_tests.tokenizer("prefix_space"))
     ensure_checked(found)
     return found
-
-
-def any_contrast(**changes: object):
-    """Settings under which a random model's facts pass the filters."""
-    return preset("demo", **{"n": 12, "min_clean_contrast": -1000, "min_drop": -1000, "draws": 2, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -43,20 +43,28 @@ TITLES = {
 
 def figures(analysis: Analysis, tables: Mapping[str, pd.DataFrame], *, palette: Palette = LIGHT) -> dict[str, Picture]:
     """The figures that there is something to draw for, by name, in the order of `TITLES`."""
-    options = analysis.options
+    found = {name: figure(name, analysis, tables, palette=palette) for name in TITLES}
+    return {name: picture for name, picture in found.items() if picture is not None}
+
+
+def figure(
+    name: str, analysis: Analysis, tables: Mapping[str, pd.DataFrame], *, palette: Palette = LIGHT
+) -> Picture | None:
+    """The figure of that name (see `TITLES`), or None where there is nothing to draw."""
     more = {
-        "coalition_search": {"share": options.coalition_share},
-        "joint_search": {"recurrence": options.recurrence},
+        "coalition_search": {"share": analysis.options.coalition_share},
+        "joint_search": {"recurrence": analysis.options.recurrence},
     }
-    out = {}
-    for name, (source, draw) in _DRAWN.items():
-        table = tables[source]
-        # of an unfinished study, a table may be there without any number in it
-        if not table.empty and ("mean" not in table or table["mean"].notna().any()):
-            picture = draw(table, **more.get(name, {}), palette=palette)
-            if picture is not None:
-                out[name] = picture
-    return out
+    table = tables[table_of(name)]
+    # of an unfinished study, a table may be there without any number in it
+    if table.empty or ("mean" in table and table["mean"].isna().all()):
+        return None
+    return _DRAWN[name][1](table, **more.get(name, {}), palette=palette)
+
+
+def table_of(name: str) -> str:
+    """The name of the table that a figure draws."""
+    return _DRAWN[name][0]
 
 
 @unchecked

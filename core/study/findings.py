@@ -29,7 +29,7 @@ class Study(Protocol):
 @dataclass(frozen=True)
 class Findings:
     """`summary`: summary.json; `tables`: by the names of `core.study.tables.TITLES`; `state`: of the study, so that an
-    unfinished one says so."""
+    unfinished one says so; `facts`: the kept ones by scan_index."""
 
     name: str
     state: str
@@ -38,6 +38,7 @@ class Findings:
     summary: dict[str, Any]
     tables: dict[str, pd.DataFrame]
     provenance: dict[str, Any] = field(default_factory=dict)
+    facts: Sequence[Fact] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -79,4 +80,4 @@ def find(
             {"prompt": [f.text for f in mine], "true": [f.true for f in mine], "foil": [f.foil for f in mine]}.items()
         ):
             table.insert(4 + place, column, values)
-    return Findings(name, state, rows, analysis, summary, found, dict(provenance or {}))
+    return Findings(name, state, rows, analysis, summary, found, dict(provenance or {}), tuple(facts))

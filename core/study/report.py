@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..embedding import bundle, in_script, one_line, png_with, svg_with
 from ..palette import LIGHT
-from ..picture import Picture
+from ..picture import Picture, chart_page
 from ..tables import table_bytes, write_file
 from ..tooltips import NONE, number
 from . import figures, tables, words
@@ -63,7 +63,7 @@ def write(study: Study, folder: str | Path) -> list[Path]:
 
 
 def _files(found: Findings, pictures: dict[str, Picture]) -> Iterable[tuple[str, bytes]]:
-    about = _origin(found)
+    about = origin(found)
     main = found.rows.stage == table.MAIN
     yield "rows.parquet", table_bytes(found.rows[main], ".parquet", metadata=about)
     yield "rows_robustness.parquet", table_bytes(found.rows[~main], ".parquet", metadata=about)
@@ -81,14 +81,24 @@ def figure_png(found: Findings, picture: Picture, name: str) -> bytes:
     """A figure with title and origin as PNG at twice its size; settings and provenance in its text chunk."""
     import vl_convert
 
-    return png_with(vl_convert.vegalite_to_png(_titled(found, picture, name), scale=2), _origin(found))
+    return png_with(vl_convert.vegalite_to_png(_titled(found, picture, name), scale=2), origin(found))
 
 
 def figure_svg(found: Findings, picture: Picture, name: str) -> bytes:
     """A figure with title and origin as SVG; settings and provenance in its `metadata` element."""
     import vl_convert
 
-    return svg_with(vl_convert.vegalite_to_svg(_titled(found, picture, name)), _origin(found))
+    return svg_with(vl_convert.vegalite_to_svg(_titled(found, picture, name)), origin(found))
+
+
+def figure_html(found: Findings, picture: Picture, name: str) -> bytes:
+    """A figure as one HTML file that works offline, with what was found there."""
+    lines = [_subtitle(found), words.captions(found).get(name, "")]
+    title = figures.TITLES[name]
+    return chart_page(
+        picture, title, tab=one_line(f"{title} · {found.name}"), lines=[line for line in lines if line],
+        about=origin(found), width=WIDTH,
+    )  # fmt: skip
 
 
 def page(found: Findings, pictures: dict[str, Picture]) -> bytes:
@@ -114,7 +124,7 @@ def page(found: Findings, pictures: dict[str, Picture]) -> bytes:
     content = _PAGE.format(
         title=html.escape(one_line(found.name)),
         background=LIGHT.background, ink=LIGHT.ink, muted=LIGHT.muted, grid=LIGHT.grid, accent=LIGHT.expert,
-        body="\n".join(body), origin=in_script(_origin(found)), bundle=bundle(), scripts="\n".join(scripts),
+        body="\n".join(body), origin=in_script(origin(found)), bundle=bundle(), scripts="\n".join(scripts),
     )  # fmt: skip
     return content.encode("utf-8", "replace")
 
@@ -201,14 +211,15 @@ def _plain(value: Any) -> str:
 
 
 def _origins(found: Findings) -> str:
-    shown = html.escape(json.dumps(_origin(found), ensure_ascii=False, indent=1, default=str))
+    shown = html.escape(json.dumps(origin(found), ensure_ascii=False, indent=1, default=str))
     return (
         '<section id="origin"><h2>Where it comes from</h2><p>Settings, model, versions and implementations, as stored '
         f"with the results.</p><details><summary>Show</summary><pre>{shown}</pre></details></section>"
     )
 
 
-def _origin(found: Findings) -> dict[str, Any]:
+def origin(found: Findings) -> dict[str, Any]:
+    """Settings and provenance: all that it takes to get the same numbers again, as JSON values."""
     return {"study": found.name, "settings": found.settings, "provenance": found.provenance}
 
 
@@ -223,8 +234,11 @@ def _model_name(found: Findings) -> str:
 
 
 def _titled(found: Findings, picture: Picture, name: str) -> dict[str, Any]:
-    subtitle = [one_line(f"study {found.name} · {_model(found)}")[:140]]
-    return picture.standalone(width=WIDTH, title=figures.TITLES[name], subtitle=subtitle)
+    return picture.standalone(width=WIDTH, title=figures.TITLES[name], subtitle=[_subtitle(found)])
+
+
+def _subtitle(found: Findings) -> str:
+    return one_line(f"study {found.name} · {_model(found)}")[:140]
 
 
 _PAGE = """<!DOCTYPE html>

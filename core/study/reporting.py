@@ -20,6 +20,7 @@ STAGES = {
 }
 """Stages of the work in their order, and what people read."""
 _SCALE = 1000.0
+_SCAN_SHARE = 0.05  # of the whole, as long as the scan has not ended
 
 
 class Reporter:
@@ -104,6 +105,8 @@ class Reporter:
         self._progress.check()
 
     def _fraction(self, of_batch: float) -> float:
+        if not set(self._total) - {"scan"}:  # nothing is known yet of what the filters leave to do
+            return _SCAN_SHARE * min(1.0, self._facts / self._facts_total) if self._facts_total else 0.0
         total = sum(self._total.values())
         return min(1.0, (sum(self._done.values()) + of_batch * self._batch) / total) if total else 0.0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..moe import MoeModel
 from ..progress import SILENT, Progress
 from ..prompts import PreparedFact, check_objects
 from ..requests import Fact, TraceRequest
+from ..turns import GaveWay
 from . import data, locks, selection
 from . import rows as table
 from .cases import SCAN as SCAN_CASES
@@ -37,8 +38,16 @@ MIN_FACTS = 4
 _ASK_EVERY = 2.0  # seconds between two looks whether someone asked the study to stop
 
 
-def run(book: Any, model: MoeModel, name: str, *, progress: Progress = SILENT) -> None:
-    """Do what is left of the study `name`. Waits while another study of the same model runs.
+def run(
+    book: Any,
+    model: MoeModel,
+    name: str,
+    *,
+    progress: Progress = SILENT,
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """Do what is left of the study `name`. Waits while another study of the same model runs. `between` is called
+    before every batch and while waiting: others may use the model meanwhile, and what it raises ends the run.
 
     Raises `Cancelled` when it was asked to stop; what was done is kept. Raises `InputError` where the study is running
     elsewhere or the model is not the one that it began with, `ExpertScopeError` where too few facts pass the filters.
@@ -60,11 +69,12 @@ def run(book: Any, model: MoeModel, name: str, *, progress: Progress = SILENT) -
         with _ending(book, name):
             book.update(name, state=data.QUEUED, note="", stop=False)
             label = "waiting for another study of this model"
-            with locks.waiting(folder, f"model {model.identity}", label=label, progress=progress):
+            idle = _Idle(progress, between)
+            with locks.waiting(folder, f"model {model.identity}", label=label, progress=idle):
                 if not record.provenance:
                     _begin(book, model, name)
                 book.update(name, state=data.RUNNING)
-                _Run(book, model, name, progress).through()
+                _Run(book, model, name, progress, between).through()
 
 
 def _begin(book: Any, model: MoeModel, name: str) -> None:
@@ -85,6 +95,9 @@ def _ending(book: Any, name: str) -> Iterator[None]:
         yield
     except (Cancelled, KeyboardInterrupt):
         end = {"state": data.CANCELLED}
+        raise
+    except GaveWay:
+        end = {"state": data.QUEUED}
         raise
     except ExpertScopeError as error:
         end = {"state": data.FAILED, "note": str(error)}
@@ -116,12 +129,28 @@ class _Stopping(Progress):
                     raise Cancelled()
 
 
+class _Idle(Progress):
+    """While nothing is computed: every check is a moment to let others in."""
+
+    def __init__(self, outer: Progress, between: Callable[[], None]) -> None:
+        self._outer, self._between = outer, between
+
+    def update(self, done: float, total: float, label: str = "") -> None:
+        self._outer.update(done, total, label)
+
+    def check(self) -> None:
+        self._outer.check()
+        self._between()
+
+
 class _Run:
     """One process's share of a study: everything that is not in the store yet, in order."""
 
-    def __init__(self, book: Any, model: MoeModel, name: str, progress: Progress) -> None:
+    def __init__(
+        self, book: Any, model: MoeModel, name: str, progress: Progress, between: Callable[[], None]
+    ) -> None:
         record = book.get(name)
-        self.book, self.model, self.name = book, model, name
+        self.book, self.model, self.name, self.between = book, model, name, between
         self.settings = StudySettings.from_dict(record.settings)
         self.plan = Plan.from_dict(record.plan)
         self.structure = replace(model.structure, prefix_cost=self.plan.prefix_cost)
@@ -162,12 +191,14 @@ class _Run:
         wanted = self.settings.n if self.settings.cases == SCAN_CASES else len(self.records)
         scanned = data.joined(self.parts, data.SCAN, SCAN_COLUMNS)
         number = sum(stage == data.SCAN for stage, _ in self.parts)
-        self.report.begin(data.SCAN, facts=wanted, cost=0.0)
+        kept = funnel(scanned, self.settings, records=len(self.records)).counts["kept"]
+        self.report.begin(data.SCAN, facts=wanted, facts_done=kept, cost=0.0)
         while True:
             found = funnel(scanned, self.settings, records=len(self.records))
             self.report.funnel = found.counts
             if found.enough or len(scanned) == len(self.records):
                 break
+            self.between()
             outcomes, facts = self._candidates(len(scanned))
             cost = scan_cost(self.model, facts, draws.n)
             ends = contrasts(
@@ -184,7 +215,8 @@ class _Run:
             scanned = pd.concat([scanned, fresh], ignore_index=True)
             found = funnel(scanned, self.settings, records=len(self.records))
             self.report.funnel = found.counts
-            self.report.finished(facts=0, cost=cost)
+            self.report.finished(facts=found.counts["kept"] - kept, cost=cost)
+            kept = found.counts["kept"]
             self.commit(data.SCAN, number, fresh)
             number += 1
         if found.counts["kept"] < MIN_FACTS:
@@ -235,6 +267,7 @@ class _Run:
             if known:
                 continue
             self.report.check()
+            self.between()
             frame = measure(
                 self.model, self.structure, [item for i in batch for item in groups[i]],
                 chunk_tokens=self.plan.chunk_tokens, progress=self.report.batch(cost),

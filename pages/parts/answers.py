@@ -99,7 +99,7 @@ def _ended(job: Job, request: TraceRequest, slot: str) -> None:
 
 
 def _problem(error: ExpertScopeError) -> None:
-    st.error(f"{text.plain(error.what)}" + (f"  \n{text.plain(error.next)}" if error.next else ""))
+    st.error(text.error(error))
 
 
 @st.fragment(run_every=0.5)

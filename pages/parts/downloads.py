@@ -6,6 +6,9 @@ Files are made when they are asked for, in Streamlit's download thread.
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import streamlit as st
@@ -13,29 +16,59 @@ import streamlit as st
 from core import export
 from core.picture import Picture
 from core.results import TraceResult
+from core.tables import table_bytes
+
+if TYPE_CHECKING:
+    from core.study.findings import Findings
+
+FORMATS = {
+    "png": ("Chart as PNG", "image/png"),
+    "svg": ("Chart as SVG", "image/svg+xml"),
+    "html": ("Chart as HTML, works offline", "text/html"),
+    "csv": ("Table as CSV", "text/csv"),
+    "parquet": ("Table as Parquet", "application/vnd.apache.parquet"),
+}
+"""Ending → what the button says, MIME type."""
 
 
 def menu(name: str, title: str, result: TraceResult, picture: Picture | None, table: pd.DataFrame) -> None:
     """A popover with five buttons (two where there is no picture). `name`: file stem and widget key."""
-    stem = export.file_stem(result, name)
+    make = {"csv": functools.partial(export.csv, table, result, title)}
+    make["parquet"] = functools.partial(export.parquet, table, result, title)
+    if picture is not None:
+        charts = {"png": export.png, "svg": export.svg, "html": export.page}
+        make |= {ending: functools.partial(write, picture, result, title) for ending, write in charts.items()}
+    _popover(name, title, "Request and provenance are inside every file.", export.file_stem(result, name), make)
+
+
+def of_study(
+    name: str, title: str, found: Findings, *, picture: Picture | None = None, table: pd.DataFrame | None = None
+) -> None:
+    """The same for a figure and a table of a study. `name`: of the figure or of the table."""
+    from core.study import report
+
+    make: dict[str, Callable[[], bytes]] = {}
+    if picture is not None:
+        charts = {"png": report.figure_png, "svg": report.figure_svg, "html": report.figure_html}
+        make |= {ending: functools.partial(write, found, picture, name) for ending, write in charts.items()}
+    if table is not None:
+        make["csv"] = functools.partial(table_bytes, table, ".csv")
+        make["parquet"] = functools.partial(table_bytes, table, ".parquet", metadata=report.origin(found))
+    note = "Settings and provenance are inside every file but the CSV."
+    _popover(name if picture is not None else f"table_{name}", title, note, f"{study_stem(found.name)}_{name}", make)
+
+
+def study_stem(name: str) -> str:
+    """A study's name as the beginning of a file name: plain ASCII."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.-")[:80] or "study"
+
+
+def _popover(name: str, title: str, note: str, stem: str, make: dict[str, Callable[[], bytes]]) -> None:
     with st.popover("", icon=":material/download:", type="tertiary", help=f"Download: {title}", key=f"es_menu_{name}"):
-        st.caption(f"{title}. Request and provenance are inside every file.")
-        if picture is not None:
-            for ending, label, mime, make in (
-                ("png", "Chart as PNG", "image/png", export.png),
-                ("svg", "Chart as SVG", "image/svg+xml", export.svg),
-                ("html", "Chart as HTML, works offline", "text/html", export.page),
-            ):
-                _button(name, ending, label, mime, functools.partial(make, picture, result, title), stem)
-        for ending, label, mime, write in (
-            ("csv", "Table as CSV", "text/csv", export.csv),
-            ("parquet", "Table as Parquet", "application/vnd.apache.parquet", export.parquet),
-        ):
-            _button(name, ending, label, mime, functools.partial(write, table, result, title), stem)
-
-
-def _button(name: str, ending: str, label: str, mime: str, make, stem: str) -> None:
-    st.download_button(
-        label, make, file_name=f"{stem}.{ending}", mime=mime, on_click="ignore", key=f"es_download_{name}_{ending}",
-        width="stretch", type="tertiary",
-    )  # fmt: skip
+        st.caption(f"{title}. {note}")
+        for ending, (label, mime) in FORMATS.items():
+            if ending in make:
+                st.download_button(
+                    label, make[ending], file_name=f"{stem}.{ending}", mime=mime, on_click="ignore",
+                    key=f"es_download_{name}_{ending}", width="stretch", type="tertiary",
+                )  # fmt: skip

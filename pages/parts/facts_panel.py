@@ -160,5 +160,5 @@ def _show_tokens(fact: Fact, link: Link) -> bool:
             pieces = "" if len(found.pieces) == 1 else f" (first of {len(found.pieces)} tokens)"
             st.html(text.object_token(role, found.token, found.token_id, pieces))
     for problem in read.problems:
-        st.warning(text.plain(problem.what) + (f"  \n{text.plain(problem.next)}" if problem.next else ""))
+        st.warning(text.error(problem))
     return read.prepared is not None

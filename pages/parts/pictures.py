@@ -14,7 +14,7 @@ from core.palette import Palette, palette
 from core.picture import Picture
 from core.results import TraceResult
 
-from . import state
+from . import address
 
 _KEPT = 96
 _cache: OrderedDict[tuple, tuple[TraceResult, Any]] = OrderedDict()
@@ -72,9 +72,8 @@ def show(picture: Picture, *, key: str, selection: str, on_pick: Callable[[dict[
         if marks:
             on_pick({name: int(value) for name, value in marks[0].items()})
 
-    st.vega_lite_chart(
-        _spec(picture), key=key, on_select=state.callback(key, picked), selection_mode=[selection], theme=None, alt=alt
-    )
+    chosen = address.callback(key, picked)
+    st.vega_lite_chart(_spec(picture), key=key, on_select=chosen, selection_mode=[selection], theme=None, alt=alt)
 
 
 def still(picture: Picture, *, key: str, alt: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,33 +9,10 @@ import streamlit as st
 
 from core.errors import ExpertScopeError
 from core.links import Link
-from core.quantisation import QUANTISATIONS
-from core.requests import (
-    CORRUPTIONS,
-    DEVICES,
-    DTYPES,
-    MAX_DRAWS,
-    OBJECT_TOKENS,
-    PLACEMENTS,
-    SEPARATOR,
-    SPECIAL_TOKENS,
-    ModelSpec,
-)
-from core.workbench import LOADED, ON_DISK
+from core.requests import CORRUPTIONS, MAX_DRAWS, OBJECT_TOKENS, SEPARATOR, SPECIAL_TOKENS, ModelSpec
 
-from . import base, facts_panel, state, store_panel, text
+from . import facts_panel, model_panel, navigation, state, store_panel
 
-STATE_BADGES = {LOADED: ":green-badge[loaded]", ON_DISK: ":blue-badge[on disk]"}
-
-UNCHANGED = (None, "auto", "none")
-HELP_QUANTISATION = (
-    "`int8`: torchao's 8-bit weights for experts, attention and dense layers, made while loading. About half the "
-    "memory of bfloat16; the numbers are those of the quantised model."
-)
-HELP_PLACEMENT = (
-    "Where the weights are: in memory, or on the disk, from where each layer is read once per trace. `auto`: in memory "
-    "where they fit. No number depends on it."
-)
 HELP_SPECIAL = (
     "Whether the tokenizer adds its special tokens (a BOS, say). `auto` is the tokenizer's own default. "
     "It changes conclusions: Mixtral selects another expert with a BOS than without."
@@ -65,7 +41,7 @@ def draw() -> None:
     """The sidebar from the current state, but for its `foot`."""
     link = state.begin()
     with st.sidebar:
-        st.markdown("### :material/biotech: ExpertScope")
+        navigation.draw()
         _model(link)
         facts_panel.draw(link)
         _corruption(link)
@@ -98,72 +74,10 @@ def _ask(widget: str, changes: Callable[[Any], dict[str, Any]]) -> Callable[[], 
     return state.callback(widget, change)
 
 
-def _change_model(field: str, widget: str) -> Callable[[], None]:
-    def change() -> None:
-        value = st.session_state.get(widget)
-        request = state.request()
-        changes: dict[str, Any] = {field: (value or "").strip() or None}
-        if field == "name":
-            if not changes["name"]:
-                return
-            changes["revision"] = None
-        state.ask(request.replace(model=dataclasses.replace(request.model, **changes)))
-
-    return state.callback(widget, change)
-
-
-@st.cache_data(ttl=20, show_spinner=False)
-def _names() -> list[str]:
-    return [entry.id for entry in base.workbench().catalogue()]
-
-
 def _model(link: Link) -> None:
-    spec = link.request.model
-    names = _names()
-    options = names if spec.name in names else [spec.name, *names]
-    key = state.key("model")
-    st.selectbox(
-        "Model",
-        options,
-        index=options.index(spec.name),
-        key=key,
-        accept_new_options=True,
-        on_change=_change_model("name", key),
-        help="A model of the list, or type a Hugging Face id (`org/name`) or the path of a local folder.",
+    model_panel.draw(
+        link.request.model, place="", changed=lambda spec: state.ask(state.request().replace(model=spec))
     )
-    model_state = base.workbench().model_state(spec)
-    memory = (
-        f" · needs about {text.size(model_state.memory)} of memory"
-        if model_state.memory and spec.name != "demo"
-        else ""
-    )
-    badge = STATE_BADGES.get(model_state.state, ":orange-badge[not here]")
-    st.markdown(f"{badge} :small[{model_state.detail}{memory}]", width="stretch")
-    if spec.name == "demo":
-        st.caption(
-            "A tiny demo model, trained for this app. It shows how tracing works; its maps are no evidence about "
-            "large models."
-        )
-    options = (spec.revision, spec.dtype, spec.device, spec.quantisation, spec.placement)
-    changed = [x for x in options if x not in UNCHANGED]
-    with st.expander("Model options" + (f" · {text.plain(', '.join(changed))}" if changed else "")):
-        if spec.name != "demo":
-            key = state.key("revision")
-            st.text_input(
-                "Revision", spec.revision or "", key=key, on_change=_change_model("revision", key), placeholder="main",
-                help="A branch, tag or commit of the hub repository.", max_chars=200,
-            )  # fmt: skip
-        for field, choices, help_ in (
-            ("dtype", DTYPES, "Number format. `auto`: float32 on a CPU where it fits, else the checkpoint's own."),
-            ("device", DEVICES, "`auto`: a GPU where there is one."),
-            ("quantisation", QUANTISATIONS, HELP_QUANTISATION),
-            ("placement", PLACEMENTS, HELP_PLACEMENT),
-        ):
-            key = state.key(field)
-            st.selectbox(
-                field, choices, index=choices.index(getattr(spec, field)), key=key, help=help_,
-                on_change=_change_model(field, key),
-            )  # fmt: skip
 
 
 def _corruption(link: Link) -> None:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.errors import ExpertScopeError
 
-from . import base, state, text
+from . import address, base, text
 
 _MB = 10**6
 
@@ -42,7 +42,7 @@ def draw() -> None:
 
 
 def _do(what: str, value: int | str | None) -> None:
-    state.touch()
+    address.touch()
     bench = base.workbench()
     try:
         if what == "limit":

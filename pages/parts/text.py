@@ -6,8 +6,10 @@ import html
 import re
 from collections.abc import Sequence
 
+from core.errors import ExpertScopeError
 from core.views import visible
 
+_CAUTION = "#c2570c"
 _MARK = "background:rgba(33,102,172,.18);border-bottom:2px solid #3f83c4;border-radius:4px;padding:.05em .25em"
 
 
@@ -19,6 +21,11 @@ def escape(text: str) -> str:
 def plain(text: str) -> str:
     """Text as Markdown that shows exactly this text."""
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:&@^=\"'])", r"\\\1", " ".join(text.split()))
+
+
+def error(problem: ExpertScopeError) -> str:
+    """What happened, and what to do next, as Markdown."""
+    return plain(problem.what) + (f"  \n{plain(problem.next)}" if problem.next else "")
 
 
 def marked_prompt(text: str, span: tuple[int, int] | None) -> str:
@@ -116,3 +123,58 @@ def pairs(rows: Sequence[tuple[str, ...]]) -> str:
         for name, value, *more in rows
     )
     return f'<div style="font-size:.9rem;line-height:1.55">{lines}</div>'
+
+
+def verdict(label: str, sentences: Sequence[str], cautions: Sequence[str]) -> str:
+    """A study's verdict: the label, the sentences that say why, what weakens them."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in sentences)
+    items += "".join(f'<li style="color:{_CAUTION}"><b>Caution:</b> {escape(line)}</li>' for line in cautions)
+    return (
+        f'<div style="border-left:4px solid #3f83c4;padding:.1rem 0 .1rem 1rem;max-width:70rem">'
+        f'<div style="font-size:1.3rem;font-weight:650">Verdict: {escape(label)}</div>'
+        f'<ul style="margin:.4rem 0 0;padding-left:1.2rem;line-height:1.55">{items}</ul></div>'
+    )
+
+
+def cards(values: Sequence[tuple[str, str, str, str]]) -> str:
+    """Numbers side by side: (name, value, what stands below it, what is shown when the pointer rests on it)."""
+    boxes = "".join(
+        f'<div style="border:1px solid rgba(128,128,128,.3);border-radius:8px;padding:.45rem .75rem" '
+        f'title="{escape(title)}"><div style="font-size:.85rem;opacity:.7">{escape(name)}</div>'
+        f'<div style="font-size:1.35rem;line-height:1.4;font-variant-numeric:tabular-nums">{escape(value)}</div>'
+        f'<div style="font-size:.85rem;opacity:.75;font-variant-numeric:tabular-nums">{escape(below)}</div></div>'
+        for name, value, below, title in values
+    )
+    columns = "grid-template-columns:repeat(auto-fit,minmax(14.5rem,1fr))"
+    return f'<div style="display:grid;{columns};gap:.6rem">{boxes}</div>'
+
+
+def stages(steps: Sequence[tuple[str, str]]) -> str:
+    """The steps of long work: (name, `done`, `now` or `later`)."""
+    look = {
+        "done": ("background:rgba(33,102,172,.22)", "✓ "),
+        "now": ("background:rgba(33,102,172,.55);font-weight:600", ""),
+        "later": ("opacity:.5;border:1px dashed rgba(128,128,128,.6)", ""),
+    }
+    chips = " ".join(
+        f'<span style="{look[state][0]};border-radius:1em;padding:.1em .8em;white-space:nowrap" title="{state}">'
+        f"{look[state][1]}{escape(name)}</span>"
+        for name, state in steps
+    )
+    return f'<div style="display:flex;flex-wrap:wrap;gap:.4rem;font-size:.9rem;line-height:1.7">{chips}</div>'
+
+
+def funnel(steps: Sequence[tuple[str, int, bool]], largest: int) -> str:
+    """Counts as bars: (what, how many, whether they stayed); the longest bar is `largest`."""
+    lines = []
+    for what, count, stayed in steps:
+        color = "rgba(33,102,172,.5)" if stayed else "rgba(178,96,10,.45)"
+        width = 100 * count / largest if largest else 0
+        lines.append(
+            '<div style="display:flex;align-items:center;gap:.6rem;font-size:.9rem;line-height:1.6">'
+            f'<span style="flex:0 0 46%">{escape(what)}</span>'
+            f'<span style="flex:1"><span style="display:block;height:.8em;border-radius:3px;width:{width:.2f}%;'
+            f'background:{color}"></span></span>'
+            f'<span style="flex:0 0 3.5rem;text-align:right;font-variant-numeric:tabular-nums">{count:,}</span></div>'
+        )
+    return f"<div>{''.join(lines)}</div>"

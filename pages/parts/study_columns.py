@@ -1,0 +1,120 @@
+"""How the columns of a study's tables are shown: names, number formats, what each means. Missing values as –."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core.tooltips import NONE
+
+from . import address
+
+_END = "End of the percentile-bootstrap interval."
+LOGITS, SHARE, P, COUNT = "%+.3f", "percent", "%.4f", "%d"
+MEANS = {
+    "mean": (LOGITS, "Mean over the facts, logits."),
+    "ci_low": (LOGITS, "Lower end of the percentile-bootstrap interval."),
+    "ci_high": (LOGITS, "Upper end of the percentile-bootstrap interval."),
+    "positive_fraction": (SHARE, "Share of the facts in which it is above 0."),
+    "p_sign_flip": (P, "Two-sided sign-flip test."),
+    "n": (COUNT, "Facts with a value."),
+    "n_missing": (COUNT, "Facts without a value."),
+    "facts": (COUNT, "How many."),
+    "recurrence": (SHARE, "Share of the discovery facts in which it is clean-active."),
+    "v_recurrence": (SHARE, "The same of the validation facts."),
+    "mean_all": (LOGITS, "Mean rescue over all discovery facts, 0 where it is not active."),
+    "mean_active": (LOGITS, "Mean rescue over the discovery facts where it is active."),
+    "v_mean_all": (LOGITS, "Mean rescue over all validation facts, 0 where it is not active."),
+    "v_mean_active": (LOGITS, "Mean rescue over the validation facts where it is active."),
+    "v_specificity": (LOGITS, "Rescue minus the mean of its active-random controls, validation."),
+    "mean_validation": (LOGITS, "Mean rescue over all validation facts."),
+    "n_active": (COUNT, "Discovery facts in which it is clean-active."),
+    "v_n_active": (COUNT, "Validation facts in which it is clean-active."),
+    "candidate": ("", "Clean-active in enough discovery facts."),
+    "restoration": ("%.3f", "Mean rescue ÷ mean drop."),
+    "share": (SHARE, "Share of the layer patch's rescue."),
+    "mean_rescue": (LOGITS, "Mean rescue on discovery, logits."),
+    "noise": ("%g", "Noise level, × embedding std."),
+    "clean_contrast": ("%+.2f", "logit(true) − logit(foil) in the clean run."),
+    "drop": ("%+.2f", "Clean minus corrupt contrast."),
+    "layer_rescue": (LOGITS, "Rescue of the layer patch, logits."),
+    "expert_rescue": (LOGITS, "Rescue of the expert patch, logits; 0 where the expert is not clean-active."),
+    "specificity": (LOGITS, "Rescue of the expert minus the mean of its active-random controls."),
+    "clean_active": ("", "Whether the expert is routed at the last position in the clean run."),
+    "router_weight": ("%.3f", "Weight that multiplies the expert's output in the clean run."),
+    "ours": (LOGITS, "This study."),
+    "published": (LOGITS, "The paper."),
+    "marker": ("", "Whether our mean lies inside the published interval; for layer and expert, whether they agree."),
+}
+"""Column → number format, meaning. Columns that end in _low and _high are the ends of an interval."""
+NAMES = {
+    "name": "expert", "n_active": "active (disc.)", "mean_all": "all (disc.)", "mean_active": "where active (disc.)",
+    "v_n_active": "active (val.)", "v_recurrence": "recurrence (val.)", "v_mean_all": "all (val.)",
+    "v_mean_all_low": "low", "v_mean_all_high": "high", "v_mean_active": "where active (val.)",
+    "v_specificity": "specificity (val.)", "v_specificity_low": "low", "v_specificity_high": "high",
+    "v_specificity_n": "n", "mean_validation": "all (val.)", "ci_low": "low", "ci_high": "high",
+    "positive_fraction": "positive", "p_sign_flip": "p", "n_missing": "missing", "split": "half",
+    "router_weight": "w clean", "layer_rescue": "layer rescue", "expert_rescue": "expert rescue",
+}  # fmt: skip
+"""Column → heading, where it is not its own name with spaces."""
+FIRST = {
+    "selected", "candidate", "winner", "two_stage", "recurrence", "mean_all", "mean_active", "mean_validation",
+    "v_mean_all", "v_mean_all_low", "v_mean_all_high", "v_mean_active", "v_specificity", "v_specificity_low",
+    "v_specificity_high", "v_specificity_n",
+}  # fmt: skip
+"""Columns of tables of experts that come before the others."""
+WIDTHS = {"quantity": 165, "meaning": 265, "name": 80, "split": 85}
+NARROW = 66
+
+
+def show(
+    table: pd.DataFrame,
+    *,
+    key: str,
+    alt: str,
+    on_pick: Callable[[int], None] | None = None,
+    columns: dict[str, Any] | None = None,
+    height: int = 400,
+) -> None:
+    """A table; a ticked row calls `on_pick` with its number. `columns`: further column configurations."""
+    order = [name for name in table if name != "expert" or "name" not in table]
+    if "name" in order:
+        order.sort(key=lambda name: 0 if name in ("layer", "name") else 1 if name in FIRST else 2)
+    config = {name: _column(name, table[name]) for name in order} | (columns or {})
+    options: dict[str, Any] = {}
+    if on_pick is not None:
+
+        def pick() -> None:
+            rows = (st.session_state.get(key) or {}).get("selection", {}).get("rows") or []
+            if rows:
+                on_pick(rows[0])
+
+        options = {"on_select": address.callback(key, pick), "selection_mode": "single-row"}
+    ticks = {name: _ticks(table[name]) for name in order if pd.api.types.is_bool_dtype(table[name])}
+    st.dataframe(
+        table.assign(**ticks), hide_index=True, column_order=order, column_config=config, placeholder=NONE, key=key,
+        alt=alt, height=min(38 + 35 * max(len(table), 1), height), **options,
+    )  # fmt: skip
+
+
+def _column(name: str, values: pd.Series) -> Any:
+    label = NAMES.get(name, name.replace("_", " "))
+    stem = name.removesuffix("_low").removesuffix("_high")
+    form, meaning = MEANS.get(name) or (MEANS.get(stem, (None, ""))[0], _END if name != stem else "")
+    if pd.api.types.is_bool_dtype(values):
+        return st.column_config.TextColumn(label, help=meaning or None, alignment="center")
+    if not pd.api.types.is_numeric_dtype(values):
+        return st.column_config.TextColumn(label, help=meaning or None, width=WIDTHS.get(name))
+    if form is None:
+        form = COUNT if pd.api.types.is_integer_dtype(values) else "%.3f"
+    return st.column_config.NumberColumn(
+        label, help=meaning or None, format=form, width=NARROW if len(label) < 10 else None
+    )
+
+
+def _ticks(values: pd.Series) -> pd.Series:
+    """Yes as ✓, no as nothing; missing stays missing."""
+    return values.astype("boolean").map({True: "✓", False: ""})
