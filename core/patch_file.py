@@ -101,6 +101,8 @@ def _patch(item: Any, i: int) -> PatchSpec:
     if not isinstance(name, str) or not name.strip():
         raise _wrong(f"patch {i}", "has no name", 'Give it a "name".')
     where = f"patch {name!r}"
+    if name in RUNS:
+        raise _wrong(where, "has the name of a run, which has a row of its own", "Give it another name.")
     _known(where, item, _PATCH_KEYS)
     run = _choice(where, "run", item.get("run", "corrupt"), RUNS)
     steps = item.get("steps")

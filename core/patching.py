@@ -14,7 +14,6 @@ import torch
 
 from .asking import prepare_for
 from .budget import Budget
-from .errors import InputError
 from .fact_runs import runs_of, with_chosen_foil
 from .head import all_logits
 from .moe import MoeModel
@@ -82,9 +81,6 @@ def patch_many(
     patch that names what the model or the prompt does not have.
     """
     check_shape(specs, shape_of(model))
-    for name in ("clean", "corrupt"):
-        if any(spec.name == name for spec in specs):
-            raise InputError(f"--patches: a patch is named {name!r}.", "That name means the run.", field="patches")
     facts = [prepare_for(model, request) for request in requests]
     budget = Budget.measure(model)
     results = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import families
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from core import direct
 from core.catalog import DEMO_FOLDER
 from core.direct import directions, reach
 from core.moe import MoeModel
@@ -229,6 +231,19 @@ def test_a_norm_on_the_way_leaves_the_direct_part_undefined(family: str, some: b
     frame = trace_prepared(model, [fact], experts="last")[0].frame
     low = frame[frame.kind.isin(["expert", "shared"]) & (frame.layer == model.moe_layers[0])]
     assert low.direct.notna().all() == some and low.rescue.notna().all() and len(low)
+
+
+def test_where_layers_cannot_be_run_alone_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the head, behind which the whole model would run, is not asked."""
+    model = MoeModel(families.build("llama4_text"))
+    assert model.structure.whole
+    monkeypatch.setattr(direct, "directions", lambda *args: pytest.fail("asked"))
+    fact = PreparedFact(
+        Fact("a {} b", "s", "t", "f"), TOKENS, tuple(map(str, TOKENS)), ((0, 1),) * 8, SUBJECT, *OBJECTS, "t", "f"
+    )
+    frame = trace_prepared(model, [fact], experts="last")[0].frame
+    rows = frame[frame.kind.isin(["expert", "shared"])]
+    assert len(rows) and rows.direct.isna().all() and rows.rescue.notna().all()
 
 
 def test_factors_are_those_of_the_families_code() -> None:

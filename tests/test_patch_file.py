@@ -105,6 +105,8 @@ def wrong(**changes: object) -> list:
         (wrong(restore=None, experts=[1], equal_norm_with=[2], knockout="zero", run="clean"), "equal_norm_with"),
         (wrong(restore=None, experts="clean_top_k", knockout="zero", run="clean"), "coalition by its name"),
         (wrong(name=7), "patch 0 has no name"),
+        (wrong(name="clean"), "patch 'clean' has the name of a run"),
+        (wrong(name="corrupt"), "patch 'corrupt' has the name of a run"),
         (wrong(name=" "), "patch 0 has no name"),
         (wrong(colours=[1], run="corrupt") + [None], "unknown key 'colours'"),
         ([{**ISSUE[0], "step": []}], "patch 'layer' has an unknown key 'step'"),
