@@ -228,8 +228,9 @@ def patches_summary(results: Sequence[PatchResult]) -> str:
     clean = table[table.name == "clean"].set_index("fact")[score]
     n, draws = len(results), results[0].request.draws
     number = _signed if score == "contrast" else "{:.4g}".format
+    how = visible(corruption(results[0])) if n == 1 else results[0].request.corruption
     lines = [
-        f"{n} fact{'s' if n > 1 else ''} · {draws} draw{'s' if draws > 1 else ''} · clean {shown} "
+        f"{n} fact{'s' if n > 1 else ''} · {how} · {draws} draw{'s' if draws > 1 else ''} · clean {shown} "
         f"{number(ends['clean'])}, corrupt {number(ends['corrupt'])}",
         "",
     ]
@@ -247,7 +248,9 @@ def patches_summary(results: Sequence[PatchResult]) -> str:
     lines += _columns(["patch", "run", shown, "rescue", "restoration"], rows)
     if floor := rounding(results[0].provenance):
         lines.append(f"  Noise floor of a single rescue: {floor}.")
-    if (table.run == "clean").any():
+    if score == "rank":
+        lines.append("  Rank 1 is the most probable token: a negative rescue lifts the true object.")
+    if (table[~table.name.isin(["clean", "corrupt"])].run == "clean").any():
         lines.append(f"  Patches of the clean run: rescue is the change of its {shown}, restoration that ÷ {shown}.")
     return "\n".join(lines)
 
@@ -261,8 +264,8 @@ def minimal_summary(results: Sequence[MinimalResult]) -> str:
         n, tried = len(result.candidates), int(result.candidates.considered.sum())
         lines = [
             f"{_prompt(result)} → {where.true_token!r} (true), {where.foil_token!r} (foil)",
-            f"case_id {request.fact.case_id} · drop {_signed(result.drop)} · {draws} · {n} clean-active experts of "
-            f"{result.scope}" + (f", {tried} tried" if tried < n else ""),
+            f"case_id {request.fact.case_id} · {visible(corruption(result))} · {draws} · drop {_signed(result.drop)} · "
+            f"{n} clean-active experts of {result.scope}" + (f", {tried} tried" if tried < n else ""),
         ]
         headings = ["size", "joins", "position", "restoration", "rescue", "random sets", "sd", "min", "max"]
         rows = [
