@@ -2,6 +2,7 @@
 # make test   the same with the test tools and a Chromium, then all tests
 # make bench  measure against the peers of bench/requirements.txt (an environment of its own)
 # make bench-engine  what the engine's own work costs (needs no peers)
+# make bench-disk    a model larger than the memory it may take (5 GB of disk, 11 GB of memory for the comparison)
 # make families  examine every MoE family of the installed transformers and write docs/families.md
 # make lint   ruff
 #
@@ -23,7 +24,7 @@ TORCH_INDEX ?=
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: run test bench bench-engine families lint chromium clean help
+.PHONY: run test bench bench-engine bench-disk families lint chromium clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -46,6 +47,9 @@ bench: bench/.venv/.installed
 
 bench-engine: $(VENV)/.installed
 	$(BIN)/python -m bench engine $(ARGS)
+
+bench-disk: $(VENV)/.installed
+	$(BIN)/python -m bench disk $(ARGS)
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

@@ -1,5 +1,5 @@
-"""`python -m bench [heatmap|engine] ...`: against other methods (see `bench.heatmap`), or our engine on its own (see
-`bench.engine`)."""
+"""`python -m bench [heatmap|engine|disk] ...`: against other methods (see `bench.heatmap`), our engine on its own (see
+`bench.engine`), or a model larger than the memory that it may take (see `bench.disk`)."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("WANDB_MODE", "disabled")
 
-WHAT = ("heatmap", "engine")
+WHAT = ("heatmap", "engine", "disk")
 
 chosen = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in WHAT else WHAT[0]
 raise SystemExit(importlib.import_module(f"bench.{chosen}").main())

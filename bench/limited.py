@@ -11,11 +11,12 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WORDS = "t11 t12 {} t25 t26 t27 t28 t29"  # with the subject, a prompt of 12 tokens
-SUBJECTS = tuple(" ".join(f"t{5 * n + i}" for i in range(60, 65)) for n in range(8))
+WORDS = "t11 t12 t13 {} t25 t26 t27"  # with the subject, a prompt of 9 tokens
+SUBJECTS = tuple(" ".join(f"t{3 * n + i}" for i in range(60, 63)) for n in range(8))
 TRUE, FOIL = "t17", "t33"
 
 
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--limit", type=int, help="bytes on top of what the libraries take")
     parser.add_argument("--placement", default="auto")
-    parser.add_argument("--facts", type=int, default=1, help="facts of the batch whose layer sweep is timed too")
+    parser.add_argument("--facts", type=int, default=1, help="facts whose layer sweep is timed")
     parser.add_argument("--cold", action="store_true", help="drop the files from the system's cache before each step")
     parser.add_argument("--out", help="write the trace's table here (Parquet)")
     asked = parser.parse_args()
@@ -59,7 +60,12 @@ def _import_everything() -> None:
 
 def _trace(asked: argparse.Namespace) -> dict[str, Any]:
     import core
+    from core.asking import prepare_for
+    from core.budget import Budget
+    from core.fact_runs import runs_of
+    from core.patches import layer_patch
     from core.requests import Fact, TraceRequest
+    from core.sweep import listed, sweep
     from core.trace import trace_many
 
     _cool(asked)
@@ -71,20 +77,43 @@ def _trace(asked: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     resident = _status("VmRSS")
 
-    def timed(name: str, facts: list[Fact], **settings: Any) -> list[Any]:
-        _cool(asked)
+    def timed(name: str, work: Callable[[], Any], *, cool: bool = True) -> Any:
+        if cool:
+            _cool(asked)
         before, begun = model.bytes_read, time.perf_counter()
-        results = trace_many(model, [TraceRequest(fact, model=model.spec, **settings) for fact in facts])
+        result = work()
         found[f"{name}_seconds"], found[f"{name}_read"] = time.perf_counter() - begun, model.bytes_read - before
-        return results
+        return result
 
-    facts = [Fact(WORDS, subject, TRUE, FOIL, case_id=i) for i, subject in enumerate(SUBJECTS)]
-    (result,) = timed("trace", facts[:1])
+    asking = [
+        TraceRequest(Fact(WORDS, subject, TRUE, FOIL, case_id=i), model=model.spec)
+        for i, subject in enumerate(SUBJECTS[: asked.facts])
+    ]
+
+    def layer_sweep() -> list[float]:
+        """Layer patches at the last position, every layer and fact: the contrasts of the patched runs."""
+        runs, objects, patches = [], [], []
+        for request in asking:
+            fact, clean = prepare_for(model, request), len(runs)
+            runs += runs_of(model, request, fact)[0]
+            objects += [(fact.true_id, fact.foil_id)] * 2
+            last = len(fact.input_ids) - 1
+            ends = {"clean": clean, "corrupt": clean + 1, "pos": last}
+            patches += [layer_patch(**ends, layer=layer) for layer in model.moe_layers]
+        outcome = sweep(
+            model, model.structure, runs, listed(patches), objects=objects, keep=False,
+            chunk_tokens=Budget.measure(model).chunk_tokens,
+        )  # fmt: skip
+        order = {patch: i for i, patch in enumerate(outcome.patches)}
+        return [float(outcome.patched[order[patch]] @ outcome.patched.new_tensor([1, -1])) for patch in patches]
+
+    found["contrasts"] = timed("sweep", layer_sweep)
+    if asked.cold:
+        timed("sweep_cached", layer_sweep, cool=False)
+    (result,) = timed("trace", lambda: trace_many(model, asking[:1]))
     frame = result.frame
     found |= {"rows": len(frame), "placement": result.provenance.placement, "dtype": result.provenance.dtype}
     found |= {"bytes_read": result.provenance.bytes_read, "resident_when_loaded": resident}
-    if asked.facts > 1:
-        timed("batch", facts[: asked.facts], experts="none")
     if asked.out:
         frame.to_parquet(asked.out)
     return found
