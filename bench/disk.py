@@ -163,8 +163,8 @@ def _markdown(found: dict[str, Any]) -> str:
         f"{len(within['contrasts'])} of the sweep): {found['largest_difference']:.1e}.",
         f"* Most memory resident at once: {within['most_resident'] / 1e9:.2f} GB, libraries included; unlimited "
         f"{free['most_resident'] / 1e9:.2f} GB.",
-        f"* Within the same limit, `safetensors.torch.load_file` of the shards: {usual['load_file']}; "
-        f"`from_pretrained`: {usual['from_pretrained']}.",
+        f"* Within the same limit, `safetensors.torch.load_file` of the shards ends in \"{usual['load_file']}\", "
+        f"`from_pretrained` in \"{usual['from_pretrained']}\".",
         "",
     ])  # fmt: skip
 

@@ -137,7 +137,8 @@ def _usual(asked: argparse.Namespace) -> dict[str, Any]:
             call()
             found[name] = "works"
         except Exception as error:  # noqa: BLE001 - however it fails
-            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
+            words = str(error).splitlines()[0].split(" from file")[0][:160] if str(error) else ""
+            found[name] = f"{type(error).__name__}: {words}"
 
     def load_all() -> None:
         kept = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]

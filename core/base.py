@@ -353,7 +353,7 @@ class BaseRuns:
     def _divide(self, target: dict[int, torch.Tensor], values: torch.Tensor, owners: list[list[int]]) -> None:
         """Give each run its part of `values` (all runs' tokens one after the other, others' behind them)."""
         n = sum(self.runs[run].length for group in owners for run in group)
-        flat, at = values.reshape(-1, values.shape[-1]), 0
+        flat, at = values.reshape(-1, values.shape[-1]).to(self.model.device), 0
         flat = flat[:n].clone() if flat.shape[0] > n else flat
         for run in (i for group in owners for i in group):
             target[run] = flat[at : at + self.runs[run].length]

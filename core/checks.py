@@ -63,6 +63,7 @@ def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILE
         checks = [Check(**check) for check in noted["checks"]]
         _refuse_failures(checks)
         model.structure = Structure.from_dict(noted["structure"], model)
+        _refuse_rereading(model, model.structure.whole)
         model.embedding_std = noted["embedding_std"]
         model.noise_floor = NoiseFloor(**noted["noise_floor"])
         return checks
@@ -92,8 +93,18 @@ def ensure_checked(model: MoeModel, store: Any = None, progress: Progress = SILE
 def _run_checks(model: MoeModel, progress: Progress) -> list[Check]:
     progress.update(0, 2, "checking the model")
     checks, whole = check_copy(model, progress)
+    _refuse_rereading(model, whole)
     progress.update(1, 2, "checking the model")
     return checks + check_weights(model, whole=whole)
+
+
+def _refuse_rereading(model: MoeModel, whole: bool) -> None:
+    """Forward passes of the whole model, one for every few rows, would each read all layers from the disk."""
+    if whole and model.weights is not None:
+        raise ModelRefused(
+            "This family is traced by forward passes of the whole model, which would each read it from the disk.",
+            "It has to fit into memory: choose placement memory and a smaller dtype, or a machine with more memory.",
+        )
 
 
 def _refuse_failures(checks: list[Check]) -> None:

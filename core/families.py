@@ -61,7 +61,7 @@ class Pattern:
         """Inside, the experts put out `value` [N, d_out] (None: zeros), whatever they are given."""
 
         def fixed(hidden, *args, **kwargs):  # noqa: ANN001, ANN202 - stands in for the experts' forward
-            return torch.zeros_like(hidden) if value is None else value.reshape(hidden.shape).to(hidden.dtype)
+            return torch.zeros_like(hidden) if value is None else value.reshape(hidden.shape).to(hidden)
 
         with stub(block.experts, fixed):
             yield

@@ -339,7 +339,7 @@ def contributions(
     projection): there the block is run with its experts replaced by each slot's output, minus the block with
     zero experts. Those transformations must be linear; the load-time check Σ c + shared = y sees to it.
     """
-    raw = block.pattern.run(block, x, index, weight)
+    raw = block.pattern.run(block, x, index, weight).to(x.device)
     if block_input is None:
         return raw
     zero = without_experts(block, block_input)
@@ -354,4 +354,4 @@ def contributions(
 def without_experts(block: Block, block_input: torch.Tensor) -> torch.Tensor:
     """What the block puts out when its routed experts contribute nothing: the shared part, [N, d]."""
     with block.pattern.putting_out(block, None):
-        return block.pattern.output(block, block_input)
+        return block.pattern.output(block, block_input).to(block_input.device)

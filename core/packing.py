@@ -100,7 +100,7 @@ def packed_attention(module, query, key, value, attention_mask, **kwargs):  # no
             v_before = rows_of(value, kv_heads, origin, at)[:, :, : piece.start]
             k = torch.cat([_pick(k_before, row), k], 2)
             v = torch.cat([_pick(v_before, row), v], 2)
-        mask = plan.masks(attention_mask, piece)[..., piece.start :, : k.shape[2]]
+        mask = plan.masks(attention_mask, piece)[..., piece.start :, : k.shape[2]].to(q.device)
         if piece.queries == "last":
             q, mask = q[:, :, -1:], mask[..., -1:, :]
         got = untuple(kernel(module, q, k, v, mask, **kwargs))  # [n, span or 1, heads, hd]
@@ -118,7 +118,7 @@ def _pick(before: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """Rows `row` of `before`; no copy where there is only one to choose from."""
     if before.shape[0] == 1:
         return before.expand(row.shape[0], -1, -1, -1)
-    return before[row]
+    return before[row.to(before.device)]
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, packed_attention)
@@ -327,7 +327,7 @@ def call_packed(
         _current.plan = _Plan(pieces, offsets, mask_of)
         stack.callback(setattr, _current, "plan", None)
         with torch.no_grad():
-            out = untuple(layer(hidden, *args, **kwargs))[0]
+            out = untuple(layer(hidden, *args, **kwargs))[0].to(hidden.device)  # a layer may be on another GPU
     return [
         out[offset : offset + piece.n * piece.span].view(piece.n, piece.span, -1)
         for piece, offset in zip(pieces, offsets, strict=True)
@@ -358,7 +358,7 @@ def call_full(
     here = [edit for edit in edits if edit.piece in firsts]
     where = edited(parts, here, lambda e: (firsts[e.piece] + e.row) * length + e.pos)
     with where, _native_attention(), torch.no_grad():
-        got = untuple(layer(rows, *args, **kwargs))
+        got = untuple(layer(rows, *args, **kwargs)).to(rows.device)
     return [got[firsts[i] : firsts[i] + pieces[i].n, pieces[i].start :] for i in members]
 
 
@@ -402,9 +402,10 @@ def _on_tokens(forward: Callable, tokens: torch.Tensor) -> Callable:
     """A block forward that computes only `tokens` of the packed axis and leaves zeros elsewhere."""
 
     def trimmed(hidden, *args, **kwargs):  # noqa: ANN001, ANN202, ANN002, ANN003
-        some = forward(hidden[:, tokens], *args, **kwargs)
+        here = tokens.to(hidden.device)
+        some = forward(hidden[:, here], *args, **kwargs)
         full = torch.zeros_like(hidden)
-        full[:, tokens] = untuple(some)
+        full[:, here] = untuple(some)
         return retuple(some, full)
 
     return trimmed

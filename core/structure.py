@@ -330,7 +330,7 @@ def _probe_shift(model: MoeModel, structure: Structure, layer: int, rows: list[P
 
     def shifted(first: torch.Tensor) -> torch.Tensor:
         flat = first.reshape(-1, first.shape[-1]).clone()
-        flat[_PROBE_START] = (flat[_PROBE_START].float() + vector).to(flat.dtype)
+        flat[_PROBE_START] = (flat[_PROBE_START].float() + vector.to(flat.device)).to(flat.dtype)
         return flat.view(first.shape)
 
     def moved(*handles: Any) -> torch.Tensor:
