@@ -320,6 +320,13 @@ def test_quantised_weights_are_not_read_layer_by_layer(folder: Path) -> None:
         core.load_model(str(folder), placement="disk", quantisation="int8", device="cpu")
 
 
+def test_a_family_that_needs_whole_forward_passes_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them would read everything."""
+    monkeypatch.setattr("core.checks.check_copy", lambda model, progress: ([], True))
+    with pytest.raises(ModelRefused, match="would each read it from the disk"):
+        core.load_model(str(folder), placement="disk")
+
+
 def test_a_file_cut_short_is_an_error_in_words(tmp_path: Path) -> None:
     folder = checkpoints.save(tmp_path / "model", "qwen3_moe", dtype=torch.bfloat16)
     model = from_disk(folder)
