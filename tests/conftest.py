@@ -36,3 +36,28 @@ def chromium() -> str | None:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = [os.environ.get("EXPERTSCOPE_CHROMIUM"), *map(shutil.which, names)]
     return next((path for path in found if path), None)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    """A Chromium for the tests of one module."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    """Pages of separate browser contexts: no cookies or storage in common."""
+    contexts = []
+
+    def make(**options):
+        contexts.append(browser.new_context(**{"viewport": {"width": 1400, "height": 1200}, **options}))
+        return contexts[-1].new_page()
+
+    yield make
+    for context in contexts:
+        context.close()

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import statistics
-import subprocess
-import sys
-import time
-import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import oracle
 import pytest
 import torch
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
+from served import CHARTS, SLOW, serve, settled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core import facts
@@ -26,80 +20,14 @@ from core.results import expert_name
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).resolve().parent.parent
-SLOW = 120_000  # milliseconds; a busy machine loads and checks the model first
 DRAWS, NOISE, SEED = 2, 2.5, 7
-CHARTS = '[data-testid="stVegaLiteChart"]'
-
-
-@dataclass
-class Server:
-    """A fresh server process and its address."""
-
-    url: str
-    process: subprocess.Popen
-
-    def link(self, **params) -> str:
-        return f"{self.url}/?{urlencode(params)}"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """Started for this module alone, with a store of its own: the first test's page is its first request."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("server")
-    log = (folder / "log").open("w+")
-    command = [
-        sys.executable,
-        "serve.py",
-        "--server.port",
-        str(port),
-        "--server.headless",
-        "true",
-    ]
-    environment = os.environ | {"EXPERTSCOPE_HOME": str(folder / "home")}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    server = Server(f"http://127.0.0.1:{port}", process)
-    deadline = time.monotonic() + SLOW / 1000
-    while True:
-        try:
-            assert urllib.request.urlopen(f"{server.url}/_stcore/health", timeout=1).read() == b"ok"
-            break
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                log.seek(0)
-                pytest.fail(f"the server did not start:\n{log.read()}")
-            time.sleep(0.1)
-    yield server
-    process.terminate()
-    assert process.wait(30) is not None
-    log.seek(0)
-    said = log.read()
-    assert "Traceback" not in said, said[-6000:]
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def new_page(browser):
-    """Pages of separate browser contexts: no cookies or storage in common."""
-    contexts = []
-
-    def make(**options) -> Page:
-        contexts.append(browser.new_context(viewport={"width": 1400, "height": 1200}, **options))
-        return contexts[-1].new_page()
-
-    yield make
-    for context in contexts:
-        context.close()
+    with serve(tmp_path_factory.mktemp("server")) as server:
+        yield server
 
 
 @dataclass
@@ -146,15 +74,6 @@ def known():
     return Known(fact, len(ids), model.config.num_experts, subject[-1], runs)
 
 
-def settled(page: Page) -> None:
-    """The script has run to its end, nothing computes, and all four charts are drawn."""
-    expect(page.locator(CHARTS).locator("svg.marks")).to_have_count(4, timeout=SLOW)
-    expect(page.locator('[data-testid="stProgress"]')).to_have_count(0, timeout=SLOW)
-    expect(page.locator('[data-testid="stApp"]')).to_have_attribute(
-        "data-test-script-state", "notRunning", timeout=SLOW
-    )
-
-
 def cell(page: Page, chart: int, index: int):
     """A heat map's cell: the marks of the first group, in the data's order."""
     return page.locator(CHARTS).nth(chart).locator("svg .mark-rect.role-mark").first.locator("path").nth(index)
@@ -177,7 +96,7 @@ def test_a_cold_deep_link_a_cell_and_an_expert_show_the_right_numbers(server, ne
     link = server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED, layer=layer, pos=pos)
     page = new_page()
     page.goto(link)  # the first request that this server gets
-    settled(page)
+    settled(page, 4)
     expect(page.locator('[data-testid="stException"]')).to_have_count(0)
     clean, corrupt = known.contrasts
     shown = page.locator('[data-testid="stMetricValue"]').all_inner_texts()
@@ -189,7 +108,7 @@ def test_a_cold_deep_link_a_cell_and_an_expert_show_the_right_numbers(server, ne
     layer, pos = 0, known.pos  # the experts at this position are not there yet: a click fetches them
     cell(page, 0, layer * known.tokens + pos).click()
     expect(page.get_by_text(f"Experts of layer {layer} at")).to_be_visible(timeout=SLOW)
-    settled(page)
+    settled(page, 4)
     assert params(page)["layer"] == str(layer)
     assert params(page)["pos"] == str(pos)
     layer_patch = known.effect(lambda draw: known.runs.layer_patch(draw, layer, pos))
@@ -198,7 +117,7 @@ def test_a_cold_deep_link_a_cell_and_an_expert_show_the_right_numbers(server, ne
     expert = known.runs.clean_run[layer].active(pos)[0]
     cell(page, 1, layer * known.experts + expert).click()
     page.wait_for_url(re.compile(rf"expert={expert}(&|$)"), timeout=SLOW)
-    settled(page)
+    settled(page, 4)
     expected = known.effect(lambda draw: known.runs.expert_patch(draw, layer, pos, expert))
     assert numbers(page, expert_name(layer, expert)) == pytest.approx(expected, abs=2e-3)
     weight = known.runs.clean_run[layer].router_weight(pos, expert)
@@ -216,20 +135,20 @@ def test_the_link_shows_the_same_in_another_browser(server, new_page, known):
     expert = known.runs.clean_run[layer].active(pos)[-1]
     first = new_page()
     first.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED, show="rescue"))
-    settled(first)
+    settled(first, 4)
     cell(first, 0, layer * known.tokens + pos).click()
     expect(first.get_by_text(f"Experts of layer {layer} at")).to_be_visible(timeout=SLOW)
-    settled(first)
+    settled(first, 4)
     cell(first, 1, layer * known.experts + expert).click()
     first.wait_for_url(re.compile(rf"expert={expert}(&|$)"), timeout=SLOW)
-    settled(first)
+    settled(first, 4)
     first.get_by_role("button", name="Link").click()
     link = first.locator('[data-testid="stPopoverBody"] code').inner_text()
     assert link.replace("\n", "") == first.url
 
     second = new_page(color_scheme="dark")
     second.goto(link)
-    settled(second)
+    settled(second, 4)
     assert second.url == first.url
     assert params(second)["show"] == "rescue"
     name = expert_name(layer, expert)
@@ -244,11 +163,11 @@ def test_the_link_shows_the_same_in_another_browser(server, new_page, known):
 def test_the_back_button_goes_back(server, new_page, known):
     page = new_page()
     page.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED, layer=1, pos=known.tokens - 1))
-    settled(page)
+    settled(page, 4)
     before = page.url
     cell(page, 0, 2 * known.tokens + known.tokens - 1).click()
     expect(page.get_by_text("Experts of layer 2 at")).to_be_visible(timeout=SLOW)
-    settled(page)
+    settled(page, 4)
     assert page.url != before
     page.go_back()
     expect(page.get_by_text("Experts of layer 1 at")).to_be_visible(timeout=SLOW)
@@ -258,7 +177,7 @@ def test_the_back_button_goes_back(server, new_page, known):
 def test_a_downloaded_chart_draws_itself_without_a_network(server, new_page, known, tmp_path):
     page = new_page(accept_downloads=True)
     page.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED))
-    settled(page)
+    settled(page, 4)
     page.locator(".st-key-es_menu_layer-token button").first.click()
     with page.expect_download(timeout=SLOW) as download:
         page.get_by_role("button", name="Chart as HTML, works offline").click()
