@@ -288,7 +288,7 @@ def test_published_numbers_stand_beside_ours(bench, book, finished):
     line = table.set_index("quantity").loc["layer_rescue"]
     assert (line.published, line.published_low, line.published_high) == (0.901, 0.752, 1.053)
     ours = summary.summarise(study.rows, study.settings.to_dict(), study.funnel.counts)["layer_rescue"]["mean"]
-    assert line.ours == pytest.approx(ours) and line.marker == ("inside" if 0.752 <= ours <= 1.053 else "outside")
+    assert line.ours == pytest.approx(ours) and line.marker == ("✓ inside" if 0.752 <= ours <= 1.053 else "✗ outside")
     assert len(page.get("vega_lite_chart")) == 1
 
 
@@ -384,7 +384,7 @@ def test_a_study_of_another_process_is_shown(bench, book, finished):
 
 
 def test_missing_values_are_shown_as_missing(bench, book, finished):
-    """A study without any drop to speak of has none of the restorations."""
+    """The selected expert is not active in every fact: those facts are counted."""
     content, study = finished
     archive.unpack(book, content)
     page = opened(study="words", show="controls")

@@ -66,6 +66,7 @@ FIRST = {
     "v_specificity_high", "v_specificity_n",
 }  # fmt: skip
 """Columns of tables of experts that come before the others."""
+MARKERS = {"inside": "✓ inside", "outside": "✗ outside", "same": "✓ same", "other": "✗ other"}
 WIDTHS = {"quantity": 165, "meaning": 265, "name": 80, "split": 85}
 NARROW = 66
 
@@ -94,6 +95,9 @@ def show(
 
         options = {"on_select": address.callback(key, pick), "selection_mode": "single-row"}
     ticks = {name: _ticks(table[name]) for name in order if pd.api.types.is_bool_dtype(table[name])}
+    if "marker" in table:
+        ticks["marker"] = table.marker.map(MARKERS)
+        config["quantity"] = st.column_config.TextColumn("quantity", width=235)
     st.dataframe(
         table.assign(**ticks), hide_index=True, column_order=order, column_config=config, placeholder=NONE, key=key,
         alt=alt, height=min(38 + 35 * max(len(table), 1), height), **options,

@@ -52,7 +52,8 @@ def _form() -> None:
     """A fragment: typing redraws only this."""
     spec: ModelSpec = st.session_state.get(_MODEL, ModelSpec())
     problem: tuple[str, str] | None = st.session_state.get(_PROBLEM)
-    left, right = st.columns(2, gap="large")
+    with st.grid(2, min_column_width=330, gap="large"):
+        left, right = st.container(), st.container()
     with left:
         model_panel.draw(spec, place="study ", changed=_set_model)
         _said("model", problem)
@@ -118,7 +119,7 @@ def _set_model(spec: ModelSpec) -> None:
 def _preset(spec: ModelSpec, source: str | None) -> str:
     default = "demo" if spec.name == "demo" and source == BUNDLED else "paper"
     chosen = st.segmented_control(
-        "Preset", list(PRESETS), default=default, required=True, key=address.key(f"study preset {default}"),
+        "Preset", list(PRESETS), default=default, required=True, wrap=True, key=address.key(f"study preset {default}"),
         help="Fills the form. Every setting can be changed afterwards.",
     )  # fmt: skip
     st.caption(PRESET_WORDS[chosen])

@@ -145,7 +145,7 @@ def cards(values: Sequence[tuple[str, str, str, str]]) -> str:
         f'<div style="font-size:.85rem;opacity:.75;font-variant-numeric:tabular-nums">{escape(below)}</div></div>'
         for name, value, below, title in values
     )
-    columns = "grid-template-columns:repeat(auto-fit,minmax(14.5rem,1fr))"
+    columns = "grid-template-columns:repeat(auto-fit,minmax(max(13.4rem,30%),1fr))"
     return f'<div style="display:grid;{columns};gap:.6rem">{boxes}</div>'
 
 
