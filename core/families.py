@@ -154,8 +154,8 @@ class _ScaledInput(Pattern):
 
     def listen(self, block: Block, tell: Tell) -> list[Any]:
         def called(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
-            scores, logits = output
-            index = logits.topk(module.top_k, dim=-1).indices
+            scores = output[0]
+            index = scores.topk(module.top_k, dim=-1).indices
             tell(args[0], index, scores.gather(-1, index))
 
         return [block.router.register_forward_hook(called)]

@@ -272,11 +272,11 @@ class Watch:
         self._inside = self._stack.enter_context(contextlib.ExitStack())
         self._stack.enter_context(
             hooks(
-                *block.pattern.listen(block, routed),
                 *block.reading(put_out),
                 block.module.register_forward_pre_hook(block_called, with_kwargs=True),
                 block.router.register_forward_pre_hook(router_called),
                 block.router.register_forward_hook(router_done),
+                *block.pattern.listen(block, routed),  # behind the watch, which must not see what it does
             )
         )
         return self
