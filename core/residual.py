@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from .hooks import hooks, stub
 
@@ -35,7 +36,7 @@ def recorded(layer: nn.Module) -> Iterator[dict[nn.Module, deque[Any]]]:
     seen: dict[nn.Module, deque[Any]] = {part: deque() for part in _parts(layer)}
 
     def note(part: nn.Module) -> Callable:
-        return lambda module, args, output: seen[part].append(output)
+        return lambda module, args, output: seen[part].append(tree_map(_copy, output))
 
     with hooks(*(part.register_forward_hook(note(part)) for part in seen)):
         yield seen
@@ -52,6 +53,11 @@ def replayed(seen: dict[nn.Module, deque[Any]]) -> Iterator[None]:
         for part, outputs in seen.items():
             stack.enter_context(stub(part, again(outputs)))
         yield
+
+
+def _copy(value: Any) -> Any:
+    """What comes out may be changed in place later on."""
+    return value.clone() if torch.is_tensor(value) else value
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:

@@ -83,9 +83,14 @@ def _switches(default: Any) -> dict[str, Any]:
 
 def build(kind: str, seed: int = 0) -> PreTrainedModel:
     """A random fp32 model of the family in eval mode, the same for the same seed. Raises what transformers raises."""
+    return random_model(config_of(kind), seed)
+
+
+def random_model(config: Any, seed: int = 0) -> PreTrainedModel:
+    """A random fp32 model of this configuration, with everything away from where it starts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config_of(kind), dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim >= 2:

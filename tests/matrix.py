@@ -92,7 +92,7 @@ def scaled(model: torch.nn.Module) -> torch.nn.Module:
 
 @functools.cache
 def examine(kind: str) -> Finding:
-    """Build the family's tiny model, load it as any model is loaded, trace it, compare."""
+    """Build the family's tiny model and `examine_model` it."""
     name = discover()[kind]
     try:
         model = build(kind)
@@ -100,6 +100,11 @@ def examine(kind: str) -> Finding:
             model(input_ids=torch.tensor([FACT.input_ids]), use_cache=False)
     except Exception as error:  # noqa: BLE001 - whatever transformers fails with
         return Finding(kind, name, unrunnable=f"{type(error).__name__}: {error}")
+    return examine_model(kind, name, model)
+
+
+def examine_model(kind: str, name: str, model: torch.nn.Module) -> Finding:
+    """Check a tiny model as any model is checked when it is loaded, trace it, compare."""
     naive = Naive(scaled(model), fact_for(model))
     first = naive.first_to_differ()
     wanted = naive.table(range(first, LENGTH), EXPERTS_AT)

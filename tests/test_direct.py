@@ -235,7 +235,7 @@ def test_a_norm_on_the_way_leaves_the_direct_part_undefined(family: str, some: b
 
 def test_where_layers_cannot_be_run_alone_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the head, behind which the whole model would run, is not asked."""
-    model = MoeModel(families.build("llama4_text"))
+    model = MoeModel(families.build("zaya"))
     assert model.structure.whole
     monkeypatch.setattr(direct, "directions", lambda *args: pytest.fail("asked"))
     fact = PreparedFact(
