@@ -113,7 +113,7 @@ class Repeats:
         moving = self._model.layers if self._whole else [self._model.layers[layer]]
         with contextlib.ExitStack() as stack:
             for each in moving:
-                stack.enter_context(_nudged(each, self._generator))
+                stack.enter_context(_nudged(each, self._generator, self._model.dtype))
             self._apart.step(layer)
 
     def finish(self) -> NoiseFloor:
@@ -158,12 +158,13 @@ def _mirrored(patch: Patch, n_runs: int) -> Patch:
 
 
 @contextlib.contextmanager
-def _nudged(layer: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Every output of `layer` is rounded once more (see the module's text)."""
+def _nudged(layer: nn.Module, generator: torch.Generator, dtype: torch.dtype) -> Iterator[None]:
+    """Every output of `layer` is rounded once more, as numbers of `dtype` are (see the module's text): a family may
+    keep its stream in fp32 while its sublayers compute in half precision."""
 
     def nudge(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
         hidden = untuple(output)
-        unit = torch.finfo(hidden.dtype).eps / 2
+        unit = max(torch.finfo(hidden.dtype).eps, torch.finfo(dtype).eps) / 2
         drawn = torch.rand(hidden.shape, generator=generator, dtype=torch.float64).to(hidden.device)
         return retuple(output, (hidden.double() * (1 + unit * (2 * drawn - 1))).to(hidden.dtype))
 
