@@ -177,7 +177,8 @@ def run_models(arguments: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(
-        "\nMemory: the weights and working space for a trace. Any other MoE model: its Hugging Face id, or its folder."
+        "\nMemory: the weights and working space for a trace; where they do not fit, layers are read from the disk. "
+        "Any other MoE model: its Hugging Face id, or its folder."
     )
     return 0
 

@@ -227,8 +227,9 @@ def _read_weights(
             model, info, weights = load_from_disk(folder, config, skeleton, place)
         else:
             model, info = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=place.dtype, device_map=place.device_map, use_safetensors=True,
-                trust_remote_code=False, local_files_only=True, output_loading_info=True, **plan.options,
+                folder, config=config, dtype=place.dtype, device_map=place.device_map, max_memory=place.max_memory,
+                use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True,
+                **plan.options,
             )  # fmt: skip
             plan.finish(model, place.dtype)
     except ExpertScopeError:

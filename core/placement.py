@@ -22,15 +22,16 @@ from .weights import LAYERS_AT_ONCE
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEADROOM = 1.1  # of the weights: what tracing needs beside them
+_GPU_SHARE = 0.85  # of a GPU's free memory that accelerate may fill with weights: rows need the rest
 _WORKING = 32 * 2**20  # bytes: the least that tracing takes beside the weights, where those are few
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Placement:
-    """`device_map`: accelerate's, for weights in memory; None: the layers stay on the disk. `by_rows`: there, the
-    embedding and the unembedding stay on the disk too. `needed`, `free`: bytes for all weights in memory, and bytes
-    that are free."""
+    """`device_map`: accelerate's, for weights in memory; None: the layers stay on the disk. `max_memory`: bytes that
+    accelerate may fill, by device, where it divides them. `by_rows`: with layers on the disk, the embedding and the
+    unembedding stay there too. `needed`, `free`: bytes for all weights in memory, and bytes that are free."""
 
     dtype: torch.dtype
     device: torch.device
@@ -38,6 +39,7 @@ class Placement:
     needed: int
     free: int
     by_rows: bool = False
+    max_memory: dict[int | str, int] | None = None
 
     @property
     def on_disk(self) -> bool:
@@ -83,7 +85,7 @@ def choose(spec: ModelSpec, config: Any, skeleton: nn.Module, plan: Plan, *, sto
     needed = {dtype: int(plan.weight_bytes(skeleton, dtype) * _HEADROOM) for dtype in dtypes}
     placements: list[Placement | None] = []
     if spec.placement != "disk":
-        placements += [_in_memory(needed[dtype], dtype, device, plan, stored) for dtype in dtypes]
+        placements += [_in_memory(sizes, needed[dtype], dtype, device, plan, stored) for dtype in dtypes]
     if spec.placement != "memory" and not plan.whole:
         placements += [_on_disk(sizes, needed[dtype], dtype, device) for dtype in dtypes]
     if spec.placement == "disk" and plan.whole:
@@ -114,20 +116,32 @@ def _dtypes(spec: ModelSpec, config: Any, device: torch.device) -> list[torch.dt
     return [own] if device.type == "cuda" else list(dict.fromkeys([torch.float32, own]))
 
 
-def _in_memory(needed: int, dtype: torch.dtype, device: torch.device, plan: Plan, stored: int) -> Placement | None:
+def _in_memory(
+    sizes: Sizes, needed: int, dtype: torch.dtype, device: torch.device, plan: Plan, stored: int
+) -> Placement | None:
     free = available_bytes(device)
     mapped = stored if limited() else 0  # transformers maps the files while it reads them, and that counts then
     if needed + mapped <= free:
         return Placement(dtype, device, {"": device}, needed, free)
-    together = free if plan.whole else _together(device)
-    return Placement(dtype, device, "auto", needed, together) if needed <= together != free else None
+    if device.type != "cuda" or plan.whole:
+        return None
+    shares = _shares()
+    # accelerate divides by layers, so that up to one of them is left over on each device
+    if needed + len(shares) * sizes.layer * dtype.itemsize > sum(shares.values()):
+        return None
+    return Placement(dtype, device, "auto", needed, sum(shares.values()), max_memory=shares)
+
+
+def _shares() -> dict[int | str, int]:
+    """Bytes that accelerate may fill with weights: {GPU: .., "cpu": ..}."""
+    gpus = range(torch.cuda.device_count())
+    shares: dict[int | str, int] = {i: int(_GPU_SHARE * torch.cuda.mem_get_info(i)[0]) for i in gpus}
+    return {**shares, "cpu": int(available_bytes("cpu") / _HEADROOM)}
 
 
 def _together(device: torch.device) -> int:
-    """Bytes that are free where accelerate may put weights: all GPUs and the main memory, or the latter alone."""
-    if device.type != "cuda":
-        return available_bytes(device)
-    return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())) + available_bytes("cpu")
+    """Bytes that are free where accelerate may put weights."""
+    return sum(_shares().values()) if device.type == "cuda" else available_bytes(device)
 
 
 def _on_disk(sizes: Sizes, all_needed: int, dtype: torch.dtype, device: torch.device) -> Placement | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import accelerate
 import checkpoints
+import families
 import pytest
 import tiny_models
 import torch
@@ -29,6 +30,7 @@ from core.progress import Progress
 from core.trace import trace_prepared
 from tests.compare import random_fact
 
+NOT_BY_LAYERS = {"zaya"}  # a parameter beside its layers that accelerate cannot place; zaya is not traced anyway
 FACTS = [random_fact(5), random_fact(6, length=11, subject=(4, 5, 6)), random_fact(8, length=9, subject=(0,))]
 CPU = torch.device("cpu")
 
@@ -86,22 +88,46 @@ def assert_same_frames(got, want, *, within: float = 1e-5) -> None:
 # ---- the weights -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_every_familys_weights_are_those_of_the_usual_loading(
-    family: str, dtype: torch.dtype, tmp_path: Path
-) -> None:
-    """Bit for bit, in the number format asked for, hidden buffers included."""
-    config = tiny_models.config_of(family)
-    model = tiny_models.build(family).to(torch.bfloat16)
-    model.save_pretrained(tmp_path, max_shard_size="200KB")
+@pytest.mark.parametrize("family", families.discover())
+def test_every_familys_weights_are_those_of_the_usual_loading(family: str, tmp_path: Path) -> None:
+    """Bit for bit, hidden buffers included: of every family of the installed transformers that can be built small."""
+    try:
+        model = families.build(family)
+        model.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="500KB")
+        usual = type(model).from_pretrained(tmp_path, dtype=torch.float32)
+    except Exception:  # noqa: BLE001 - what transformers itself cannot do
+        assert family not in tiny_models.FAMILIES
+        return
+    try:
+        ours, _, weights = _left_on_disk(tmp_path, torch.float32)
+    except ModelRefused as refused:
+        assert family in NOT_BY_LAYERS, refused
+        return
+    _same_weights(ours, weights, usual)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_weights_are_read_in_the_number_format_asked_for(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """deepseek_v3 keeps some of its weights in float32 whatever is asked for."""
+    tiny_models.build(family).to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="200KB")
     usual = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    skeleton = models._skeleton(config) if family not in ("granitemoeshared",) else _bare_skeleton(config)
-    place = Placement(dtype, CPU, None, needed=0, free=0)
-    ours, _, weights = load_from_disk(tmp_path, config, skeleton, place)
+    ours, _, weights = _left_on_disk(tmp_path, dtype)
+    _same_weights(ours, weights, usual)
+
+
+def _left_on_disk(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, dict, StoredWeights]:
+    config = models.read_config(folder)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    return load_from_disk(folder, config, skeleton, Placement(dtype, CPU, None, needed=0, free=0))
+
+
+def _same_weights(ours: torch.nn.Module, weights: StoredWeights, usual: torch.nn.Module) -> None:
+    """And every stored tensor that the model uses was read once, in the end."""
     mine, theirs = dict(ours.named_parameters()), dict(usual.named_parameters())
     away = [name for name, value in mine.items() if value.device.type == "meta"]
-    assert set(away) == {name for name in theirs if ".layers." in name}
+    assert len(away) > len(theirs) / 2
     fetched = weights.fetch(away)
     assert mine.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -110,14 +136,8 @@ def test_every_familys_weights_are_those_of_the_usual_loading(
     buffers = dict(usual.named_buffers())
     for name, value in ours.named_buffers():
         assert value.dtype == buffers[name].dtype and torch.equal(value, buffers[name]), name
-    assert {name: weights.checkpoint.bytes_read[name] for name in weights.checkpoint.tensors} == {
-        name: stored.nbytes for name, stored in weights.checkpoint.tensors.items()
-    }
-
-
-def _bare_skeleton(config) -> torch.nn.Module:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    checkpoint = weights.checkpoint
+    assert all(checkpoint.bytes_read[name] == stored.nbytes for name, stored in checkpoint.tensors.items())
 
 
 def test_a_conversion_across_layers_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +172,10 @@ def test_rows_of_a_table_are_read_and_no_others(folder: Path) -> None:
 # ---- whole traces ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by_rows", [False, True])
-@pytest.mark.parametrize("family", ["qwen3_moe", "ernie4_5_moe", "deepseek_v3", "jamba"])
+@pytest.mark.parametrize(
+    ("family", "by_rows"),
+    [("qwen3_moe", False), ("qwen3_moe", True), ("ernie4_5_moe", True), ("deepseek_v3", False), ("jamba", False)],
+)
 def test_a_heat_map_reads_each_layer_once_and_is_the_same(family: str, by_rows: bool, tmp_path: Path) -> None:
     """ernie4_5_moe ties its tables, deepseek_v3 has dense layers and a shared expert, jamba has mamba layers."""
     folder = checkpoints.save(tmp_path / "model", family, dtype=torch.bfloat16, shard="100KB")
@@ -345,3 +367,29 @@ def test_a_missing_weight_is_not_made_up(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="lack 1 of the model's weights"):
         core.load_model(str(folder), placement="disk")
+
+
+def test_gpus_and_main_memory_share_the_weights_before_the_disk_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pretended GPUs: what is chosen as they get smaller. Nothing is loaded."""
+    from core.quantise import Plan
+
+    config, spec = models.read_config(folder), placement.ModelSpec(str(folder), dtype="bfloat16", device="cuda")
+    skeleton = models._skeleton(config)
+    needed = Plan("none", config, skeleton).weight_bytes(skeleton, torch.bfloat16)
+    monkeypatch.setattr(placement, "_WORKING", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def chosen(gpu: float, main: float) -> Placement:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gpu * needed), 0))
+        free = {"cuda": int(gpu * needed), "cpu": int(main * needed)}
+        monkeypatch.setattr(placement, "available_bytes", lambda device: free[torch.device(device).type])
+        return placement.choose(spec, config, skeleton, Plan("none", config, skeleton), stored=0)
+
+    assert chosen(1.2, 9).device_map == {"": torch.device("cuda")}
+    divided = chosen(1.05, 2)
+    assert divided.device_map == "auto" and set(divided.max_memory) == {0, 1, "cpu"}
+    assert all(share <= 0.85 * 1.05 * needed for gpu, share in divided.max_memory.items() if gpu != "cpu")
+    assert chosen(0.7, 0.7).on_disk
