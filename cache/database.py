@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import duckdb
 
-from core.errors import StoreBusy, StoreError
+from core.errors import StoreError
 
 from . import faults
+from .lending import AWAY, Lender, patiently
 from .migrations import Cursor, migrate
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ _CONFIG = {
     "python_enable_replacements": "false",
 }
 _ATTEMPTS = 6
+_PATIENCE = 10.0
+"""Seconds that a use of a lent file waits for its return."""
 
 _open: dict[str, Database] = {}
 _open_lock = threading.Lock()
@@ -51,18 +54,6 @@ def acquire(path: Path) -> Database:
             _open[key] = database
         database.holders += 1
         return database
-
-
-def patiently(work: Callable[[], T], seconds: float) -> T:
-    """What `work()` returns, which opens a file; tried again for so long as another process has that file open."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return work()
-        except StoreBusy:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def release(database: Database) -> None:
@@ -91,6 +82,8 @@ class Database:
         self._replacing = False
         self._last_tick = 0
         self._write_lock = threading.RLock()
+        self._lender: Lender | None = None
+        self._away_until = 0.0
         with self._gate:
             self._connect()
 
@@ -99,6 +92,13 @@ class Database:
         with self._gate:
             self._last_tick = max(self._last_tick + 1, after + 1, time.time_ns() // 1000)
             return self._last_tick
+
+    def lend(self) -> None:
+        """From now on, close the file for a moment whenever another process waits for it and nobody here uses it. The
+        next use opens it again, waiting for its return."""
+        with self._gate:
+            if self._lender is None:
+                self._lender = Lender(self.path, self._lend_now)
 
     # -- transactions ---------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Database:
         """
         fresh = self.path.with_name(f"{self.path.name}.compact-{os.getpid()}")
         with self._write_lock, self._exclusive():
-            connection = self._connect()
+            connection = self._back()
             try:
                 _remove(fresh)
                 cursor = connection.cursor()
@@ -155,6 +155,8 @@ class Database:
 
     def close(self) -> None:
         """Close the file after the work in progress is done."""
+        if self._lender is not None:
+            self._lender.stop()
         with self._write_lock, self._exclusive():
             self._disconnect()
 
@@ -166,7 +168,7 @@ class Database:
             # After a fault the old connection lives on in the cursors of others: it must be gone before the next.
             while self._replacing or (self._connection is None and self._busy):
                 self._gate.wait()
-            connection = self._connect()
+            connection = self._back()
             cursor = connection.cursor()
             self._busy += 1
         try:
@@ -195,6 +197,19 @@ class Database:
             with self._gate:
                 self._replacing = False
                 self._gate.notify_all()
+
+    def _lend_now(self) -> None:
+        with self._gate:
+            if self._connection is not None and not self._busy and not self._replacing:
+                self._disconnect()
+                self._away_until = time.monotonic() + AWAY
+
+    def _back(self) -> duckdb.DuckDBPyConnection:
+        """The connection; a file that was lent is waited for."""
+        if self._connection is not None or self._lender is None:
+            return self._connect()
+        time.sleep(max(0.0, self._away_until - time.monotonic()))  # or who waits would never have it
+        return patiently(self._connect, _PATIENCE)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         with self._gate:

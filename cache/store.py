@@ -76,6 +76,12 @@ class Store:
             raise
         return store
 
+    def lend(self) -> None:
+        """Let other processes have the file in turn: it is closed for a moment when one waits and nobody here uses it.
+        For a process that keeps the store open for long."""
+        self._check_open()
+        self._database.lend()
+
     def close(self) -> None:
         """Write down what was used when, and close. A second call does nothing."""
         with self._lock:

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from core.errors import InputError, StoreError
 
-from .database import Database, acquire, patiently, release
+from .database import Database, acquire, release
+from .lending import patiently
 from .location import default_path
 from .migrations import Cursor
 
@@ -207,7 +208,7 @@ class Studies:
 
     def _with(self, work: Callable[[Database], T]) -> T:
         """Do `work` on the open database, waiting for it where another process has it."""
-        database = patiently(lambda: acquire(self.path), self._wait)
+        database = patiently(lambda: acquire(self.path), self._wait, path=self.path)
         try:
             return work(database)
         finally:

@@ -7,11 +7,13 @@ is taken for one that knows nothing.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from core.errors import StoreError
 
-from .database import patiently
+from .lending import patiently
+from .location import default_path
 from .store import Store
 from .studies import WAIT_SECONDS
 
@@ -20,12 +22,13 @@ class Verdicts:
     """`Store.get_verdict` and `Store.put_verdict` of the store at `path` (default: its usual place)."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, wait_seconds: float = WAIT_SECONDS) -> None:
-        self._path, self._wait = path, wait_seconds
+        self._path = Path(path) if path is not None else default_path()
+        self._wait = wait_seconds
 
     def get_verdict(self, key: str) -> dict[str, Any] | None:
         """The verdict stored under `key`, or None."""
         try:
-            with patiently(lambda: Store.open(self._path), self._wait) as store:
+            with patiently(lambda: Store.open(self._path), self._wait, path=self._path) as store:
                 return store.get_verdict(key)
         except StoreError:
             return None
@@ -33,7 +36,7 @@ class Verdicts:
     def put_verdict(self, key: str, model: str, verdict: dict[str, Any]) -> None:
         """Store a verdict if that can be done."""
         try:
-            with patiently(lambda: Store.open(self._path), self._wait) as store:
+            with patiently(lambda: Store.open(self._path), self._wait, path=self._path) as store:
                 store.put_verdict(key, model, verdict)
         except StoreError:
             return

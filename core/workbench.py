@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 LOADED, ON_DISK, NOT_HERE = "loaded", "on disk", "not here"
 KEPT_RESULTS = 24
+OPEN_SECONDS = 3.0
+"""How long opening waits for a store that another process (a study on a command line) has open for a moment."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,14 @@ class Workbench:
     def open(cls, path: str | os.PathLike[str] | None = None) -> Workbench:
         """With the store at `path` (default: its usual place). A store that cannot be opened is reported, not fatal."""
         from cache import Store
+        from cache.lending import patiently
         from cache.studies import Studies
 
+        studies = Studies(path)
         try:
-            return cls(Store.open(path), studies=Studies(path))
+            store = patiently(lambda: Store.open(path), OPEN_SECONDS, path=studies.path)
+            store.lend()
+            return cls(store, studies=studies)
         except StoreError as error:
             return cls(None, store_error=str(error))
 

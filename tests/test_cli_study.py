@@ -14,7 +14,7 @@ import pytest
 from test_study_run import word_facts
 
 from cache import Store
-from cache.database import patiently
+from cache.lending import patiently
 from cache.studies import Studies
 from core import cli, cli_study
 from core.study import data
