@@ -381,6 +381,13 @@ def test_a_study_of_another_process_is_shown(bench, book, finished):
         button(page, "Cancel").click().run()
         assert book.get("words").stop
         assert any(b.label == "Stopping…" for b in page.button)
+    page.run()  # its process has ended without a word
+    assert "process ended in the middle" in plain(page) and button(page, "Go on")
+    with locks.trying(locks.folder_beside(book.path), f"study {record.id}"):
+        page.run()
+        assert "40% of the whole" in plain(page)
+    book.update("words", progress={})
+    assert "Nothing was measured yet" in plain(page.run())
 
 
 def test_missing_values_are_shown_as_missing(bench, book, finished):

@@ -24,6 +24,7 @@ ENDED = {
     "cancelled": "This study was cancelled. What was measured is kept; it can go on where it was.",
     "interrupted": "This study's process ended in the middle. What was measured is kept; it can go on where it was.",
 }
+NOT_BEGUN = "Nothing was measured yet: its process is still loading the model, or has ended. It can go on from here."
 
 
 def draw() -> None:
@@ -67,6 +68,7 @@ def _study(status: StudyStatus) -> None:
         study_watch.draw(status.name)
     elif status.state != "done":
         _ended(status)
+        study_watch.notice(status.name, status.state)
     with head:
         _head(status)
     if not status.active and status.progress:
@@ -99,7 +101,8 @@ def _ended(status: StudyStatus) -> None:
         if status.state == "failed":
             st.error(text.plain(status.note or "This study failed."), icon=":material/error:")
         else:
-            st.info(ENDED[status.state], icon=":material/pause:")
+            begun = status.progress or status.state != "interrupted"
+            st.info(ENDED[status.state] if begun else NOT_BEGUN, icon=":material/pause:")
         st.button("Go on", icon=":material/play_arrow:", type="primary", on_click=_resume, args=(status.name,))
 
 

@@ -39,6 +39,17 @@ def draw(name: str) -> None:
         _panel(status)
 
 
+@st.fragment(run_every=2 * EVERY)
+def notice(name: str, state: str) -> None:
+    """Draws nothing; the whole page is drawn again when somebody goes on with a study that stood still."""
+    try:
+        status = base.workbench().studies.status(name)
+    except ExpertScopeError:
+        return
+    if status is None or status.state != state:
+        address.rerun()
+
+
 def _panel(status: StudyStatus) -> None:
     progress = status.progress
     stages = [name for name in STAGES if name != "experts" or not status.settings["joint_search"]]
