@@ -127,7 +127,7 @@ def scaling(rounds: int) -> tuple[list[Measured], float]:
 # ---- (b), (c) many facts -------------------------------------------------------------------------------------------
 
 
-def batches(rounds: int, count: int = 64) -> list[Measured]:
+def batches(rounds: int, count: int = 16) -> list[Measured]:
     """Whole traces (heat map and experts at the last position) of many facts: together, and one at a time."""
     model, asked = MoeModel(build_model()), prompts(count)
 
