@@ -21,7 +21,7 @@ _ROW_BYTES = 48
 """About what one result or routing row takes in the file, for counting against the limit."""
 
 _JSON_COLUMN = {"manifests": "manifest", "verdicts": "verdict"}
-_TABLES = ("runs", "row_sets", "manifests", "verdicts")
+_TABLES = ("runs", "row_sets", "manifests", "verdicts", "derived")
 
 
 def put_runs(cursor: Cursor, model: str, runs: Mapping[str, tuple[bytes, str, pd.DataFrame]], tick: Tick) -> None:
@@ -77,6 +77,23 @@ def put_rows(cursor: Cursor, model: str, rows: Mapping[tuple[str, str], tuple[pd
     )
     tables = [(row_set, rows[pair][0]) for pair, row_set in ids.items()]
     shelves.insert(cursor, "result_rows", frames.to_arrow(tables, frames.ROW_COLUMNS, owner="row_set"))
+
+
+def put_derived(cursor: Cursor, key: str, head: Mapping[str, Any], payload: bytes, tick: Tick) -> None:
+    """Put a derived answer in place of what was there under `key`; `head`: its kind, model and info (JSON)."""
+    for (entry,) in cursor.execute("SELECT id FROM derived WHERE key = ?", [key]).fetchall():
+        shelves.drop(cursor, entry)
+    cursor.execute("DELETE FROM derived WHERE key = ?", [key])
+    entry = tick()
+    shelves.put(cursor, entry, [(entry, payload)])
+    _insert_heads(cursor, "derived", [{"id": entry, "key": key, **head, "bytes": len(payload) + len(head["info"])}])
+
+
+def get_derived(cursor: Cursor, key: str) -> tuple[int, bytes] | None:
+    """(id, payload) of a derived answer, or None."""
+    found = cursor.execute("SELECT id FROM derived WHERE key = ?", [key]).fetchall()
+    payload = shelves.get(cursor, found[0][0], found[0][0]) if found else None
+    return None if payload is None else (found[0][0], payload)
 
 
 def put_json(cursor: Cursor, table: str, key: str, model: str, text: str, tick: Tick) -> None:

@@ -10,7 +10,7 @@ from .migrations import Cursor
 
 
 class Entry(NamedTuple):
-    """Something dropped as a whole. `kind`: shelf (the runs of one write), row_set or manifest."""
+    """Something dropped as a whole. `kind`: shelf (the runs of one write), row_set, manifest or derived."""
 
     kind: str
     id: int
@@ -25,6 +25,8 @@ _ENTRIES = """
     SELECT 'row_set', id, last_used, bytes FROM row_sets WHERE $model IS NULL OR model = $model
     UNION ALL
     SELECT 'manifest', id, last_used, bytes FROM manifests WHERE $model IS NULL OR model = $model
+    UNION ALL
+    SELECT 'derived', id, last_used, bytes FROM derived WHERE $model IS NULL OR model = $model
 """
 
 
@@ -39,7 +41,8 @@ def total_bytes(cursor: Cursor) -> int:
     query = """
         SELECT coalesce(sum(bytes), 0)::BIGINT FROM (
             SELECT bytes FROM runs UNION ALL SELECT bytes FROM row_sets
-            UNION ALL SELECT bytes FROM manifests UNION ALL SELECT bytes FROM verdicts)"""
+            UNION ALL SELECT bytes FROM manifests UNION ALL SELECT bytes FROM verdicts
+            UNION ALL SELECT bytes FROM derived)"""
     return int(cursor.execute(query).fetchall()[0][0])
 
 
@@ -63,7 +66,7 @@ def evict(cursor: Cursor, *, limit: int, keep_from: int) -> list[Entry]:
 
 def drop(cursor: Cursor, chosen: Sequence[Entry]) -> None:
     """Remove entries with everything that belongs to them."""
-    by_kind: dict[str, list[int]] = {"shelf": [], "row_set": [], "manifest": []}
+    by_kind: dict[str, list[int]] = {"shelf": [], "row_set": [], "manifest": [], "derived": []}
     for entry in chosen:
         by_kind[entry.kind].append(entry.id)
     if by_kind["shelf"]:
@@ -77,3 +80,7 @@ def drop(cursor: Cursor, chosen: Sequence[Entry]) -> None:
         cursor.execute("DELETE FROM row_sets WHERE id IN $ids", {"ids": by_kind["row_set"]})
     if by_kind["manifest"]:
         cursor.execute("DELETE FROM manifests WHERE id IN $ids", {"ids": by_kind["manifest"]})
+    if by_kind["derived"]:
+        cursor.execute("DELETE FROM derived WHERE id IN $ids", {"ids": by_kind["derived"]})
+        for entry in by_kind["derived"]:
+            shelves.drop(cursor, entry)

@@ -71,11 +71,20 @@ def _04_direct(cursor: Cursor) -> None:
     cursor.execute("ALTER TABLE result_rows ADD COLUMN direct DOUBLE")
 
 
+def _05_derived(cursor: Cursor) -> None:
+    """Answers that are more than one trace. The payload of each lies on a shelf of its own, numbered as its id."""
+    cursor.execute("""
+        CREATE TABLE derived (
+            id BIGINT NOT NULL, key VARCHAR NOT NULL, kind VARCHAR NOT NULL, model VARCHAR NOT NULL,
+            info VARCHAR NOT NULL, bytes BIGINT NOT NULL, last_used BIGINT NOT NULL)""")
+
+
 MIGRATIONS: list[tuple[int, str, Callable[[Cursor], None]]] = [
     (1, "tables", _01_tables),
     (2, "near_tie", _02_near_tie),
     (3, "studies", _03_studies),
     (4, "direct", _04_direct),
+    (5, "derived", _05_derived),
 ]
 LATEST = MIGRATIONS[-1][0]
 

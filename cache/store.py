@@ -1,12 +1,12 @@
-"""The store as the engine and the pages see it: verdicts, runs, row sets, manifests; size, limit, clearing.
+"""The store as the engine and the pages see it: verdicts, runs, row sets, manifests, derived answers; size, clearing.
 
 Knows bytes, data frames and JSON; not what they mean, no torch, no Streamlit. All methods may be called from any
 thread. Everything raised for a person is a `core.errors.StoreError`.
 
 Words: a *run* is one forward pass (the clean one, or a corrupt one with one noise draw) with its activations as
 opaque bytes, its `info` (JSON) and its routing table; a *row set* holds the result rows of one (pair key, part) with
-their provenance (JSON); a *manifest* (JSON) says for one request which runs and row sets answer it. JSON values come
-back as `json` reads them: tuples as lists, keys as text.
+their provenance (JSON); a *manifest* (JSON) says for one request which runs and row sets answer it; a *derived* answer
+is one opaque file. JSON values come back as `json` reads them: tuples as lists, keys as text.
 """
 
 from __future__ import annotations
@@ -176,7 +176,30 @@ class Store:
         """Where the rows of a row set come from, or None."""
         return self.get_many_provenance([(pair_key, part)]).get((pair_key, part))
 
+    def get_derived(self, key: str) -> bytes | None:
+        """A derived answer as it was given, or None."""
+        self._check_open()
+        found = self._database.read(lambda cursor: entries.get_derived(cursor, key))
+        if found is None:
+            return None
+        self._touch("derived", [found[0]])
+        return found[1]
+
     # -- writing ----------------------------------------------------------------------------------------------
+
+    def put_derived(self, key: str, *, model: str, kind: str, payload: bytes, info: dict[str, Any]) -> None:
+        """Store a derived answer, in place of what was there under `key`. `kind`, `info`: what lists of answers say
+        about it; `model` as in `write`, and as there the store is then brought within its limit."""
+        self._check_open()
+        head = {"kind": kind, "model": _text(model), "info": _dump(info)}
+        limit, tick = self.limit, self._database.tick
+
+        def work(cursor: Cursor) -> None:
+            start = tick()
+            entries.put_derived(cursor, key, head, bytes(payload), tick)
+            eviction.evict(cursor, limit=limit, keep_from=start)
+
+        self._write(work)
 
     def write(
         self,
@@ -251,23 +274,25 @@ class Store:
         return self._database.read(eviction.total_bytes)
 
     def usage(self) -> pd.DataFrame:
-        """One row per model, most bytes first: model, runs, row_sets, manifests, bytes, last_used (UTC; the uses of
-        the last minute may be missing)."""
+        """One row per model, most bytes first: model, runs, row_sets, manifests, derived, bytes, last_used (UTC; the
+        uses of the last minute may be missing)."""
         self._check_open()
         query = """
             SELECT model, count(*) FILTER (kind = 'run') AS runs, count(*) FILTER (kind = 'row_set') AS row_sets,
-                   count(*) FILTER (kind = 'manifest') AS manifests, sum(bytes)::BIGINT AS bytes,
-                   max(last_used) AS last_used
+                   count(*) FILTER (kind = 'manifest') AS manifests, count(*) FILTER (kind = 'derived') AS derived,
+                   sum(bytes)::BIGINT AS bytes, max(last_used) AS last_used
             FROM (SELECT 'run' AS kind, model, bytes, last_used FROM runs
                   UNION ALL SELECT 'row_set', model, bytes, last_used FROM row_sets
                   UNION ALL SELECT 'manifest', model, bytes, last_used FROM manifests
-                  UNION ALL SELECT 'verdict', model, bytes, last_used FROM verdicts)
+                  UNION ALL SELECT 'verdict', model, bytes, last_used FROM verdicts
+                  UNION ALL SELECT 'derived', model, bytes, last_used FROM derived)
             GROUP BY model ORDER BY bytes DESC, model"""
+        counted = ("runs", "row_sets", "manifests", "derived")
         found = self._database.read(lambda cursor: cursor.execute(query).fetchall())
-        table = pd.DataFrame(found, columns=["model", "runs", "row_sets", "manifests", "bytes", "last_used"])
+        table = pd.DataFrame(found, columns=["model", *counted, "bytes", "last_used"])
         table["model"] = table["model"].astype("str")
         table["last_used"] = pd.to_datetime(table["last_used"], unit="us", utc=True)
-        return table.astype(dict.fromkeys(("runs", "row_sets", "manifests", "bytes"), "int64"))
+        return table.astype(dict.fromkeys((*counted, "bytes"), "int64"))
 
     def clear(self, model: str | None = None) -> None:
         """Delete everything of a model (verdicts too), or of all models; settings stay. The file is then compacted."""

@@ -14,11 +14,14 @@ from typing import Any
 
 import pandas as pd
 
+from .derived import DerivedResult
 from .embedding import one_line, png_with, svg_with
 from .picture import Picture, chart_page
 from .results import TraceResult
 from .tables import table_bytes
 from .views import corruption, rounding
+
+Result = TraceResult | DerivedResult
 
 CSV_COMMENTS = 3
 """Comment lines at the top of every CSV: `pandas.read_csv(path, skiprows=3)` reads the rest."""
@@ -27,22 +30,25 @@ WIDTH = 860
 """Width of an exported chart in pixels, before the PNG's scale of 2."""
 
 
-def origin(result: TraceResult) -> dict[str, Any]:
+def origin(result: Result) -> dict[str, Any]:
     """Request and provenance as plain JSON values: all that it takes to get the same numbers again."""
+    if isinstance(result, DerivedResult):
+        return {"request": result.request.to_dict(), "provenance": result.provenance}
     return {"request": result.request.to_dict(), "provenance": dataclasses.asdict(result.provenance)}
 
 
-def caption(result: TraceResult) -> list[str]:
+def caption(result: Result) -> list[str]:
     """What was asked and with what it was answered, in a few lines for people."""
+    if isinstance(result, DerivedResult):
+        return _derived_caption(result)
     request, prov = result.request, result.provenance
     fact = request.fact
-    model = prov.model + (f" @ {prov.revision}" if prov.revision else "")
+    model = _model(prov.model, prov.revision)
     draws = "1 draw" if request.draws == 1 else f"{request.draws} draws"
     extras = [f"special tokens {request.special_tokens}", f"object tokens {request.object_tokens}"]
     if request.first_token:
         extras.append("first token of each object")
     how = corruption(result) + (f" (sigma {prov.noise_sigma:.4g})" if request.corruption == "noise" else "")
-    versions = ", ".join(f"{name} {value}" for name, value in sorted(prov.versions.items()))
     return [
         f"“{fact.text}” · subject {fact.subject} · true {prov.true_token.strip()} · foil {prov.foil_token.strip()}",
         f"clean contrast {result.clean_contrast:.3f}, corrupt {result.corrupt_contrast:.3f}, "
@@ -50,22 +56,49 @@ def caption(result: TraceResult) -> list[str]:
         f"model {model} ({prov.dtype}, {prov.device}) · {how}"
         f" · {draws} · seed {request.seed} · case_id {fact.case_id} · " + " · ".join(extras),
         *([f"weights {prov.quantisation}"] if prov.quantisation else []),
-        f"ExpertScope · {versions}",
+        _versions(prov.versions),
     ]
 
 
-def file_stem(result: TraceResult, what: str) -> str:
+def _derived_caption(result: DerivedResult) -> list[str]:
+    """The same for what is more than a trace. The answer's own words (`values["caption"]`, lines) come first."""
+    request, prov = result.request, result.provenance
+    chosen = {name: value for name, value in request.get().items() if value not in (None, "", [], False)}
+    settings = [f"{name} {_short(value)}" for name, value in chosen.items()]
+    facts = [f"{len(request.facts)} fact{'s' if len(request.facts) != 1 else ''}"] if request.facts else []
+    floor = prov.get("noise_floor")
+    return [
+        *result.values.get("caption", [request.title]),
+        " · ".join([*facts, *settings]),
+        f"model {_model(prov['model'], prov['revision'])} ({prov['dtype']}, {prov['device']})"
+        + (f" · noise floor {floor:.2g} logits" if floor else ""),
+        *([f"weights {prov['quantisation']}"] if prov["quantisation"] else []),
+        _versions(prov["versions"]),
+    ]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _model(name: str, revision: str | None) -> str:
+    return name + (f" @ {revision}" if revision else "")
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return "ExpertScope · " + ", ".join(f"{name} {value}" for name, value in sorted(versions.items()))
+
+
+def file_stem(result: Result, what: str) -> str:
     """A file name without ending: plain ASCII whatever the subject is."""
-    parts = [
-        what,
-        result.request.model.name.split("/")[-1],
-        result.request.fact.subject,
-        str(result.request.fact.case_id),
-    ]
+    parts = [what, result.request.model.name.split("/")[-1]]
+    if isinstance(result, TraceResult):
+        parts += [result.request.fact.subject, str(result.request.fact.case_id)]
     return re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(parts)).strip("_.-")[:100]
 
 
-def csv(table: pd.DataFrame, result: TraceResult, what: str) -> bytes:
+def csv(table: pd.DataFrame, result: Result, what: str) -> bytes:
     """UTF-8 CSV. The first `CSV_COMMENTS` lines are comments: what it is, the request, the provenance (JSON)."""
     about = origin(result)
     lines = [f"# ExpertScope: {one_line(what)}"]
@@ -73,33 +106,34 @@ def csv(table: pd.DataFrame, result: TraceResult, what: str) -> bytes:
     return ("\n".join(lines) + "\n").encode() + table_bytes(table, ".csv")
 
 
-def parquet(table: pd.DataFrame, result: TraceResult, what: str) -> bytes:
+def parquet(table: pd.DataFrame, result: Result, what: str) -> bytes:
     """Parquet with request and provenance as JSON under the file's metadata key `expertscope`."""
     return table_bytes(table, ".parquet", metadata={"what": what, **origin(result)})
 
 
-def svg(picture: Picture, result: TraceResult, title: str) -> bytes:
+def svg(picture: Picture, result: Result, title: str) -> bytes:
     """The chart with title and caption as SVG; request and provenance in its `metadata` element."""
     import vl_convert
 
     return svg_with(vl_convert.vegalite_to_svg(_spec(picture, result, title)), origin(result))
 
 
-def png(picture: Picture, result: TraceResult, title: str) -> bytes:
+def png(picture: Picture, result: Result, title: str) -> bytes:
     """The chart with title and caption as PNG at twice its size; request and provenance in its text chunk."""
     import vl_convert
 
     return png_with(vl_convert.vegalite_to_png(_spec(picture, result, title), scale=2), origin(result))
 
 
-def page(picture: Picture, result: TraceResult, title: str) -> bytes:
+def page(picture: Picture, result: Result, title: str) -> bytes:
     """One HTML file with the interactive chart, its libraries, the caption, request and provenance. Works offline."""
+    about = result.request.fact.subject if isinstance(result, TraceResult) else result.request.title
     return chart_page(
-        picture, title, tab=f"{title} · {result.request.fact.subject}", lines=caption(result), about=origin(result),
+        picture, title, tab=f"{title} · {about}", lines=caption(result), about=origin(result),
         width=WIDTH,
     )  # fmt: skip
 
 
-def _spec(picture: Picture, result: TraceResult, title: str) -> dict[str, Any]:
+def _spec(picture: Picture, result: Result, title: str) -> dict[str, Any]:
     lines = [part for line in caption(result) for part in textwrap.wrap(one_line(line), 130) or [""]]
     return picture.standalone(width=WIDTH, title=title, subtitle=lines)

@@ -1,8 +1,9 @@
-"""Background work: one queue, one worker thread, jobs that say how far they are and can be stopped.
+"""Background work: queues with one worker thread each, jobs that say how far they are and can be stopped.
 
-Knows nothing of models, traces or pages: a job is a function that takes a `Progress` and returns a value. One
-worker, because two forward passes at once on one machine are slower than one after the other and need twice the
-memory. The worker is a daemon thread: an unfinished job does not keep the process alive.
+Knows nothing of models, traces or pages: a job is a function that takes a `Progress` and returns a value. Jobs of one
+lane are done one after the other; who computes at one moment is for the jobs to settle (`core.turns`), because two
+forward passes at once on one machine are slower than one after the other and need twice the memory. The workers are
+daemon threads: an unfinished job does not keep the process alive.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ class JobStatus:
 class Job:
     """One piece of work. Made by `JobRegistry.submit`; read it through `status()`, `result` and `wait()`."""
 
-    def __init__(self, key: Hashable, title: str, work: Work, *, clock: Callable[[], float]) -> None:
+    def __init__(self, key: Hashable, title: str, work: Work, *, lane: str, clock: Callable[[], float]) -> None:
         self.id = secrets.token_hex(6)
+        self.lane = lane
         self.key = key
         self.title = title
         self.state = QUEUED
@@ -180,7 +182,7 @@ class _JobProgress(Progress):
 
 
 class JobRegistry:
-    """All jobs of one process, and the thread that does them in the order in which they came."""
+    """All jobs of one process, and the threads (one per lane) that do them in the order in which they came."""
 
     def __init__(self, *, keep: int = 50, clock: Callable[[], float] = time.monotonic) -> None:
         """`keep`: how many ended jobs stay readable."""
@@ -189,10 +191,11 @@ class JobRegistry:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
-        self._worker: threading.Thread | None = None
+        self._workers: dict[str, threading.Thread] = {}
 
-    def submit(self, key: Hashable, title: str, work: Work, *, owner: Hashable | None = None) -> Job:
-        """Queue `work`, or join the unfinished job with the same `key`. `owner`: who wants it (see `release`).
+    def submit(self, key: Hashable, title: str, work: Work, *, owner: Hashable | None = None, lane: str = "") -> Job:
+        """Queue `work`, or join the unfinished job with the same `key`. `owner`: who wants it (see `release`); `lane`:
+        which queue it waits in.
 
         Raises ExpertScopeError after `close()`.
         """
@@ -201,14 +204,16 @@ class JobRegistry:
                 raise ExpertScopeError("The server is shutting down.", "Start it again.")
             job = self._find(key)
             if job is None:
-                job = Job(key, title, work, clock=self._clock)
+                job = Job(key, title, work, lane=lane, clock=self._clock)
                 self._jobs[job.id] = job
                 self._prune()
             if owner is not None:
                 job.owners.add(owner)
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._loop, name="expertscope-jobs", daemon=True)
-                self._worker.start()
+            if job.lane not in self._workers:
+                name = f"expertscope-jobs{job.lane and '-' + job.lane}"
+                worker = threading.Thread(target=self._loop, args=(job.lane,), name=name, daemon=True)
+                self._workers[job.lane] = worker
+                worker.start()
             self._changed.notify_all()
             return job
 
@@ -229,7 +234,7 @@ class JobRegistry:
             if job is None:
                 return None
             earlier = itertools.takewhile(lambda other: other is not job, self._jobs.values())
-            return job.status(ahead=sum(other.state in ACTIVE for other in earlier))
+            return job.status(ahead=sum(other.state in ACTIVE and other.lane == job.lane for other in earlier))
 
     def all(self) -> list[Job]:
         """Every job that is still known, oldest first."""
@@ -247,17 +252,17 @@ class JobRegistry:
                 job.cancel()
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Stop taking work, ask everything to stop, wait for the worker; whether it ended within `timeout`."""
+        """Stop taking work, ask everything to stop, wait for the workers; whether they ended within `timeout`."""
         with self._changed:
             self._closed = True
             for job in self._jobs.values():
                 job.cancel()
             self._changed.notify_all()
-            worker = self._worker
-        if worker is not None and worker is not threading.current_thread():
-            worker.join(timeout)
-            return not worker.is_alive()
-        return True
+            workers = [worker for worker in self._workers.values() if worker is not threading.current_thread()]
+        until = time.monotonic() + timeout
+        for worker in workers:
+            worker.join(max(until - time.monotonic(), 0.0))
+        return not any(worker.is_alive() for worker in workers)
 
     def _find(self, key: Hashable) -> Job | None:
         for job in self._jobs.values():
@@ -265,15 +270,18 @@ class JobRegistry:
                 return job
         return None
 
+    def _next(self, lane: str) -> Job | None:
+        return next((job for job in self._jobs.values() if job.lane == lane and job.state == QUEUED), None)
+
     def _prune(self) -> None:
         ended = [job.id for job in self._jobs.values() if job.state not in ACTIVE]
         for job_id in ended[: max(len(ended) - self._keep, 0)]:
             del self._jobs[job_id]
 
-    def _loop(self) -> None:
+    def _loop(self, lane: str) -> None:
         while True:
             with self._changed:
-                while (job := next((j for j in self._jobs.values() if j.state == QUEUED), None)) is None:
+                while (job := self._next(lane)) is None:
                     if self._closed:
                         return
                     self._changed.wait()

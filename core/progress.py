@@ -5,6 +5,8 @@ The engine knows only the `Progress` class; the job worker, the command line and
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Progress:
     """Receives progress of one piece of work. This base class ignores it all and never cancels.
@@ -20,6 +22,10 @@ class Progress:
     def check(self) -> None:
         """Raise `Cancelled` if the work should stop."""
 
+    def pause(self) -> None:
+        """A moment between two sweeps, while nothing of the model is in use: whoever waits for it may be let in."""
+        self.check()
+
 
 class Share(Progress):
     """A part of a whole: from `before`, `mine` of the `total` units that `outer` is told about."""
@@ -34,6 +40,26 @@ class Share(Progress):
 
     def check(self) -> None:
         self._outer.check()
+
+    def pause(self) -> None:
+        self._outer.pause()
+
+
+class Pausing(Progress):
+    """`outer` with something to do in the pauses."""
+
+    def __init__(self, outer: Progress, between: Callable[[], None]) -> None:
+        self._outer, self._between = outer, between
+
+    def update(self, done: float, total: float, label: str = "") -> None:
+        self._outer.update(done, total, label)
+
+    def check(self) -> None:
+        self._outer.check()
+
+    def pause(self) -> None:
+        self._outer.check()
+        self._between()
 
 
 SILENT = Progress()

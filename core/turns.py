@@ -1,4 +1,4 @@
-"""Whose turn it is with the one loaded model: short work soon, long work in between and giving way to it.
+"""Whose turn it is with the one loaded model: short work soon, longer work with pauses, long work in between.
 
 Knows threads and what they want (any value that can be compared: a model's name and settings), no models.
 """
@@ -6,6 +6,7 @@ Knows threads and what they want (any value that can be compared: a model's name
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Hashable, Iterator
 
@@ -24,25 +25,63 @@ class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._taken = False
-        self._asking: list[Hashable] = []
+        self._tickets = itertools.count()
+        self._asking: dict[int, Hashable] = {}
         self._held: Hashable | None = None
 
     @contextlib.contextmanager
     def short(self, wanted: Hashable, progress: Progress = SILENT) -> Iterator[None]:
         """Alone inside the block. Waits for whoever computes now, and until long work has let go of another model
         than `wanted`. Raises what `progress.check` raises while it waits."""
+        with self._ask(wanted), self._alone(lambda: self._held in (None, wanted), progress):
+            yield
+
+    @contextlib.contextmanager
+    def paused(self, wanted: Hashable, progress: Progress = SILENT) -> Iterator[Callable[[], None]]:
+        """As `short`, but after all who have asked before, and not alone in calls of the function that it gives: there,
+        whoever has asked meanwhile is let in, and where one of them wants another model, `GaveWay` is raised."""
+
+        def may() -> bool:
+            return self._held in (None, wanted) and min(self._asking) == ticket
+
+        with self._ask(wanted) as ticket, self._alone(may, progress):
+            yield lambda: self._pause(ticket, wanted, progress)
+
+    @contextlib.contextmanager
+    def _ask(self, wanted: Hashable) -> Iterator[int]:
         with self._changed:
-            self._asking.append(wanted)
+            ticket = next(self._tickets)
+            self._asking[ticket] = wanted
         try:
-            self._take(lambda: self._held in (None, wanted), progress, "waiting for a study to pause")
-            try:
-                yield
-            finally:
-                self._give()
+            yield ticket
         finally:
             with self._changed:
-                self._asking.remove(wanted)
+                del self._asking[ticket]
                 self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def _alone(self, may: Callable[[], bool], progress: Progress) -> Iterator[None]:
+        self._take(may, progress, "waiting for other work to pause")
+        try:
+            yield
+        finally:
+            self._give()
+
+    def _pause(self, ticket: int, wanted: Hashable, progress: Progress) -> None:
+        with self._changed:
+            ahead = {other for other in self._asking if other != ticket}
+            if not ahead:
+                return
+            if any(self._asking[other] != wanted for other in ahead):
+                raise GaveWay()
+        self._give()
+        try:
+            with self._changed:
+                while ahead & self._asking.keys():
+                    self._changed.wait(_POLL)
+                    progress.check()
+        finally:
+            self._take(lambda: True)
 
     @contextlib.contextmanager
     def long(self, wanted: Hashable, progress: Progress = SILENT) -> Iterator[Callable[[], None]]:
@@ -74,7 +113,7 @@ class Turns:
             raise GaveWay()
 
     def _others(self, held: Hashable) -> bool:
-        return any(wanted != held for wanted in self._asking)
+        return any(wanted != held for wanted in self._asking.values())
 
     def _take(self, may: Callable[[], bool], progress: Progress = SILENT, label: str = "") -> None:
         said = False

@@ -19,25 +19,32 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from . import catalog
+from .derived import DerivedRequest, DerivedResult, derive
+from .derived import from_store as derived_from_store
 from .errors import ExpertScopeError, ModelError, StoreError
 from .identity import locate
 from .jobs import Job, JobRegistry
-from .progress import Progress
+from .progress import Pausing, Progress
 from .quantisation import INT8, INT8_BYTES, described
 from .requests import Fact, ModelSpec, TraceRequest
 from .results import TraceResult
 from .study.desk import StudyDesk
-from .turns import Turns
+from .turns import GaveWay, Turns
 
 log = logging.getLogger(__name__)
 
 LOADED, ON_DISK, NOT_HERE = "loaded", "on disk", "not here"
 KEPT_RESULTS = 24
+DERIVED = "derived"
+"""The queue of what is more than a trace."""
 OPEN_SECONDS = 3.0
 """How long opening waits for a store that another process (a study on a command line) has open for a moment."""
+
+
+Request = TraceRequest | DerivedRequest
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Engine:
     load_model: Callable[..., Any]
     trace_many: Callable[..., list[TraceResult]]
     from_store: Callable[..., TraceResult | None]
+    derive: Callable[..., DerivedResult] = derive
+    derived_from_store: Callable[..., DerivedResult | None] = derived_from_store
 
 
 def real_engine() -> Engine:
@@ -103,7 +112,7 @@ class Workbench:
         self._turns = Turns()
         self._model: Any = None
         self._model_spec: ModelSpec | None = None
-        self._results: OrderedDict[TraceRequest, TraceResult] = OrderedDict()
+        self._results: OrderedDict[Request, Any] = OrderedDict()
         self._tokenizers: dict[tuple[str, float], Any] = {}
         self._warm: threading.Thread | None = None
         self.studies = StudyDesk(studies, self.long_work, store_error=store_error)
@@ -125,7 +134,11 @@ class Workbench:
 
     # -- results ------------------------------------------------------------------------------------------------
 
-    def lookup(self, request: TraceRequest) -> TraceResult | None:
+    @overload
+    def lookup(self, request: TraceRequest) -> TraceResult | None: ...
+    @overload
+    def lookup(self, request: DerivedRequest) -> DerivedResult | None: ...
+    def lookup(self, request: Request) -> TraceResult | DerivedResult | None:
         """The stored answer, or None. Raises ExpertScopeError for a fact that has none (no such subject, ...)."""
         with self._lock:
             if request in self._results:
@@ -133,22 +146,43 @@ class Workbench:
                 return self._results[request]
         if self._store is None:
             return None
-        found = self._engine.from_store(self._store, request)
+        derived = isinstance(request, DerivedRequest)
+        find = self._engine.derived_from_store if derived else self._engine.from_store
+        found = find(self._store, request)
         return None if found is None else self._keep(request, found)
 
-    def submit(self, request: TraceRequest, *, owner: Hashable | None = None) -> Job:
-        """Have the request answered by the job worker: load the model where needed, trace, store.
+    def submit(self, request: Request, *, owner: Hashable | None = None) -> Job:
+        """Have the request answered by a job worker: load the model where needed, compute, store.
 
-        The job's result is the `TraceResult`. Asking for the same thing again joins the unfinished job.
+        The job's result is the `TraceResult` or `DerivedResult`. Asking for the same thing again joins the unfinished
+        job. What is more than a trace waits in a queue of its own, so that traces need not wait for it.
         """
+        if isinstance(request, DerivedRequest):
+            return self.jobs.submit(
+                request, request.title, lambda progress: self._derive(request, progress), owner=owner, lane=DERIVED
+            )
         title = f"{request.fact.subject.strip()} → {request.fact.true.strip()}"
-        return self.jobs.submit(
-            ("trace", request), title, lambda progress: self._answer(request, progress), owner=owner
-        )
+        return self.jobs.submit(request, title, lambda progress: self._answer(request, progress), owner=owner)
 
-    def pending(self, request: TraceRequest) -> Job | None:
+    def pending(self, request: Request) -> Job | None:
         """The unfinished job for this request, if there is one."""
-        return self.jobs.find(("trace", request))
+        return self.jobs.find(request)
+
+    def _derive(self, request: DerivedRequest, progress: Progress) -> DerivedResult:
+        """Compute with pauses in which traces are let in; begun anew where one of them needs another model."""
+        while True:
+            found = self.lookup(request)
+            if found is not None:
+                return found
+            try:
+                with self._turns.paused(request.model, progress) as let_others_in:
+                    result = self._engine.derive(
+                        self._load(request.model, progress), request, store=self._store,
+                        progress=Pausing(progress, let_others_in),
+                    )  # fmt: skip
+                return self._keep(request, result)
+            except GaveWay:
+                progress.update(0, 1, "giving way to a trace of another model")
 
     def _answer(self, request: TraceRequest, progress: Progress) -> TraceResult:
         found = self.lookup(request)
@@ -177,7 +211,7 @@ class Workbench:
         self._model_spec = spec
         return self._model
 
-    def _keep(self, request: TraceRequest, result: TraceResult) -> TraceResult:
+    def _keep(self, request: Request, result: Any) -> Any:
         # the question is the one that was asked: the engine's copy names the loaded model's own settings
         kept = dataclasses.replace(result, request=request, cached=True)
         with self._lock:

@@ -89,11 +89,11 @@ def test_short_work_on_another_model_begins_only_after_long_work_let_go_of_its_o
         with turns.short("a"):
             order.append("short a")
             in_thread(other)
-            until(lambda: "b" in turns._asking)
+            until(lambda: "b" in turns._asking.values())
 
     with pytest.raises(GaveWay), turns.long("a") as let_in:
         in_thread(same)
-        until(lambda: turns._asking == ["a"])
+        until(lambda: list(turns._asking.values()) == ["a"])
         try:
             let_in()
         finally:
@@ -122,7 +122,7 @@ def test_who_waits_can_be_stopped_and_says_what_it_waits_for():
         stop.go.set()
         for thread in waiting:
             thread.join(WAIT)
-    assert raised == [True, True] and "waiting for a study to pause" in stop.said
+    assert raised == [True, True] and "waiting for other work to pause" in stop.said
     assert not turns._asking
     with turns.short("c"):
         pass

@@ -6,13 +6,16 @@ itself (the demo, or a model that is loaded already); otherwise a button says wh
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import streamlit as st
 
+from core.derived import DerivedRequest, DerivedResult
 from core.errors import ExpertScopeError
 from core.jobs import CANCELLED, DONE, FAILED, Job
 from core.requests import TraceRequest
 from core.results import TraceResult
-from core.workbench import LOADED
+from core.workbench import LOADED, Request
 
 from . import base, state, text
 
@@ -22,15 +25,20 @@ PATIENCE = 0.3
 """Seconds that a page waits for a short job before it shows progress instead."""
 
 
-def answer(request: TraceRequest, slot: str) -> tuple[TraceResult | None, bool]:
+@overload
+def answer(request: TraceRequest, slot: str, *, auto: bool = True) -> tuple[TraceResult | None, bool]: ...
+@overload
+def answer(request: DerivedRequest, slot: str, *, auto: bool = True) -> tuple[DerivedResult | None, bool]: ...
+def answer(request: Request, slot: str, *, auto: bool = True) -> tuple[Any, bool]:
     """(the result, computed just now), or (None, False) after showing why there is none and what can be done.
 
-    `slot` names the place on the page: a new question in the same place lets go of the old one's job.
+    `slot` names the place on the page: a new question in the same place lets go of the old one's job. `auto`: what is
+    quick starts by itself; False: nothing does.
     """
     bench = base.workbench()
     jobs: dict[str, str] = st.session_state.setdefault("es_jobs", {})
     job = bench.jobs.get(jobs.get(slot, ""))
-    mine = job is not None and job.key == ("trace", request)
+    mine = job is not None and job.key == request
     try:
         found = bench.lookup(request)
     except ExpertScopeError as error:
@@ -40,7 +48,7 @@ def answer(request: TraceRequest, slot: str) -> tuple[TraceResult | None, bool]:
         if job is not None:
             bench.jobs.release(job.id, base.session_id())
         job = bench.pending(request)
-        if job is None and (_starts_by_itself(request) or _button(request, slot)):
+        if job is None and ((auto and _starts_by_itself(request)) or _button(request, slot)):
             job = _submit(request, slot)
         elif job is not None:
             job = _submit(request, slot)  # joins it
@@ -60,35 +68,40 @@ def answer(request: TraceRequest, slot: str) -> tuple[TraceResult | None, bool]:
     return None, False
 
 
-def _submit(request: TraceRequest, slot: str) -> Job:
+def _submit(request: Request, slot: str) -> Job:
     job = base.workbench().submit(request, owner=base.session_id())
     st.session_state["es_jobs"][slot] = job.id
     return job
 
 
-def _starts_by_itself(request: TraceRequest) -> bool:
+def _starts_by_itself(request: Request) -> bool:
     quick = request.model.name == "demo" or base.workbench().model_state(request.model).state == LOADED
-    return quick and request.draws <= AUTO_DRAWS
+    return quick and _draws(request) <= AUTO_DRAWS
 
 
-def _button(request: TraceRequest, slot: str) -> bool:
+def _draws(request: Request) -> int:
+    return request.draws if isinstance(request, TraceRequest) else int(request.get().get("draws", 1))
+
+
+def _button(request: Request, slot: str) -> bool:
     """Ask before anything heavy."""
     model = base.workbench().model_state(request.model)
     need = f" It takes about {text.size(model.memory)} of memory." if model.memory else ""
-    draws = f" {request.draws} draws are asked for." if request.draws > AUTO_DRAWS else ""
+    what = "trace" if isinstance(request, TraceRequest) else "compute"
     with st.container(border=True):
-        st.markdown(f"**{text.plain(request.model.name)} has not been asked this yet.**")
+        about = "" if isinstance(request, TraceRequest) else f" ({request.title})"
+        st.markdown(f"**{text.plain(request.model.name)} has not been asked this yet{text.plain(about)}.**")
         if model.state != LOADED:
             st.markdown(f"{text.plain(model.detail)}{need}")
-        if draws:
-            st.markdown(draws)
+        if (draws := _draws(request)) > AUTO_DRAWS:
+            st.markdown(f"{draws} draws are asked for.")
         return st.button(
-            "Trace" if model.state == LOADED else "Load the model and trace", type="primary", key=f"es_start_{slot}",
-            on_click=state.touch,
+            what.capitalize() if model.state == LOADED else f"Load the model and {what}", type="primary",
+            key=f"es_start_{slot}", on_click=state.touch,
         )  # fmt: skip
 
 
-def _ended(job: Job, request: TraceRequest, slot: str) -> None:
+def _ended(job: Job, request: Request, slot: str) -> None:
     if job.state == FAILED:
         _problem(job.error)
     else:

@@ -15,7 +15,6 @@ import streamlit as st
 
 from core import export
 from core.picture import Picture
-from core.results import TraceResult
 from core.tables import table_bytes
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ FORMATS = {
 """Ending → what the button says, MIME type."""
 
 
-def menu(name: str, title: str, result: TraceResult, picture: Picture | None, table: pd.DataFrame) -> None:
+def menu(name: str, title: str, result: export.Result, picture: Picture | None, table: pd.DataFrame) -> None:
     """A popover with five buttons (two where there is no picture). `name`: file stem and widget key."""
     make = {"csv": functools.partial(export.csv, table, result, title)}
     make["parquet"] = functools.partial(export.parquet, table, result, title)

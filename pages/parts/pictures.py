@@ -12,12 +12,11 @@ import streamlit as st
 
 from core.palette import Palette, palette
 from core.picture import Picture
-from core.results import TraceResult
 
 from . import address
 
 _KEPT = 96
-_cache: OrderedDict[tuple, tuple[TraceResult, Any]] = OrderedDict()
+_cache: OrderedDict[tuple, tuple[Any, Any]] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -26,7 +25,7 @@ def theme() -> Palette:
     return palette(st.context.theme.type)
 
 
-def kept(build: Callable[..., Any], result: TraceResult, *args: Any, **options: Any) -> Any:
+def kept(build: Callable[..., Any], result: Any, *args: Any, **options: Any) -> Any:
     """`build(result, *args, **options)`, remembered for as long as this very result is."""
     key = (build.__name__, id(result), args, tuple(sorted(options.items())))
     with _lock:
