@@ -34,7 +34,7 @@ run: $(VENV)/.installed
 	$(BIN)/python serve.py --server.address 127.0.0.1 --server.port $(PORT)
 
 test: $(VENV)/.installed-test chromium
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .

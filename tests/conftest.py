@@ -11,7 +11,8 @@ from pathlib import Path
 # Before torch, transformers and huggingface_hub are imported: they read these once.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# where several test processes run at once, each has one
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _session = tempfile.mkdtemp(prefix="expertscope-tests-")
 atexit.register(shutil.rmtree, _session, ignore_errors=True)

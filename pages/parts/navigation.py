@@ -6,11 +6,13 @@ import streamlit as st
 
 from . import state, study_state
 
+_PAGES = study_state.APP.parent / "pages"
 PAGES = (
     (study_state.APP, "Trace", ":material/biotech:", state.HERE),
-    (study_state.APP.parent / "pages" / "Study.py", "Study", ":material/lab_research:", study_state.HERE),
+    (_PAGES / "Study.py", "Study", ":material/lab_research:", study_state.HERE),
+    (_PAGES / "Method.py", "Method", ":material/function:", None),
 )
-"""Script, name, icon, and what the page remembers of this tab."""
+"""Script, name, icon, and what the page remembers of this tab, if it does."""
 
 
 def draw() -> None:
@@ -18,4 +20,4 @@ def draw() -> None:
     st.markdown("### :material/biotech: ExpertScope")
     with st.container(horizontal=True, gap="small"):
         for script, name, icon, here in PAGES:
-            st.page_link(script, label=name, icon=icon, query_params=here.last())
+            st.page_link(script, label=name, icon=icon, query_params=here.last() if here else None)

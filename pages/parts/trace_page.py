@@ -9,7 +9,7 @@ import streamlit as st
 from core.links import check_view
 from core.results import TraceResult
 
-from . import base, head, sidebar, state, text
+from . import base, head, sidebar, state, text, tour
 from .answers import answer
 
 
@@ -23,6 +23,7 @@ def draw() -> None:
 
 
 def _draw() -> None:
+    tour.begin()
     link = state.begin()
     sidebar.draw()
     state.write()
@@ -34,6 +35,7 @@ def _draw() -> None:
     result, fresh = answer(link.request, "trace")
     with top:
         head.title(result, fresh)
+        tour.draw(result)
     if result is None:
         fact = link.request.fact
         head.fact_line(fact, fact.true, fact.foil or "(automatic)", link.request.first_token)
