@@ -52,7 +52,10 @@ class Answer(Protocol):
     ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]: ...
 
 
-KINDS: dict[str, Kind] = {}
+KINDS: dict[str, Kind] = {
+    "routing": Kind("Routing of many prompts", 1, ".routing_kinds:answer"),
+    "routing_comparison": Kind("Routing of two sets compared", 1, ".routing_kinds:answer_comparison"),
+}
 """Name → kind."""
 
 

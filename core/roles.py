@@ -11,13 +11,22 @@ BEFORE, FIRST_SUBJECT, MIDDLE_SUBJECT, LAST_SUBJECT, FURTHER, LAST = ROLES = (
     "before subject", "first subject", "middle subject", "last subject", "further", "last token",
 )  # fmt: skip
 
+NO_SUBJECT = "no subject"
+"""The role of a position of a prompt without a subject, but for the last token."""
+
+OTHERS, ALL = "others", "all"
+CLASSES = (FIRST_SUBJECT, LAST_SUBJECT, LAST, OTHERS, ALL)
+"""Position classes over which routing is counted: three roles, the remaining positions, every position."""
+
 
 def roles_of(n_tokens: int, subject_positions: Sequence[int]) -> list[str]:
     """The role of every position of a prompt of `n_tokens` tokens.
 
     A subject of one token is a last subject token; the last position is always the last token, also where the
-    subject ends there.
+    subject ends there. Without `subject_positions` all others have `NO_SUBJECT`.
     """
+    if not subject_positions:
+        return [NO_SUBJECT] * (n_tokens - 1) + [LAST]
     first, last = min(subject_positions), max(subject_positions)
     out = []
     for pos in range(n_tokens):
@@ -32,3 +41,8 @@ def roles_of(n_tokens: int, subject_positions: Sequence[int]) -> list[str]:
         else:
             out.append(FIRST_SUBJECT if pos == first else MIDDLE_SUBJECT)
     return out
+
+
+def class_of(role: str) -> str:
+    """The position class of a role: itself, or `OTHERS`."""
+    return role if role in CLASSES else OTHERS

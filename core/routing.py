@@ -14,7 +14,7 @@ import pandas as pd
 
 TOKEN_COLUMNS = ["fact", "case_id", "relation", "subject", "run", "draw", "pos", "role", "token_id", "token"]
 """Columns of `RoutedTokens.tokens`: `fact` numbers the prompts; `run` is clean or corrupt (`draw` missing on clean);
-`role` is one of `core.roles.ROLES`."""
+`role` is one of `core.roles.ROLES`, or `NO_SUBJECT`."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +61,31 @@ def load_entropy(frequencies: np.ndarray) -> np.ndarray:
 
 def information(
     active: np.ndarray, groups: Sequence[str], *, permutations: int = 200, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """What being routed to an expert says about the group: mutual information and its baseline, each [layers, experts].
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What being routed to an expert says about the group: mutual information, its baseline, and the 95th percentile
+    of what the baseline is the mean of; each [layers, experts], in bits.
 
     `active` [facts, layers, experts]: whether the fact's token is routed there; `groups`: one label per fact (its
     relation). The plug-in estimate is biased upward: the baseline is its mean over random permutations of the labels
     (protocol.md, "More pitfalls"), to be subtracted.
     """
     labels, codes = np.unique(np.asarray(groups), return_inverse=True)
-    flat = active.reshape(len(active), -1).astype(np.float64)
+    flat = active.reshape(len(active), -1).astype(np.float32)  # counts below 2^24 are exact
     found = _plug_in(flat, codes, len(labels))
     generator = np.random.default_rng(seed)
-    baseline = np.zeros_like(found)
-    for _ in range(permutations):
-        baseline += _plug_in(flat, generator.permutation(codes), len(labels)) / permutations
-    return found.reshape(active.shape[1:]), baseline.reshape(active.shape[1:])
+    permuted = np.array([_plug_in(flat, generator.permutation(codes), len(labels)) for _ in range(permutations)])
+    high = np.percentile(permuted, 95, axis=0)
+    return tuple(values.reshape(active.shape[1:]) for values in (found, permuted.mean(0), high))
 
 
 def _plug_in(active: np.ndarray, codes: np.ndarray, n_groups: int) -> np.ndarray:
     """I(routed; group) = H(routed) − Σ_g p(g) H(routed | g) from counts, [experts of all layers]."""
-    sizes = np.bincount(codes, minlength=n_groups).astype(np.float64)
-    counts = np.zeros((n_groups, active.shape[1]))
-    np.add.at(counts, codes, active)
+    member = np.zeros((n_groups, len(codes)), dtype=np.float32)
+    member[codes, np.arange(len(codes))] = 1
+    sizes = member.sum(1, dtype=np.float64)
+    counts = (member @ active).astype(np.float64)
     within = _binary_entropy(counts / sizes[:, None])
-    return _binary_entropy(active.mean(0)) - (sizes[:, None] / len(codes) * within).sum(0)
+    return _binary_entropy(counts.sum(0) / len(codes)) - (sizes[:, None] / len(codes) * within).sum(0)
 
 
 def _binary_entropy(p: np.ndarray) -> np.ndarray:
@@ -121,6 +122,85 @@ def divergence(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = np.where(p > 0, p * np.log2(p / middle), 0.0) / 2 + np.where(q > 0, q * np.log2(q / middle), 0.0) / 2
     parts = np.where(np.isnan(p) | np.isnan(q), np.nan, np.maximum(parts, 0.0))
     return parts.sum(-1), parts
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens of one set: `mask` of `routed.tokens`; `units`: one name for each token of the whole table. Tokens of a
+    unit (a prompt) belong together; units of the same name in two sets are each other's counterpart."""
+
+    routed: RoutedTokens
+    mask: np.ndarray
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Two sets compared. [layers]: `total`, in bits; `baseline`: its mean over permutations of who belongs to which
+    set; `high`: their 95th percentile; `p`: the share of them that is at least as large (the observed one counted).
+    [layers, experts]: `part` of the total, `part_baseline`, and the sets' shares of the load `a`, `b`. `tokens`,
+    `units`: how many each set has."""
+
+    total: np.ndarray
+    baseline: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    part: np.ndarray
+    part_baseline: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    tokens: tuple[int, int]
+    units: tuple[int, int]
+
+
+def compare(a: Sample, b: Sample, *, permutations: int = 200, seed: int = 0) -> Divergence:
+    """Jensen–Shannon divergence of the loads of two sets against what chance makes of sets of these sizes.
+
+    Two small sets differ even if they come from one and the same source. So units, not tokens, change sides at random:
+    a unit with a counterpart trades places with it or not; all others are shuffled, the sets keeping their sizes.
+    """
+    names = [np.unique(each.units[each.mask]) for each in (a, b)]
+    sides = _relabelled(names[0], names[1], permutations, np.random.default_rng(seed))
+    layers = []
+    for at in range(len(a.routed.layers)):
+        counts = [_counts(each, known, at) for each, known in zip((a, b), names, strict=True)]
+        loads = [each.sum(0, dtype=np.float64)[None] for each in counts]
+        total, part = divergence(*loads)
+        both = np.concatenate(counts).astype(np.float32)
+        left = (sides @ both).astype(np.float64)
+        chance, parts = divergence(left, both.sum(0, dtype=np.float64) - left)
+        larger = (chance >= total - 1e-12).sum() if np.isfinite(total[0]) else np.nan
+        layers.append((
+            total[0], chance.mean(), np.percentile(chance, 95), (1 + larger) / (1 + permutations),
+            part[0], parts.mean(0), _shares(loads[0])[0], _shares(loads[1])[0],
+        ))  # fmt: skip
+    return Divergence(
+        *(np.array(values) for values in zip(*layers, strict=True)),
+        tokens=(int(a.mask.sum()), int(b.mask.sum())), units=(len(names[0]), len(names[1])),
+    )  # fmt: skip
+
+
+def _relabelled(a: np.ndarray, b: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Random memberships of set a, fp32 [n, units of a then of b]: 1 inside, 0 in set b."""
+    out = np.zeros((n, len(a) + len(b)), dtype=np.float32)
+    _, in_a, in_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
+    coins = generator.integers(0, 2, (n, len(in_a)))
+    out[:, in_a], out[:, len(a) + in_b] = coins, 1 - coins
+    alone = np.setdiff1d(np.arange(out.shape[1]), np.concatenate([in_a, len(a) + in_b]))
+    own = (alone < len(a)).astype(np.float32)
+    for row in out:
+        row[alone] = generator.permutation(own)
+    return out
+
+
+def _counts(sample: Sample, names: np.ndarray, at: int) -> np.ndarray:
+    """Routed slots of each unit and expert at the layer number `at`: [units, experts]."""
+    routed = sample.routed
+    unit = np.searchsorted(names, sample.units[sample.mask])
+    index = np.minimum(routed.index[sample.mask, at].astype(np.int64), routed.n_experts)
+    width = routed.n_experts + 1
+    flat = np.bincount((unit[:, None] * width + index).ravel(), minlength=len(names) * width)
+    return flat.reshape(len(names), width)[:, : routed.n_experts]
 
 
 def _shares(frequencies: np.ndarray) -> np.ndarray:

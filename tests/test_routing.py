@@ -12,7 +12,16 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 from core.roles import ROLES, roles_of
-from core.routing import RoutedTokens, co_activation, divergence, frequency, information, load_entropy
+from core.routing import (
+    RoutedTokens,
+    Sample,
+    co_activation,
+    compare,
+    divergence,
+    frequency,
+    information,
+    load_entropy,
+)
 
 N_EXPERTS, K, LAYERS = 6, 2, (1, 3, 4)
 
@@ -70,7 +79,7 @@ def test_load_entropy(routed: RoutedTokens) -> None:
 
 def test_information_is_the_mutual_information(routed: RoutedTokens) -> None:
     active, groups = routed.active(), routed.tokens.relation.tolist()
-    got, baseline = information(active, groups, permutations=20)
+    got, baseline, _ = information(active, groups, permutations=20)
     for layer, expert in itertools.product(range(len(LAYERS)), range(N_EXPERTS)):
         total = 0.0
         for value, group in itertools.product((True, False), "abc"):
@@ -87,11 +96,12 @@ def test_information_of_a_known_dependence() -> None:
     active = np.zeros((100, 1, 2), dtype=bool)
     active[::2, 0, 0] = True  # exactly the group x: one bit
     active[:50, 0, 1] = True  # independent of the group
-    got, baseline = information(active, groups)
+    got, baseline, high = information(active, groups)
     assert got[0].tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
     assert baseline[0, 1] == pytest.approx(1 / (2 * 100 * math.log(2)), rel=0.5)  # (Miller 1955: dof ÷ 2N nats)
+    assert (high >= baseline).all() and got[0, 0] > high[0, 0] and got[0, 1] < high[0, 1]
     again = information(active, groups)
-    assert (again[0] == got).all() and (again[1] == baseline).all()
+    assert (again[0] == got).all() and (again[1] == baseline).all() and (again[2] == high).all()
 
 
 def test_co_activation_counts_pairs(routed: RoutedTokens) -> None:
@@ -120,3 +130,76 @@ def test_divergence_is_jensen_shannon(routed: RoutedTokens) -> None:
     one, other = np.array([[1.0, 1, 0, 0]]), np.array([[0.0, 0, 1, 1]])
     assert divergence(one, other)[0] == pytest.approx(1.0)
     assert divergence(one, other)[1][0].tolist() == pytest.approx([0.25] * 4)
+
+
+def one_layer(experts: list[list[int]], n_experts: int = 4) -> RoutedTokens:
+    """One token per entry, at one layer."""
+    index = np.array(experts, dtype=np.uint8)[:, None, :]
+    return RoutedTokens(pd.DataFrame(index=range(len(index))), index, np.ones(index.shape), (0,), n_experts)
+
+
+def exhaustive(a: list[list[int]], b: list[list[int]], sides: list[tuple[bool, ...]]) -> list[float]:
+    """Divergences of every way to deal the tokens of two lists to two sets."""
+    out = []
+    for inside in sides:
+        counts = np.zeros((2, 4))
+        for mine, experts in zip(inside, [*a, *b], strict=True):
+            counts[0 if mine else 1, experts] += 1
+        out.append(jensenshannon(counts[0] / counts[0].sum(), counts[1] / counts[1].sum(), base=2) ** 2)
+    return out
+
+
+A, B = [[0, 1], [0, 2], [0, 1]], [[0, 3], [2, 3], [1, 3]]
+
+
+def test_chance_is_the_mean_over_ways_to_deal_the_units() -> None:
+    left, right = one_layer(A), one_layer(B)
+    everything = np.ones(3, dtype=bool)
+    apart = compare(
+        Sample(left, everything, np.array(["a", "b", "c"])), Sample(right, everything, np.array(["d", "e", "f"])),
+        permutations=4000,
+    )  # fmt: skip
+    observed = exhaustive(A, B, [(True,) * 3 + (False,) * 3])[0]
+    every = exhaustive(A, B, [s for s in itertools.product((True, False), repeat=6) if sum(s) == 3])
+    assert apart.total[0] == pytest.approx(observed) and apart.part[0].sum() == pytest.approx(observed)
+    assert apart.baseline[0] == pytest.approx(np.mean(every), abs=0.01)
+    assert apart.p[0] == pytest.approx(np.mean(np.array(every) >= observed - 1e-12), abs=0.02)
+    assert apart.a[0].tolist() == pytest.approx([3 / 6, 2 / 6, 1 / 6, 0])
+    # counterparts only trade places: two of the right set's units have theirs in the left one
+    named = compare(
+        Sample(left, everything, np.array(["a", "b", "c"])), Sample(right, everything, np.array(["b", "a", "z"])),
+        permutations=4000,
+    )  # fmt: skip
+    ways = []
+    for s in itertools.product((True, False), repeat=6):
+        if s[0] != s[4] and s[1] != s[3] and s[2] != s[5]:
+            ways.append(s)
+    assert named.baseline[0] == pytest.approx(np.mean(exhaustive(A, B, ways)), abs=0.01)
+    assert named.units == (3, 3) and named.tokens == (3, 3)
+
+
+def test_units_change_sides_whole_and_small_sets_of_one_source_do_not_diverge() -> None:
+    generator = np.random.default_rng(0)
+    source = [[int(e)] for e in generator.choice(4, 200, p=[0.4, 0.3, 0.2, 0.1])]
+    small = one_layer(source)
+    p_values, totals = [], []
+    for i in range(40):
+        a, b = np.zeros(200, dtype=bool), np.zeros(200, dtype=bool)
+        drawn = generator.choice(200, 20, replace=False)
+        a[drawn[:10]], b[drawn[10:]] = True, True
+        found = compare(Sample(small, a, np.arange(200)), Sample(small, b, np.arange(200)), permutations=99, seed=i)
+        totals.append(found.total[0])
+        p_values.append(found.p[0])
+    assert np.mean(totals) > 0.03, "ten tokens each differ by chance alone"
+    assert 0.3 < np.mean(p_values) < 0.75 and np.mean(np.array(p_values) <= 0.05) < 0.2
+    # ten copies of the same three tokens are three units, not thirty
+    units = np.repeat(np.arange(3), 10)
+    copies = one_layer([A[u] for u in units]), one_layer([B[u] for u in units])
+    whole = np.ones(30, dtype=bool)
+    found = compare(Sample(copies[0], whole, units), Sample(copies[1], whole, 3 + units), permutations=2000)
+    alone = compare(
+        Sample(one_layer(A), whole[:3], np.arange(3)), Sample(one_layer(B), whole[:3], 3 + np.arange(3)),
+        permutations=2000,
+    )  # fmt: skip
+    assert found.total == pytest.approx(alone.total) and found.baseline == pytest.approx(alone.baseline)
+    assert found.p[0] >= 0.1 - 0.02  # of the 20 ways, the observed one and its mirror image are as large

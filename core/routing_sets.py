@@ -1,0 +1,148 @@
+"""Sets of tokens of a collected routing (a run and a position class) and the tables that are counted from them.
+
+Pure counting; knows no model, no store, no page.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from .results import expert_name
+from .roles import ALL, CLASSES, class_of
+from .routed import ALL_ROLES, RUNS
+from .routing import RoutedTokens, co_activation, load_entropy
+
+
+def classes_of(routed: RoutedTokens) -> np.ndarray:
+    """The position class of every token (without `ALL`), as objects."""
+    codes = np.array([class_of(role) for role in ALL_ROLES], dtype=object)
+    return codes[routed.tokens.role.cat.codes.to_numpy()]
+
+
+def mask_of(routed: RoutedTokens, run: str, position_class: str) -> np.ndarray:
+    """The tokens of one run (all draws of a corrupt one) and position class."""
+    mask = (routed.tokens.run == run).to_numpy()
+    return mask if position_class == ALL else mask & (classes_of(routed) == position_class)
+
+
+def parts_of(routed: RoutedTokens) -> list[tuple[str, str]]:
+    """(run, position class) of every set of tokens that is not empty, in a fixed order."""
+    return [(run, each) for run in RUNS for each in CLASSES if mask_of(routed, run, each).any()]
+
+
+def frequency_table(routed: RoutedTokens) -> pd.DataFrame:
+    """One row per run, position class, layer and expert: `count` of its tokens among `tokens`, `frequency`."""
+    parts = []
+    for run, position_class in parts_of(routed):
+        index = routed.index[mask_of(routed, run, position_class)]
+        for at, layer in enumerate(routed.layers):
+            counts = np.bincount(index[:, at].ravel(), minlength=routed.n_experts)[: routed.n_experts]
+            rows = expert_rows(run, position_class, layer, routed.n_experts)
+            parts.append(rows.assign(count=counts, tokens=len(index)))
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(frequency=table["count"] / table.tokens)
+
+
+def wide_table(frequencies: pd.DataFrame, position_class: str) -> pd.DataFrame:
+    """One row per layer and expert of one position class: `clean`, `corrupt` (frequencies, missing where there are no
+    such runs), the counts and tokens behind each, and `change` = corrupt − clean."""
+    mine = frequencies[frequencies.position_class == position_class]
+    keys = ["layer", "expert", "name"]
+    out = None
+    for run in RUNS:
+        part = mine.loc[mine.run == run, [*keys, "frequency", "count", "tokens"]]
+        part = part.rename(columns={"frequency": run, "count": f"{run}_count", "tokens": f"{run}_tokens"})
+        out = part if out is None else out.merge(part, on=keys, how="left")
+    assert out is not None
+    return out.assign(change=out.corrupt - out.clean).reset_index(drop=True)
+
+
+def load_table(frequencies: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, position class and layer: `load_entropy` (1: all experts share alike), `unused` experts, how
+    many, `unused_names`, the share of the load that the busiest expert takes, `tokens`."""
+    rows = []
+    for (run, position_class, layer), part in frequencies.groupby(["run", "position_class", "layer"], sort=False):
+        share = part["count"].to_numpy(dtype=float)
+        unused = part.name[part["count"] == 0].tolist()
+        busiest = part.loc[part["count"].idxmax()]
+        rows.append({
+            "run": run, "position_class": position_class, "layer": layer,
+            "load_entropy": float(load_entropy(share[None])[0]), "unused": len(unused),
+            "unused_names": " ".join(unused), "busiest": busiest["name"],
+            "busiest_frequency": float(busiest.frequency), "tokens": int(part.tokens.iloc[0]),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def expert_rows(run: str, position_class: str, layer: int, n_experts: int) -> pd.DataFrame:
+    """The columns that name the experts of one layer in the tables here."""
+    experts = np.arange(n_experts)
+    names = [expert_name(layer, int(e)) for e in experts]
+    return pd.DataFrame({
+        "run": run, "position_class": position_class, "layer": layer, "expert": experts, "name": names,
+    })  # fmt: skip
+
+
+def co_activation_table(routed: RoutedTokens, run: str, position_class: str, layer: int) -> pd.DataFrame:
+    """Pairs of experts of one layer (`core.routing.co_activation`) in one set of tokens, with their names, `tokens`,
+    and what each of the two serves alone (`frequency`, `other_frequency`); most often together first."""
+    mask = mask_of(routed, run, position_class)
+    at = list(routed.layers).index(layer)
+    one = RoutedTokens(routed.tokens[mask], routed.index[mask, at : at + 1], routed.weight[mask, at : at + 1], (layer,),
+                       routed.n_experts)  # fmt: skip
+    active = one.active()[:, 0]
+    table = co_activation(active)
+    names = np.array([expert_name(layer, e) for e in range(routed.n_experts)], dtype=object)
+    each = active.mean(0) if len(active) else np.full(routed.n_experts, np.nan)
+    table = table.assign(
+        layer=layer, name=names[table.expert], other_name=names[table.other], tokens=len(active),
+        frequency=each[table.expert], other_frequency=each[table.other],
+    )  # fmt: skip
+    return table.sort_values(["together", "expected"], ascending=False, kind="stable", ignore_index=True)
+
+
+def random_lift(n_experts: int, top_k: int) -> float:
+    """The lift of two experts if every token chose `top_k` of `n_experts` at random: (k−1)/k · n/(n−1). Below 1, as a
+    token's choices exclude each other; NaN for one choice per token."""
+    if top_k < 2 or n_experts < 2:
+        return float("nan")
+    return (top_k - 1) / top_k * n_experts / (n_experts - 1)
+
+
+def expected_unused(n_experts: int, top_k: int, tokens: int) -> float:
+    """How many experts of a layer no token would choose, on average, if each of `tokens` chose `top_k` at random."""
+    return n_experts * (1 - top_k / n_experts) ** tokens
+
+
+def relation_table(routed: RoutedTokens, run: str, position_class: str, layer: int) -> pd.DataFrame:
+    """How often each expert of one layer is routed, by relation: one row per relation and expert with `count`,
+    `tokens`, `frequency` and `facts`; prompts without a relation are left out."""
+    mask = mask_of(routed, run, position_class) & routed.tokens.relation.notna().to_numpy()
+    tokens = routed.tokens[mask]
+    index = routed.index[mask, list(routed.layers).index(layer)]
+    parts = []
+    for relation in sorted(tokens.relation.astype(object).unique()):
+        mine = (tokens.relation == relation).to_numpy()
+        counts = np.bincount(index[mine].ravel(), minlength=routed.n_experts)[: routed.n_experts]
+        rows = expert_rows(run, position_class, layer, routed.n_experts)
+        facts = int(tokens.fact[mine].nunique())
+        parts.append(rows.assign(relation=relation, count=counts, tokens=int(mine.sum()), facts=facts))
+    if not parts:
+        columns = ["run", "position_class", "layer", "expert", "name", "relation", "count", "tokens", "facts"]
+        return pd.DataFrame(columns=[*columns, "frequency"])
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(frequency=table["count"] / table.tokens)
+
+
+def of_expert(routed: RoutedTokens, layer: int, expert: int) -> pd.DataFrame:
+    """Every token that is routed to one expert: the rows of `routed.tokens` with its router weight and position class,
+    in their order (the index is the row number there)."""
+    at = list(routed.layers).index(layer)
+    hit = routed.index[:, at] == expert
+    rows = hit.any(1)
+    weight = np.where(hit, routed.weight[:, at], 0).sum(1)
+    found = routed.tokens[rows].copy()
+    found["position_class"] = classes_of(routed)[rows]
+    found["router_weight"] = weight[rows]
+    return found
