@@ -79,12 +79,23 @@ def _05_derived(cursor: Cursor) -> None:
             info VARCHAR NOT NULL, bytes BIGINT NOT NULL, last_used BIGINT NOT NULL)""")
 
 
+def _06_library(cursor: Cursor) -> None:
+    """Lists of facts (see fact_lists.py), and the names that people give to stored answers, by manifest key."""
+    cursor.execute("""
+        CREATE TABLE fact_lists (
+            id BIGINT NOT NULL, name VARCHAR NOT NULL, n BIGINT NOT NULL, note VARCHAR NOT NULL, bytes BIGINT NOT NULL,
+            created BIGINT NOT NULL, updated BIGINT NOT NULL,
+            payload BLOB NOT NULL USING COMPRESSION uncompressed)""")
+    cursor.execute("CREATE TABLE labels (key VARCHAR NOT NULL, label VARCHAR NOT NULL)")
+
+
 MIGRATIONS: list[tuple[int, str, Callable[[Cursor], None]]] = [
     (1, "tables", _01_tables),
     (2, "near_tie", _02_near_tie),
     (3, "studies", _03_studies),
     (4, "direct", _04_direct),
     (5, "derived", _05_derived),
+    (6, "library", _06_library),
 ]
 LATEST = MIGRATIONS[-1][0]
 

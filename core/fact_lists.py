@@ -18,9 +18,14 @@ from .errors import InputError, StoreError
 from .fact_sets import BUNDLED
 from .facts import MAX_CASE_ID
 from .requests import Fact
+from .tables import table_bytes
 
 MOST_FACTS = 200_000
 """In one list."""
+COLUMNS = (
+    "case_id", "relation_id", "prompt", "subject", "target_true", "target_new", "occurrence", "foil_auto",
+)  # fmt: skip
+"""Of a file of facts."""
 _KEPT = 4  # lists whose facts are kept at hand
 
 
@@ -184,24 +189,45 @@ def from_bytes(payload: bytes) -> list[Fact]:
     return [Fact(**record) for record in json.loads(zlib.decompress(payload))]
 
 
+def to_file(facts: Sequence[Fact], suffix: str) -> bytes:
+    """Facts as the content of a file that `core.facts.read` reads back as they are: `.jsonl`, `.csv` or `.parquet`."""
+    records = [
+        {
+            "case_id": fact.case_id, "relation_id": fact.relation, "prompt": fact.prompt, "subject": fact.subject,
+            "target_true": fact.true, "target_new": fact.foil, "occurrence": fact.occurrence,
+            "foil_auto": fact.foil_auto or None,
+        }
+        for fact in facts
+    ]  # fmt: skip
+    if suffix == ".jsonl":
+        lines = (json.dumps({k: v for k, v in r.items() if v is not None}, ensure_ascii=False) for r in records)
+        return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+    import pandas as pd
+
+    types = {"case_id": "Int64", "occurrence": "Int64", "foil_auto": "boolean"}
+    table = pd.DataFrame(records, columns=list(COLUMNS)).astype({name: types.get(name, "object") for name in COLUMNS})
+    return table_bytes(table, suffix)
+
+
 def _numbered(there: Sequence[Fact], new: Sequence[Fact]) -> list[Fact]:
     """Those of `new` that are not `there`, with case_ids of their own."""
-    same = {dataclasses.replace(fact, case_id=0) for fact in there}
-    ids = {fact.case_id for fact in there}
-    free = next_case_id([*there, *new])
-    out = []
+    seen = {dataclasses.replace(fact, case_id=0) for fact in there}
+    fresh: list[Fact] = []
     for fact in new:
         bare = dataclasses.replace(fact, case_id=0)
-        if bare in same:
-            continue
+        if bare not in seen:
+            fresh.append(fact)
+            seen.add(bare)
+    ids = {fact.case_id for fact in there}
+    free = next_case_id([*there, *fresh])
+    for place, fact in enumerate(fresh):
         if fact.case_id in ids:
             if free > MAX_CASE_ID:
                 raise InputError("There is no free case_id left in the list.", "Make a new list.", field="facts")
-            fact, free = dataclasses.replace(fact, case_id=free), free + 1
-        same.add(bare)
-        ids.add(fact.case_id)
-        out.append(fact)
-    return out
+            fresh[place] = dataclasses.replace(fact, case_id=free)
+            free += 1
+        ids.add(fresh[place].case_id)
+    return fresh
 
 
 def _described(record: Any) -> FactList:

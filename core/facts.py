@@ -63,7 +63,7 @@ def read(source: str | Path | bytes, name: str = "", *, foil: str = "file", seed
       where it holds a `{}`. A whole text is turned back into a template where one of the others shows how; where the
       text goes on after the template (ROME's `known_1000`), the text is right.
     - true object: `target_true`, `true`, `attribute`; foil: `target_new`, `target_false`, `foil`
-    - relation: `relation_id`, else `relation`; `occurrence`: see `Fact`
+    - relation: `relation_id`, else `relation`; `occurrence`, `foil_auto` (true or false): see `Fact`
     - `case_id`: else the row number, counted from 0 (also where there is a `known_id`)
 
     All of them also inside `requested_rewrite`, objects also as `{"str": …}`. Subject and objects are stripped.
@@ -94,8 +94,8 @@ def read(source: str | Path | bytes, name: str = "", *, foil: str = "file", seed
     if foil == "auto":
         return facts
     facts = draw_foils(facts, seed=seed)
-    lacking = [where[f.case_id] for f in facts if f.foil is None]
-    if len(lacking) == len(facts):
+    lacking = [where[f.case_id] for f in facts if f.foil is None and not f.foil_auto]
+    if lacking and len(lacking) == len(facts):
         reason = (
             "no other object of the same relation is in the file to draw one from"
             if any(f.relation for f in facts)
@@ -175,7 +175,8 @@ def _fact(row: Row, file: str) -> Fact:
     """One record as a `Fact`; its foil is None where the record has none."""
     subject_as_it_is = _text(row, file, ("subject",))
     true = _text(row, file, TRUE_COLUMNS).strip()
-    foil = _text(row, file, FOIL_COLUMNS, required=False)
+    auto = _flag(row, file, "foil_auto")
+    foil = None if auto else _text(row, file, FOIL_COLUMNS, required=False)
     relation = _text(row, file, ("relation_id", "relation"), required=False)
     return Fact(
         prompt=_prompt(row, file, subject_as_it_is),
@@ -185,6 +186,7 @@ def _fact(row: Row, file: str) -> Fact:
         case_id=_integer(row, file, "case_id", row.number, low=0, high=MAX_CASE_ID),
         relation=relation.strip() if relation else None,
         occurrence=_integer(row, file, "occurrence", None, low=1, high=10_000),
+        foil_auto=auto,
     )
 
 
@@ -272,6 +274,18 @@ def _integer(row: Row, file: str, column: str, default: int | None, *, low: int,
             field="facts",
         )
     return number
+
+
+def _flag(row: Row, file: str, column: str) -> bool:
+    value = row.get(column)
+    if _missing(value) or (isinstance(value, str) and not value.strip()):
+        return False
+    known = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
+    if known is None:
+        raise InputError(
+            f"{file}: {row}, column {column}, holds {_short(value)}.", "It has to be true or false.", field="facts"
+        )
+    return known
 
 
 def _missing(value: Any) -> bool:

@@ -25,6 +25,7 @@ from . import catalog
 from .derived import DerivedRequest, DerivedResult, derive
 from .derived import from_store as derived_from_store
 from .errors import ExpertScopeError, ModelError, StoreError
+from .fact_lists import FactListDesk
 from .identity import locate
 from .jobs import Job, JobRegistry
 from .progress import Pausing, Progress
@@ -100,10 +101,11 @@ class Workbench:
         engine: Engine | None = None,
         jobs: JobRegistry | None = None,
         studies: Any = None,
+        fact_lists: Any = None,
         store_error: str = "",
     ) -> None:
-        """`store`: a `cache.store.Store`, or None (then nothing outlives the process and `store_error` says why);
-        `studies`: a `cache.studies.Studies`, or None."""
+        """`store`: a `cache.store.Store`, or None (then nothing outlives the process and `store_error` says why); of
+        the same store or None: `studies` (`cache.studies.Studies`), `fact_lists` (`cache.fact_lists.FactLists`)."""
         self.jobs = jobs or JobRegistry()
         self._store = store
         self._store_error = store_error
@@ -116,11 +118,13 @@ class Workbench:
         self._tokenizers: dict[tuple[str, float], Any] = {}
         self._warm: threading.Thread | None = None
         self.studies = StudyDesk(studies, self.long_work, store_error=store_error)
+        self.fact_lists = FactListDesk(fact_lists, store_error=store_error)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None) -> Workbench:
         """With the store at `path` (default: its usual place). A store that cannot be opened is reported, not fatal."""
         from cache import Store
+        from cache.fact_lists import FactLists
         from cache.lending import patiently
         from cache.studies import Studies
 
@@ -128,7 +132,7 @@ class Workbench:
         try:
             store = patiently(lambda: Store.open(path), OPEN_SECONDS, path=studies.path)
             store.lend()
-            return cls(store, studies=studies)
+            return cls(store, studies=studies, fact_lists=FactLists(path))
         except StoreError as error:
             return cls(None, store_error=str(error))
 

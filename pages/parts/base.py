@@ -9,6 +9,7 @@ import streamlit as st
 
 from core import facts
 from core.errors import ExpertScopeError
+from core.fact_sets import BUNDLED, FactSet, choose
 from core.requests import Fact
 from core.workbench import Workbench
 
@@ -50,6 +51,24 @@ def bundled() -> dict[int, Fact]:
         return {fact.case_id: fact for fact in facts.bundled()}
     except ExpertScopeError:
         return {}
+
+
+def listed(source: str) -> tuple[Fact, ...]:
+    """The facts of a list: the bundled one, or one of the store. Raises ExpertScopeError where there is none."""
+    return tuple(bundled().values()) if source == BUNDLED else workbench().fact_lists.get(source)
+
+
+def facts_of(fact_set: FactSet) -> tuple[Fact, ...]:
+    """The facts that are meant; none where their list is not there (`fact_set_panel` says why)."""
+    try:
+        return choose(fact_set, listed(fact_set.source))
+    except ExpertScopeError:
+        return ()
+
+
+def is_bundled(fact: Fact) -> bool:
+    """Whether a link can name the fact by its case_id alone."""
+    return bundled().get(fact.case_id) == fact
 
 
 def default_fact() -> Fact:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import streamlit as st
 
 from core import facts
-from core.errors import ExpertScopeError
 from core.links import Link
 from core.requests import Fact
 
-from . import base, state, text
+from . import base, fact_fields, state
 
 SHOWN = 300
 """Most facts offered at once; the search narrows them down."""
@@ -101,38 +101,12 @@ def _search(link: Link) -> None:
 def _typed(link: Link) -> None:
     """Fields, live tokens, and the button that asks. A fragment: typing redraws only this."""
     request, fact = link.request, link.request.fact
-    live = "400ms"
-    prompt = st.text_input(
-        "Prompt", fact.prompt, key=state.key("prompt"), live=live, max_chars=4000,
-        help="With {} where the subject belongs, or the whole text with the subject in it.",
+    own = dataclasses.replace(fact, case_id=0, relation=None) if link.bundled else fact
+    typed = fact_fields.draw(own)
+    ready = fact_fields.tokens(
+        typed, request.model, special_tokens=request.special_tokens, object_tokens=request.object_tokens,
+        first_token=request.first_token,
     )  # fmt: skip
-    subject = st.text_input("Subject", fact.subject, key=state.key("subject"), live=live, max_chars=1000)
-    left, right = st.columns(2)
-    true = left.text_input("True object", fact.true, key=state.key("true"), live=live, max_chars=1000)
-    auto = st.toggle(
-        "Foil: the model's most probable other token", fact.foil_auto, key=state.key("auto"),
-        help="Otherwise the foil is the wrong object typed above.",
-    )  # fmt: skip
-    foil = right.text_input(
-        "Foil", fact.foil or "", key=state.key("foil"), live=live, max_chars=1000, disabled=auto,
-        placeholder="automatic" if auto else "a wrong object",
-    )  # fmt: skip
-    occurrence = None
-    if "{}" not in prompt and subject.strip() and prompt.count(subject.strip()) > 1:
-        n = prompt.count(subject.strip())
-        start = min(fact.occurrence or 1, n)
-        occurrence = int(st.number_input("Which occurrence of the subject", 1, n, start, key=state.key("occurrence")))
-    typed = Fact(
-        prompt=prompt,
-        subject=subject,
-        true=true,
-        foil=None if auto else foil.strip() or None,
-        foil_auto=auto,
-        occurrence=occurrence,
-        case_id=0 if link.bundled else fact.case_id,
-        relation=None if link.bundled else fact.relation,
-    )
-    ready = _show_tokens(typed, link)
     same = not link.bundled and typed == fact
     if st.button(
         "Trace this fact", type="primary", width="stretch", disabled=not ready or same, key=state.key("trace typed"),
@@ -141,24 +115,3 @@ def _typed(link: Link) -> None:
         state.ask(request.replace(fact=typed), bundled=False)
         state.rerun()
 
-
-def _show_tokens(fact: Fact, link: Link) -> bool:
-    """The tokens of a typed fact; whether it can be traced as far as can be told."""
-    request = link.request
-    try:
-        read = base.workbench().live(
-            fact, request.model, special_tokens=request.special_tokens, object_tokens=request.object_tokens,
-            first_token=request.first_token,
-        )  # fmt: skip
-    except ExpertScopeError as error:
-        st.caption(text.plain(str(error)))
-        return bool(fact.prompt.strip() and fact.subject.strip() and fact.true.strip())
-    if read.tokens:
-        st.html(text.tokens_row([(t.token, t.subject, t.special) for t in read.tokens]))
-    for role, found in (("true", read.true), ("foil", read.foil)):
-        if found is not None:
-            pieces = "" if len(found.pieces) == 1 else f" (first of {len(found.pieces)} tokens)"
-            st.html(text.object_token(role, found.token, found.token_id, pieces))
-    for problem in read.problems:
-        st.warning(text.error(problem))
-    return read.prepared is not None
