@@ -40,8 +40,9 @@ def draw(fact_set: FactSet, *, changed: Callable[[FactSet], None], place: str = 
     _relations(fact_set, facts.relations(known), changed, place)
     left, right = st.columns(2)
     key = address.key(f"{place}facts n")
+    st.session_state.setdefault(key, fact_set.n)  # not as the widget's own default: that could not be emptied
     left.number_input(
-        "How many", 1, MOST, fact_set.n, 16, key=key, help=HELP_N, placeholder="all",
+        "How many", 1, MOST, None, 16, key=key, help=HELP_N, placeholder="all",
         on_change=_change(fact_set, "n", key, changed, lambda value: None if value is None else int(value)),
     )  # fmt: skip
     key = address.key(f"{place}facts seed")
