@@ -55,6 +55,8 @@ class Answer(Protocol):
 KINDS: dict[str, Kind] = {
     "routing": Kind("Routing of many prompts", 1, ".routing_kinds:answer"),
     "routing_comparison": Kind("Routing of two sets compared", 1, ".routing_kinds:answer_comparison"),
+    "expert_rescue": Kind("Rescue of all experts", 1, ".expert_rescue:answer"),
+    "expert_knockout": Kind("Knocking the expert out", 1, ".expert_knockout:answer"),
 }
 """Name → kind."""
 

@@ -65,13 +65,10 @@ class Plan:
 
         from ..budget import Budget
         from ..room import Room
-        from ..weights import kept_elsewhere
 
         budget = Budget.measure(model)
-        fetched = kept_elsewhere(model.layers) > 0
         if batch_tokens is None:
-            in_memory = _BATCH_TOKENS_CPU if model.device.type == "cpu" else _BATCH_TOKENS
-            batch_tokens = _FETCHED_TOKENS if fetched else in_memory
+            batch_tokens = most_tokens(model)
         per_fact = _TYPICAL_TOKENS * (1 + settings.draws)
         # a power of two, so that a little more or less free memory makes no other plan
         kept_bytes = 1 << (max(1, int(budget.kept_bytes)).bit_length() - 1)
@@ -105,6 +102,16 @@ class Plan:
             tokens, size = tokens + its_tokens, size + its_size
         if batch:
             yield batch
+
+
+def most_tokens(model: MoeModel) -> int:
+    """Packed tokens of a batch: few enough that it takes seconds, and everything in one pass over weights that are
+    fetched for it."""
+    from ..weights import kept_elsewhere
+
+    if kept_elsewhere(model.layers) > 0:
+        return _FETCHED_TOKENS
+    return _BATCH_TOKENS_CPU if model.device.type == "cpu" else _BATCH_TOKENS
 
 
 def rows_of(model: MoeModel, item: Item) -> int:

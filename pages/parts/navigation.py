@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from . import state, study_state
+from . import expert_state, state, study_state
 
 _PAGES = study_state.APP.parent / "pages"
 PAGES = (
     (study_state.APP, "Trace", ":material/biotech:", state.HERE),
+    (expert_state.PAGE, "Expert", ":material/hub:", expert_state.HERE),
     (_PAGES / "Study.py", "Study", ":material/lab_research:", study_state.HERE),
     (_PAGES / "Method.py", "Method", ":material/function:", None),
 )

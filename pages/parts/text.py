@@ -86,6 +86,26 @@ def next_tokens(title: str, rows: Sequence[tuple[str, float]], *, true: str, foi
     )
 
 
+def prompts_table(rows: Sequence[tuple[str, str, str, str, str, str]]) -> str:
+    """Prompts with one token marked: (before, token, after, value, where, address of a link or empty)."""
+    table = "width:100%;border-collapse:collapse;font-size:.9rem;line-height:1.5"
+    cell = "padding:.25em .5em .25em 0"
+    lines = []
+    for before, token, after, value, where, address in rows:
+        if token.strip():  # the blank before a word is not marked
+            before, token = before + token[: len(token) - len(token.lstrip())], token.lstrip()
+        marked = f'<mark style="{_MARK};color:inherit;white-space:pre-wrap">{escape(token)}</mark>'
+        link = f'<a href="{escape(address)}" target="_blank" style="color:inherit">open</a>' if address else ""
+        lines.append(
+            '<tr style="border-top:1px solid rgba(128,128,128,.25)">'
+            f'<td style="{cell};overflow-wrap:anywhere">{escape(before)}{marked}{escape(after)}</td>'
+            f'<td style="{cell};opacity:.7;white-space:nowrap">{escape(where)}</td>'
+            f'<td style="{cell};font-variant-numeric:tabular-nums">{escape(value)}</td>'
+            f'<td style="{cell}">{link}</td></tr>'
+        )
+    return f'<table style="{table}">{"".join(lines)}</table>'
+
+
 def size(n_bytes: float) -> str:
     """Bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -1,0 +1,158 @@
+"""The pictures of one expert: when it is routed, its rescue by relation, what knocking it out costs. Altair only.
+
+Draws tables of `core.expert_routing` and `core.expert_tables`; every mark says in its tooltip what it is and of how
+many facts or tokens it speaks.
+"""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from .expert_tables import OTHERS, OWN, SHORT
+from .palette import LIGHT, Palette
+from .picture import Picture, Tables, finish, unchecked
+from .study.drawing import colours, intervals, names_axis, zero_line
+from .tooltips import number
+
+ROWS = 30
+"""So many relations are drawn; the table has all."""
+ACTIVE, INACTIVE = "clean-active", "not clean-active (0)"
+CHANGE = "change of the clean contrast (logits)"
+_STEP = 24
+
+
+@unchecked
+def routing_bars(shares: pd.DataFrame, by: str, *, expected: float, palette: Palette = LIGHT) -> Picture:
+    """Share of each group's tokens that are routed to the expert (`core.expert_routing.shares`); the dashed line is
+    `expected`, its share if all experts were chosen alike."""
+    data = Tables()
+    top = shares.head(ROWS).assign(
+        t_group=lambda t: t[by],
+        t_share=lambda t: [f"{number(100 * s, 1)} % ({r} of {n} tokens)" for s, r, n in _three(t)],
+        t_router_weight=lambda t: [f"{number(w)} where routed" for w in t.mean_weight],
+    )
+    named = alt.Chart(data(top[[by, "share", "t_group", "t_share", "t_router_weight"]]))
+    y = alt.Y(f"{by}:N", sort=list(top[by]), title=None, axis=names_axis(palette))
+    x = alt.X("share:Q", title="share of the tokens that are routed to it", axis=alt.Axis(format="%", tickCount=5))
+    tips = [alt.Tooltip("t_group:N", title="title"), *_tips("share", "router_weight")]
+    line = alt.Chart(data(pd.DataFrame({"share": [expected], "t_group": ["all experts alike"]})))
+    chart = alt.layer(
+        named.mark_bar(height=15, color=palette.high).encode(x=x, y=y, tooltip=tips),
+        line.mark_rule(stroke=palette.expert, strokeDash=[4, 3], strokeWidth=1.5).encode(
+            x=x, tooltip=[alt.Tooltip("t_group:N", title="title"), alt.Tooltip("share:Q", format=".1%")]
+        ),
+    )
+    return finish(chart, data, len(top), max(_STEP * len(top), 60), palette)
+
+
+@unchecked
+def rescue_strip(facts: pd.DataFrame, relations: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
+    """One dot per fact: its rescue, by relation, relations with the highest all-case mean first; the tick is that mean.
+    Hollow dots at 0: the expert is not clean-active. Selection `fact` with the field `fact`."""
+    data = Tables()
+    order = list(relations.relation.head(ROWS))
+    label = {r.relation: f"{r.relation} · active {r.n_active} of {r.n}" for r in relations.head(ROWS).itertuples()}
+    mine = facts[facts.relation.isin(order)]
+    dots = pd.DataFrame({
+        "fact": mine.fact.astype(int), "label": mine.relation.map(label), "rescue": mine.rescue,
+        "state": mine.clean_active.map({True: ACTIVE, False: INACTIVE}),
+        "t_fact": mine.prompt + " → " + mine.true,
+        "t_rescue": [f"{number(r, 3, True)} logits" if a else "0: not clean-active" for r, a in _active(mine)],
+        "t_router_weight": [number(w) for w in mine.router_weight],
+        "t_rank": [
+            f"{number(r, 0)} of {n} active experts" if a else "–"
+            for r, n, a in zip(mine["rank"], mine.n_active, mine.clean_active, strict=True)
+        ],
+    })  # fmt: skip
+    means = relations.head(ROWS).assign(
+        label=relations.relation.map(label),
+        t_what=[f"mean of {n} facts" for n in relations.head(ROWS).n],
+        t_mean=[f"{number(m, 3, True)} logits" for m in relations.head(ROWS).expert_rescue],
+    )
+    order_y = [label[name] for name in order]
+    y = alt.Y("label:N", sort=order_y, scale=alt.Scale(domain=order_y), title=None, axis=names_axis(palette))
+    x = alt.X("rescue:Q", title="rescue (logits)", axis=alt.Axis(tickCount=7))
+    chosen = alt.selection_point(name="fact", fields=["fact"], on="click", clear=False, toggle=False, empty=False)
+    color = colours("state", {ACTIVE: palette.high, INACTIVE: palette.missing})
+    tips = [alt.Tooltip("t_fact:N", title="title"), *_tips("rescue", "router_weight", "rank")]
+    chart = alt.layer(
+        zero_line(data, palette, axis="x"),
+        alt.Chart(data(dots))
+        .mark_circle(size=58, opacity=0.75, cursor="pointer")
+        .encode(x=x, y=y, color=color, tooltip=tips)
+        .add_params(chosen),
+        alt.Chart(data(means[["label", "expert_rescue", "t_what", "t_mean"]]))
+        .mark_tick(color=palette.expert, thickness=2.5, size=18)
+        .encode(x=alt.X("expert_rescue:Q"), y=y, tooltip=[alt.Tooltip("t_what:N", title="title"), *_tips("mean")]),
+    )
+    return finish(chart, data, len(dots), max(_STEP * len(order), 60), palette)
+
+
+@unchecked
+def rescue_histogram(facts: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
+    """How many of the facts where the expert is clean-active have which rescue."""
+    data = Tables()
+    bins = alt.Bin(maxbins=30)
+    x = alt.X("rescue:Q", bin=bins, title="rescue (logits)")
+    chart = alt.layer(
+        alt.Chart(data(facts.loc[facts.clean_active, ["rescue"]]))
+        .mark_bar(color=palette.high)
+        .encode(
+            x=x,
+            y=alt.Y("count():Q", title="facts", axis=alt.Axis(tickMinStep=1, format="d")),
+            tooltip=[alt.Tooltip("rescue:Q", bin=bins, title="rescue"), alt.Tooltip("count():Q", title="facts")],
+        ),
+        zero_line(data, palette, axis="x"),
+    )
+    return finish(chart, data, 30, 170, palette)
+
+
+@unchecked
+def estimates(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
+    """The estimates of `core.expert_tables.rescue` with their intervals."""
+    kinds = {"this expert": palette.expert, "control": palette.kept, "difference": palette.joined}
+    series = [
+        "difference" if "specificity" in q else "control" if "control" in q else "this expert" for q in table.quantity
+    ]
+    label = list(table.quantity.map(SHORT))
+    long = table.assign(label=label, series=series)
+    return intervals(long, label, kinds, palette, title="logits", offset=False)
+
+
+@unchecked
+def knockout_bars(estimates: pd.DataFrame, place: str, *, palette: Palette = LIGHT) -> Picture:
+    """Mean change of the clean contrast with intervals: own facts against other facts, for each mode."""
+    rows = estimates[estimates.place == place]
+    label = [f"{group} · n {n}" for group, n in zip(rows.group, rows.n, strict=True)]
+    long = rows.assign(label=label, series=rows["mode"])
+    order = [f"{g} · n {n}" for g, n in rows.drop_duplicates("group")[["group", "n"]].itertuples(index=False)]
+    order.sort(key=lambda name: (not name.startswith(OWN), name.startswith(OTHERS)))
+    colors = {"zero": palette.high, "reroute": palette.joined}
+    colors = {mode: colors[mode] for mode in colors if (rows["mode"] == mode).any()}
+    return intervals(long, order, colors, palette, title=CHANGE, step=40)
+
+
+@unchecked
+def knockout_relations(relations: pd.DataFrame, place: str, *, palette: Palette = LIGHT) -> Picture:
+    """The same by relation, the relation that loses most first."""
+    rows = relations[relations.place == place]
+    first = rows[rows["mode"] == "zero"].sort_values("mean").head(ROWS)
+    label = {r.relation: f"{r.relation} · own {r.n_own} of {r.n}" for r in first.itertuples()}
+    long = rows[rows.relation.isin(first.relation)]
+    long = long.assign(label=long.relation.map(label), series=long["mode"])
+    colors = {"zero": palette.high, "reroute": palette.joined}
+    colors = {mode: colors[mode] for mode in colors if (rows["mode"] == mode).any()}
+    return intervals(long, list(label.values()), colors, palette, title=CHANGE, step=28)
+
+
+def _three(table: pd.DataFrame) -> zip:
+    return zip(table.share, table.routed, table.tokens, strict=True)
+
+
+def _active(table: pd.DataFrame) -> zip:
+    return zip(table.rescue, table.clean_active, strict=True)
+
+
+def _tips(*names: str) -> list[alt.Tooltip]:
+    return [alt.Tooltip(f"t_{name}:N", title=name.replace("_", " ")) for name in names]

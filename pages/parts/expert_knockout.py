@@ -1,0 +1,92 @@
+"""What the clean runs lose without the expert: on its own facts, on others, by relation."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core import expert_charts, expert_link, expert_tables
+from core.derived import DerivedResult
+from core.expert_link import EVERYWHERE, LAST, REROUTE
+
+from . import address, expert_state, numbers, pictures
+from .answers import answer
+from .expert_pieces import Column, Shown, figure, table
+
+LOGITS = "%+.3f"
+PLACES = {EVERYWHERE: "at every position", LAST: "at the last position"}
+ESTIMATES: dict[str, Column] = {
+    "mode": ("mode", None, "zero: its contribution is taken out; reroute: it cannot be chosen."),
+    "group": ("facts", None, "Own: the expert is clean-active at the last position. Other: it is not."),
+    "mean": ("change", LOGITS, "Mean change of the clean contrast, logits; below 0: the knockout costs."),
+    "ci_low": ("low", LOGITS, "Lower end of the 95 % bootstrap interval; the facts of a subject stay together."),
+    "ci_high": ("high", LOGITS, "Upper end of the interval."),
+    "n": ("n", "%d", "Facts."),
+    "touched": ("touched", "%d", "Facts in which it is routed at some knocked-out position; the others change by 0."),
+    "p_sign_flip": ("p", "%.4f", "Two-sided sign-flip test."),
+}
+RELATIONS: dict[str, Column] = {
+    "relation": ("relation", None, ""),
+    "mode": ("mode", None, ""),
+    "mean": ("change", LOGITS, "Mean change of the clean contrast over the relation's facts, logits."),
+    "ci_low": ("low", LOGITS, "Lower end of the 95 % bootstrap interval."),
+    "ci_high": ("high", LOGITS, "Upper end of the interval."),
+    "n": ("n", "%d", "Facts."),
+    "n_own": ("own", "%d", "Facts of the relation in which it is clean-active at the last position."),
+}
+NOTE = (
+    "In the clean run. Zero mode subtracts what the expert contributes there, without renormalisation; reroute mode "
+    "masks it where the router's top-k selects, so that another expert steps in. A rescue shows what suffices, a "
+    "knockout what is needed; later layers compensate."
+)
+
+
+def count(result: DerivedResult) -> expert_tables.Knockout:
+    """The means of an answer."""
+    return expert_tables.knockout(result.tables["knockouts"])
+
+
+def draw(shown: Shown) -> None:
+    """The section."""
+    request = expert_link.knockout_request(shown.view, shown.facts)
+    result, _ = answer(request, "expert knockout")
+    if result is None:
+        return
+    found = numbers.of(f"the knockout of {shown.view.name}", count, result)
+    if found is None:
+        return
+    st.caption(NOTE)
+    if REROUTE not in result.values["modes"]:
+        st.caption("This model's router cannot be driven so that it reroutes: only the zero mode is shown.")
+    view, palette = shown.view, pictures.theme()
+    place, key = view.place, address.key("expert place")
+    st.segmented_control(
+        "Where it is knocked out", list(PLACES), default=place, key=key, required=True,
+        format_func=PLACES.__getitem__, label_visibility="collapsed",
+        on_change=address.callback(key, lambda: expert_state.look(place=st.session_state[key] or EVERYWHERE)),
+    )  # fmt: skip
+    estimates = found.estimates[found.estimates.place == place].reset_index(drop=True)
+    picture = expert_charts.knockout_bars(found.estimates, place, palette=palette)
+    figure(
+        "Cost on its own facts, side effects on others", f"knockout_{place}", result, picture, found.estimates, view,
+        caption=_sentence(estimates),
+    )  # fmt: skip
+    table(estimates, ESTIMATES, key=f"es_expert_knockout_{view.name}_{place}", alt="Knockout: own and other facts")
+    relations = found.relations[found.relations.place == place].reset_index(drop=True)
+    picture = expert_charts.knockout_relations(found.relations, place, palette=palette)
+    figure(
+        "By relation", f"knockout_relations_{place}", result, picture, found.relations, view,
+        caption="Mean change of the clean contrast over all facts of the relation, most lost first.",
+    )  # fmt: skip
+    table(
+        relations.sort_values("mean", ignore_index=True), RELATIONS, alt="Knockout by relation",
+        key=f"es_expert_knockout_relations_{view.name}_{place}",
+    )  # fmt: skip
+
+
+def _sentence(estimates) -> str:  # noqa: ANN001 - a table
+    zero = estimates[estimates["mode"] == "zero"].set_index("group")
+    parts = []
+    for group in (expert_tables.OWN, expert_tables.OTHERS):
+        if zero.n[group]:
+            parts.append(f"{group}: {zero['mean'][group]:+.3f} logits (n {zero.n[group]})".replace("-", "−"))
+    return "Zero mode, mean change. " + "; ".join(parts) + "." if parts else ""

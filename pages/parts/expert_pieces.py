@@ -1,0 +1,125 @@
+"""What the sections of the Expert page are made of: a figure with downloads, a table, the way to the Trace page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+import streamlit as st
+
+from core.derived import DerivedResult
+from core.expert_link import ExpertView
+from core.expert_tables import Rescue
+from core.links import Link, View
+from core.picture import Picture
+from core.requests import Fact
+from core.tooltips import NONE
+
+from . import address, base, downloads, pictures, study_state, text
+
+Column = tuple[str, str | None, str]
+"""Heading, number format (None: text), what it means."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a section is drawn from: the view with an expert chosen, its facts, the rescue of all experts, of this one
+    (`found`) and the routing of all tokens; None: not there yet."""
+
+    view: ExpertView
+    facts: tuple[Fact, ...]
+    rescue: DerivedResult
+    found: Rescue | None
+    routing: DerivedResult | None
+
+    @property
+    def layer(self) -> int:
+        return int(self.view.layer)  # type: ignore[arg-type]
+
+    @property
+    def expert(self) -> int:
+        return int(self.view.expert)  # type: ignore[arg-type]
+
+    @cached_property
+    def by_key(self) -> dict[tuple[int, str], Fact]:
+        """The facts by case_id and subject."""
+        return {(fact.case_id, fact.subject): fact for fact in self.facts}
+
+    def trace(self, fact: Fact, pos: int | None) -> Link:
+        """A fact as a question to the Trace page, with this expert marked at `pos`."""
+        view = View(measure="rescue", pos=pos, layer=self.layer, expert=self.expert)
+        return Link(self.view.trace(fact), view, bundled=base.is_bundled(fact))
+
+    def trace_address(self, fact: Fact, pos: int | None) -> str:
+        """The address of that."""
+        return study_state.trace_address(self.trace(fact, pos))
+
+
+def header(
+    title: str, name: str, result: DerivedResult, picture: Picture | None, table: pd.DataFrame, view: ExpertView
+) -> None:
+    """A heading and its download menu; `name` is the file's stem, the expert's name is put before it."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(f"##### {title}", width="content")
+        stem = f"{view.name}_{name}" if view.chosen else name
+        downloads.menu(stem, f"{view.name} {title}".strip(), result, picture, table)
+
+
+def figure(
+    title: str,
+    name: str,
+    result: DerivedResult,
+    picture: Picture,
+    table: pd.DataFrame,
+    view: ExpertView,
+    *,
+    caption: str = "",
+    selection: str = "",
+    on_pick: Callable[[dict[str, int]], None] | None = None,
+) -> None:
+    """A picture with its heading, downloads and what it shows."""
+    header(title, name, result, picture, table, view)
+    key = f"es_expert_{name}_{view.name}_{pictures.theme().name}"
+    if on_pick is None:
+        pictures.still(picture, key=key, alt=f"{title} of {view.name}. {caption}")
+    else:
+        pictures.show(picture, key=key, selection=selection, on_pick=on_pick, alt=f"{title} of {view.name}. {caption}")
+    if caption:
+        st.caption(text.plain(caption))
+
+
+def table(
+    frame: pd.DataFrame,
+    columns: dict[str, Column],
+    *,
+    key: str,
+    alt: str,
+    on_pick: Callable[[int], None] | None = None,
+    more: dict[str, object] | None = None,
+    height: int = 400,
+) -> None:
+    """The named columns of a table. A ticked row calls `on_pick` with its number; `more`: other column settings."""
+    config: dict[str, object] = {}
+    for name, (label, form, meaning) in columns.items():
+        if form is None:
+            config[name] = st.column_config.TextColumn(label, help=meaning or None)
+        else:
+            config[name] = st.column_config.NumberColumn(label, format=form, help=meaning or None)
+    config |= more or {}
+    options: dict[str, object] = {}
+    if on_pick is not None:
+
+        def pick() -> None:
+            rows = (st.session_state.get(key) or {}).get("selection", {}).get("rows") or []
+            if rows:
+                on_pick(rows[0])
+
+        options = {"on_select": address.callback(key, pick), "selection_mode": "single-row"}
+    ticks = {name: frame[name].map({True: "✓", False: ""}) for name in frame if frame[name].dtype == bool}
+    order = [name for name in (*(more or {}), *columns) if name in frame]
+    st.dataframe(
+        frame.assign(**ticks), hide_index=True, column_order=list(dict.fromkeys(order)), column_config=config,
+        placeholder=NONE, key=key, alt=alt, height=min(38 + 35 * max(len(frame), 1), height), **options,
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""The sections of the Expert page, and the numbers that stand above all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from core import expert_routing as counting
+from core.expert_tables import SHORT, Rescue
+from core.tooltips import NONE, number
+
+from . import expert_knockout, expert_rescue, expert_routing, pictures, text
+from .expert_pieces import Shown
+
+
+def cards(shown: Shown) -> None:
+    """How often it is routed and clean-active, what it restores, and how specific that is."""
+    rows = []
+    if shown.routing is not None:
+        tokens = pictures.kept(expert_routing.tokens_of, shown.routing, shown.layer, shown.expert)
+        n, all_tokens = int(tokens.routed.sum()), len(tokens)
+        rows.append(("routed", _percent(n, all_tokens), f"{n:,} of {all_tokens:,} tokens", "Tokens of the clean runs."))
+        for name, (active, of) in counting.clean_active(tokens).items():
+            words = "last position" if name == "last" else "last subject token"
+            below = f"{active} of {of} facts"
+            rows.append((f"clean-active, {words}", _percent(active, of), below, "Routed there in the clean run."))
+    found = shown.found
+    if found is not None:
+        rows += [_estimate(found, name) for name in _SHOWN]
+        values = found.values
+        first = f"{values['first']} of {values['n_active']} times first"
+        rows.append(("mean rank among active", number(values["mean_rank"], 1), first, "1: the highest rescue."))
+    if rows:
+        st.html(text.cards(rows))
+
+
+_SHOWN = ("expert_rescue", "expert_rescue_active_only", "specificity", "gate_matched_specificity")
+
+
+def _estimate(found: Rescue, name: str) -> tuple[str, str, str, str]:
+    words, row = SHORT[name], found.estimates.set_index("quantity").loc[name]
+    if row.n == 0:
+        return words, NONE, "missing", row.meaning
+    ends = f"[{number(row.ci_low, 3, True)}, {number(row.ci_high, 3, True)}] · n {row.n}"
+    return words, number(row["mean"], 3, True), ends, row.meaning
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{number(100 * part / whole, 1)} %" if whole else NONE
+
+
+SECTIONS: dict[str, Callable[[Shown], None]] = {
+    "routing": expert_routing.draw,
+    "rescue": expert_rescue.draw,
+    "knockout": expert_knockout.draw,
+}

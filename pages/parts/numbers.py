@@ -1,0 +1,48 @@
+"""Numbers that take a moment to be counted from a result (intervals, say): in a job, not in the page's own thread.
+
+No model is needed for them, so they have a queue of their own. Knows no numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from core.derived import DerivedResult
+from core.jobs import FAILED, Job
+
+from . import address, base, pictures, text
+
+LANE = "numbers"
+PATIENCE = 2.0
+"""Seconds that the page waits before it shows progress instead."""
+
+
+def of(name: str, count: Callable[..., Any], result: DerivedResult, *args: Any, **options: Any) -> Any:
+    """`count(result, *args, **options)`, remembered with the result; None while it is counted (the page says so).
+
+    `name`: what a person calls the numbers.
+    """
+
+    def submit(result: DerivedResult, *args: Any, **options: Any) -> Job:
+        key = (count.__module__, count.__name__, result.request, args, tuple(sorted(options.items())))
+        jobs = base.workbench().jobs
+        return jobs.submit(key, name, lambda progress: count(result, *args, **options), lane=LANE)
+
+    submit.__name__ = f"job of {count.__module__}.{count.__name__}"
+    job: Job = pictures.kept(submit, result, *args, **options)
+    if not job.wait(PATIENCE):
+        _counting(job)
+    elif job.state == FAILED:
+        st.error(text.error(job.error))
+    return job.result
+
+
+@st.fragment(run_every=0.5)
+def _counting(job: Job) -> None:
+    if job.wait(0):
+        address.rerun()
+        return
+    st.progress(0.5, text=f"Counting: {text.plain(job.title)}…")

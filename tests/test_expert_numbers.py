@@ -1,0 +1,232 @@
+"""The numbers of the Expert page against plain hooked forwards, and against counting by hand."""
+
+from __future__ import annotations
+
+import random
+
+import checkpoints
+import numpy as np
+import oracle
+import pandas as pd
+import pytest
+import tokenizers_for_tests
+import torch
+from test_study_run import oracle_of
+from word_facts import word_facts
+
+from core import expert_link, expert_tables, stats
+from core.checks import ensure_checked
+from core.derived import derive
+from core.expert_link import ExpertView
+from core.moe import MoeModel
+from core.requests import Fact, ModelSpec
+
+TOLERANCE = 1e-4
+SEED, NOISE, DRAWS = 7, 2.0, 2
+
+
+@pytest.fixture(scope="module")
+def model() -> MoeModel:
+    found = MoeModel(checkpoints.build("qwen2_moe"), tokenizers_for_tests.tokenizer("prefix_space"))
+    ensure_checked(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[Fact]:
+    """Twelve that can be traced, and two that cannot."""
+    return word_facts()
+
+
+@pytest.fixture(scope="module")
+def view(model) -> ExpertView:
+    return ExpertView(model=ModelSpec("ours"), layer=2, expert=0, seed=SEED, noise=NOISE, draws=DRAWS)
+
+
+@pytest.fixture(scope="module")
+def rescue(model, facts, view):
+    return derive(model, expert_link.rescue_request(view, facts))
+
+
+@pytest.fixture(scope="module")
+def oracles(model, facts) -> dict[int, oracle.Oracle]:
+    """Three facts of different relations, by their number."""
+    return {i: oracle_of(model, facts[i], seed=SEED, level=NOISE) for i in (0, 5, 11)}
+
+
+def contrast(logits: oracle.Logits) -> float:
+    return logits[0] - logits[1]
+
+
+def test_every_expert_patch_is_what_plain_hooks_measure(model, rescue, oracles):
+    patches, known = rescue.tables["patches"], rescue.tables["facts"].set_index("fact")
+    seen = 0
+    for number, asked in oracles.items():
+        last = len(asked.case.input_ids) - 1
+        corrupt = [contrast(oracle.corrupt(model.model, asked.case, draw)) for draw in range(DRAWS)]
+        clean = contrast(oracle.clean(model.model, asked.case))
+        assert known.clean_contrast[number] == pytest.approx(clean, abs=TOLERANCE)
+        assert known["drop"][number] == pytest.approx(clean - np.mean(corrupt), abs=TOLERANCE)
+        mine = patches[patches.fact == number]
+        expected = {
+            (layer, expert): record.router_weight(last, expert)
+            for layer, record in asked.clean_run.items()
+            for expert in record.active(last)
+        }
+        assert set(zip(mine.layer, mine.expert, strict=True)) == set(expected)  # clean-active ones, and no others
+        for row in mine.itertuples():
+            values = [
+                contrast(asked.expert_patch(draw, row.layer, last, row.expert)) - corrupt[draw] for draw in range(DRAWS)
+            ]
+            assert row.rescue == pytest.approx(np.mean(values), abs=TOLERANCE)
+            assert row.rescue_sd == pytest.approx(np.std(values, ddof=1), abs=TOLERANCE)
+            assert row.router_weight == pytest.approx(expected[row.layer, row.expert], abs=1e-6)
+            seen += 1
+    assert seen >= 12 and patches.rescue.abs().max() > 0.1  # the patches matter
+
+
+def test_facts_that_the_model_cannot_take_are_counted_with_the_reason(rescue, facts):
+    assert [(out["case_id"], out["subject"]) for out in rescue.values["left_out"]] == [(50, "Delhi"), (51, "Delhi")]
+    assert "foil" in rescue.values["left_out"][1]["why"]
+    assert list(rescue.tables["facts"].fact) == list(range(12))
+
+
+def by_hand(rescue, layer: int, expert: int, top_k: int) -> list[dict]:
+    """The rules of protocol.md, step 5, fact by fact."""
+    patches = rescue.tables["patches"]
+    rows = []
+    for fact in rescue.tables["facts"].itertuples():
+        here = patches[(patches.fact == fact.fact) & (patches.layer == layer)].set_index("expert")
+        others = sorted(set(here.index) - {expert})
+        drawn = random.Random(1000 + fact.case_id).sample(others, min(1 if top_k == 2 else 3, top_k - 1, len(others)))
+        control = float(np.mean([here.rescue[e] for e in drawn]))
+        row = {"active": expert in here.index, "rescue": 0.0, "control": control, "subject": fact.subject}
+        if row["active"]:
+            row["rescue"] = here.rescue[expert]
+            row["rank"] = 1 + int((here.rescue > row["rescue"]).sum())
+            nearest = min(others, key=lambda e: (abs(here.router_weight[e] - here.router_weight[expert]), e))
+            row["gate"] = row["rescue"] - here.rescue[nearest]
+        rows.append(row)
+    return rows
+
+
+def test_controls_rank_and_means_follow_the_protocol(model, rescue):
+    everyone = expert_tables.every_expert(rescue.tables)
+    assert list(everyone.mean_all) == sorted(everyone.mean_all, reverse=True)
+    some = everyone[(everyone.n_active > 2) & (everyone.n_active < 12)].iloc[0]  # neither always nor never active
+    found = expert_tables.rescue(rescue.tables, int(some.layer), int(some.expert), top_k=model.top_k)
+    expected = pd.DataFrame(by_hand(rescue, int(some.layer), int(some.expert), model.top_k))
+    assert some.mean_all == pytest.approx(expected.rescue.mean()) and some.n_active == expected.active.sum()
+    assert list(found.facts.clean_active) == list(expected.active)
+    for name, values in (
+        ("rescue", expected.rescue), ("rank", expected["rank"]), ("control_random", expected.control),
+        ("specificity", expected.rescue - expected.control), ("gate_matched_specificity", expected.gate),
+    ):  # fmt: skip
+        assert np.allclose(found.facts[name].astype(float), values, atol=1e-12, equal_nan=True), name
+    lines = found.estimates.set_index("quantity")
+    active_only = expected.rescue.where(expected.active)
+    units = list(expected.subject)
+    for name, values in (("expert_rescue", expected.rescue), ("expert_rescue_active_only", active_only)):
+        wanted = stats.estimate(values.to_numpy(), units=units)
+        assert lines["mean"][name] == pytest.approx(wanted.mean)
+        assert (lines.ci_low[name], lines.ci_high[name]) == pytest.approx((wanted.ci_low, wanted.ci_high))
+        assert lines.n[name] == wanted.n == values.notna().sum()
+    assert found.values["n_active"] == expected.active.sum()
+    assert found.values["first"] == (expected["rank"] == 1).sum()
+    of_relation = found.facts.groupby("relation").rescue.mean()
+    assert found.relations.set_index("relation").expert_rescue.to_dict() == pytest.approx(of_relation.to_dict())
+    assert found.relations.n.sum() == 12 and found.relations.n_active.sum() == expected.active.sum()
+
+
+@pytest.fixture(scope="module")
+def knockout(model, facts, rescue, view):
+    """Of an expert that is clean-active in some facts only."""
+    everyone = expert_tables.every_expert(rescue.tables)
+    some = everyone[(everyone.n_active > 2) & (everyone.n_active < 12)].iloc[0]
+    chosen = expert_link.replace(view, layer=int(some.layer), expert=int(some.expert))
+    return chosen, derive(model, expert_link.knockout_request(chosen, facts))
+
+
+def without(model: MoeModel, asked: oracle.Oracle, layer: int, expert: int, positions: list[int]) -> float:
+    """The clean contrast with the expert's contribution taken out at `positions`, by a plain hook."""
+    record = asked.clean_run[layer]
+    taken = {pos: oracle.contribution(model.model, layer, record, pos, expert) for pos in positions}
+
+    def take_out(module, args, kwargs, output):
+        hidden = oracle.first(output).clone()
+        rows = hidden.view(len(asked.case.input_ids), -1)
+        for pos, part in taken.items():
+            rows[pos] -= part
+        return oracle.like(output, hidden)
+
+    with oracle.hooked(oracle.find_blocks(model.model)[layer], take_out):
+        return contrast(oracle.clean(model.model, asked.case))
+
+
+def rerouted(model: MoeModel, asked: oracle.Oracle, layer: int, expert: int, positions: list[int]) -> float:
+    """The clean contrast with the expert out of the router's choice at `positions`: the weights as qwen2_moe's own
+    configuration has them, from the softmax over all experts."""
+    block, config = oracle.find_blocks(model.model)[layer], model.model.config
+    record = asked.clean_run[layer]
+    scores = torch.softmax(record.h @ block.gate.weight.T, dim=-1)
+    kept = scores.clone()
+    kept[positions, expert] = -1.0
+    index = kept.topk(config.num_experts_per_tok, dim=-1).indices
+    weight = scores.gather(1, index)
+    if config.norm_topk_prob:
+        weight = weight / weight.sum(-1, keepdim=True)
+
+    def write(module, args, kwargs, output):
+        hidden = oracle.first(output).clone()
+        rows = hidden.view(len(asked.case.input_ids), -1)
+        for pos in positions:
+            routed = sum(
+                w * oracle.expert_output(model.model, layer, int(e), record.h[pos])
+                for e, w in zip(index[pos], weight[pos], strict=True)
+            )
+            rows[pos] = routed + record.shared[pos]
+        return oracle.like(output, hidden)
+
+    with oracle.hooked(block, write):
+        return contrast(oracle.clean(model.model, asked.case))
+
+
+@torch.no_grad()
+def test_knockouts_are_what_plain_hooks_measure(model, knockout, oracles):
+    view, result = knockout
+    table = result.tables["knockouts"]
+    assert result.values["modes"] == ["zero", "reroute"]
+    assert len(table) == 12 * 4 and len(result.values["left_out"]) == 2
+    changed = 0
+    for number, asked in oracles.items():
+        record, last = asked.clean_run[view.layer], len(asked.case.input_ids) - 1
+        routed = [pos for pos in range(last + 1) if view.expert in record.active(pos)]
+        clean = contrast(oracle.clean(model.model, asked.case))
+        for row in table[table.fact == number].itertuples():
+            positions = routed if row.place == "all" else [pos for pos in routed if pos == last]
+            how = without if row.mode == "zero" else rerouted
+            expected = how(model, asked, view.layer, view.expert, positions)
+            assert row.positions == len(positions) and row.clean_active == (last in routed)
+            assert row.contrast == pytest.approx(expected, abs=TOLERANCE)
+            assert row.change == pytest.approx(expected - clean, abs=2 * TOLERANCE)
+            changed += abs(row.change) > 1e-3
+    assert changed >= 4
+
+
+def test_own_facts_are_those_where_it_is_clean_active_at_the_last_position(rescue, knockout):
+    view, result = knockout
+    found = expert_tables.knockout(result.tables["knockouts"])
+    patches = rescue.tables["patches"]
+    own = set(patches.fact[(patches.layer == view.layer) & (patches.expert == view.expert)])
+    rows = result.tables["knockouts"]
+    assert set(rows.fact[rows.clean_active]) == own
+    for line in found.estimates.itertuples():
+        group = rows.fact.isin(own) == (line.group == expert_tables.OWN)
+        mine = rows[group & (rows["mode"] == line.mode) & (rows.place == line.place)]
+        assert line.mean == pytest.approx(mine.change.mean()) and line.n == len(mine)
+        assert line.touched == (mine.positions > 0).sum()
+        if line.group == expert_tables.OTHERS and line.place == "last":
+            assert line.mean == 0
+    of_relation = rows[(rows["mode"] == "zero") & (rows.place == "all")].groupby("relation").change.mean()
+    lines = found.relations[(found.relations["mode"] == "zero") & (found.relations.place == "all")]
+    assert lines.set_index("relation")["mean"].to_dict() == pytest.approx(of_relation.to_dict())

@@ -1,0 +1,184 @@
+"""The Expert page without a browser: links, numbers, what is asked when, on a small random model."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import checkpoints
+import pytest
+import tokenizers_for_tests
+from streamlit.testing.v1 import AppTest
+from word_facts import word_facts
+
+from cache import Store
+from core import expert_link, expert_routing, expert_tables, links
+from core.checks import ensure_checked
+from core.derived import derive
+from core.expert_link import ExpertView, from_query
+from core.moe import MoeModel
+from core.routing_kinds import routed_of, routing_request
+from core.tooltips import number
+from core.workbench import Engine, StoreStatus, Workbench
+from pages.parts import base, pictures
+
+WAIT = 60.0
+APP = Path(__file__).resolve().parent.parent / "app.py"
+FACTS = word_facts()
+
+
+@pytest.fixture(scope="module")
+def model() -> MoeModel:
+    found = MoeModel(checkpoints.build("qwen2_moe"), tokenizers_for_tests.tokenizer("prefix_space"))
+    ensure_checked(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def rescue(model):
+    return derive(model, expert_link.rescue_request(ExpertView(), FACTS))
+
+
+@pytest.fixture(scope="module")
+def some(rescue) -> ExpertView:
+    """An expert that is clean-active in some facts, but not in all."""
+    found = expert_tables.every_expert(rescue.tables)
+    row = found[(found.n_active > 2) & (found.n_active < 12)].iloc[0]
+    return ExpertView(layer=int(row.layer), expert=int(row.expert))
+
+
+@pytest.fixture
+def bench(model, tmp_path, monkeypatch):
+    with Store.open(tmp_path / "store.duckdb") as store:
+        engine = Engine(lambda name, **options: model, lambda *a, **o: [], lambda *a: None)
+        made = Workbench(store, engine=engine)
+        monkeypatch.setattr(made, "store_status", lambda: StoreStatus(limit=10**9))
+        monkeypatch.setattr(made, "warm_up", lambda: None)
+        monkeypatch.setattr(base, "workbench", lambda: made)
+        monkeypatch.setattr(base, "bundled", lambda: {fact.case_id: fact for fact in FACTS})
+        monkeypatch.setattr(pictures, "_cache", type(pictures._cache)())
+        yield made
+        made.close(WAIT)
+
+
+def opened(view: ExpertView | None = None, **params: str) -> AppTest:
+    page = AppTest.from_file(str(APP), default_timeout=60).switch_page("pages/Expert.py")
+    for name, value in ((expert_link.to_query(view) if view else {}) | params).items():
+        page.query_params[name] = value
+    return drawn(page.run())
+
+
+def drawn(page: AppTest) -> AppTest:
+    """The page after every job has ended."""
+    deadline = time.monotonic() + WAIT
+    while page.get("progress"):
+        assert time.monotonic() < deadline, shown(page)
+        time.sleep(0.05)
+        page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def shown(page: AppTest) -> str:
+    kinds = ("markdown", "caption", "warning", "error", "info", "subheader")
+    parts = [element.value for kind in kinds for element in getattr(page, kind)]
+    parts += [element.proto.body for element in page.get("html")]
+    return re.sub(r"\\(.)", r"\1", "\n".join(str(part) for part in parts))
+
+
+def view_of(page: AppTest) -> ExpertView:
+    return from_query({name: v[0] if isinstance(v, list) else v for name, v in page.query_params.items()})
+
+
+def titles(bench: Workbench) -> list[str]:
+    return [job.title for job in bench.jobs.all()]
+
+
+def button(page: AppTest, label: str):
+    return next(b for b in page.button if b.label == label)
+
+
+def test_without_an_expert_all_are_listed_and_one_is_chosen(bench, rescue):
+    page = opened()
+    listed = page.dataframe[-1].value
+    expected = expert_tables.every_expert(rescue.tables)
+    assert list(listed.name) == list(expected.name) and len(expected) > 4
+    assert list(listed.mean_all) == pytest.approx(list(expected.mean_all), abs=1e-4)
+    assert any("2 of 14 facts left out" in expander.label for expander in page.expander)
+    layer = next(box for box in page.selectbox if box.label == "Layer")
+    drawn(layer.set_value(1).run())
+    assert view_of(page).name == "L1E000"
+    assert "Expert L1E000" in shown(page)
+
+
+def test_the_numbers_above_the_sections_are_those_of_the_expert(bench, model, rescue, some):
+    text = shown(opened(some))
+    found = expert_tables.rescue(rescue.tables, some.layer, some.expert, top_k=model.top_k)
+    lines = found.estimates.set_index("quantity")
+    for name in ("expert_rescue", "expert_rescue_active_only", "specificity", "gate_matched_specificity"):
+        ends = ", ".join(number(lines[end][name], 3, True) for end in ("ci_low", "ci_high"))
+        assert number(lines["mean"][name], 3, True) in text
+        assert f"[{ends}] · n {lines.n[name]}" in text
+    routed = routed_of(derive(model, routing_request(some.model, facts=FACTS)))
+    tokens = expert_routing.routed_tokens(routed, some.layer, some.expert)
+    assert f"{tokens.routed.sum()} of {len(tokens)} tokens" in text
+    active, of = expert_routing.clean_active(tokens)["last"]
+    assert f"{active} of {of} facts" in text
+
+
+def test_what_takes_longer_is_asked_when_its_section_is_opened(bench, some):
+    page = opened(some)
+    assert not [title for title in titles(bench) if "nocking" in title]
+    assert len(page.get("vega_lite_chart")) == 2 and "<mark" in shown(page)
+    assert view_of(page) == some
+    drawn(page.segmented_control(key=section_key(page)).set_value("knockout").run())
+    assert [title for title in titles(bench) if "nocking" in title]
+    assert view_of(page).section == "knockout"
+    assert "own facts" in shown(page)
+
+
+def section_key(page: AppTest) -> str:
+    return next(s.key for s in page.get("button_group") if s.proto.label == "Section")
+
+
+def test_next_and_previous(bench, some):
+    page = opened(some)
+    n, asked = len(bench.jobs.all()), [job.key for job in bench.jobs.all()]
+    there = expert_link.beside(some, 1, moe_layers=[0, 1, 2, 3], n_experts=8)
+    beside = [b for b in page.button if b.help and b.help.startswith("The ") and b.help.endswith(": " + there.name)]
+    drawn(beside[0].click().run())
+    assert view_of(page).name == there.name
+    model_jobs = [job for job in bench.jobs.all()[n:] if job.key not in asked and job.lane == "derived"]
+    assert not model_jobs, "the next expert needs no model"
+
+
+def test_the_facts_lead_to_the_trace_page_with_the_expert_marked(bench, rescue, some):
+    page = opened(some, show="rescue")
+    table = page.dataframe[-1].value
+    found = expert_tables.rescue(rescue.tables, some.layer, some.expert, top_k=2).facts
+    assert sorted(table.case_id) == sorted(found.case_id)
+    row = table.iloc[0]
+    asked = links.from_query(
+        {name: values[0] for name, values in parse_qs(urlsplit(row.trace).query).items()},
+        bundled={fact.case_id: fact for fact in FACTS}.get, default=FACTS[0],
+    )  # fmt: skip
+    assert asked.request == some.trace(next(fact for fact in FACTS if fact.case_id == row.case_id))
+    assert (asked.view.layer, asked.view.expert) == (some.layer, some.expert)
+    assert not asked.problems and urlsplit(row.trace).path == "/"
+    one = opened(some, show="rescue", relation="relation 1")
+    assert set(one.dataframe[-1].value.relation) == {"relation 1"}
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"expert": "L9E000"}, "layer 9 has no experts"),
+        ({"expert": "L1E999"}, "There is no expert L1E999"),
+        ({"expert": "<script>"}, "which is no expert's name"),
+        ({"expert": "L1E000", "relations": "no such"}, "There is no fact in this set"),
+    ],
+)
+def test_a_link_that_cannot_be_is_answered_in_words(bench, params, said):
+    assert said in shown(opened(**params))
