@@ -14,12 +14,13 @@ import torch
 from test_study_run import oracle_of
 from word_facts import word_facts
 
-from core import expert_link, expert_tables, stats
+from core import expert_link, expert_routing, expert_tables, stats
 from core.checks import ensure_checked
 from core.derived import derive
 from core.expert_link import ExpertView
 from core.moe import MoeModel
 from core.requests import Fact, ModelSpec
+from core.routing_kinds import routed_of, routing_request
 
 TOLERANCE = 1e-4
 SEED, NOISE, DRAWS = 7, 2.0, 2
@@ -230,3 +231,48 @@ def test_own_facts_are_those_where_it_is_clean_active_at_the_last_position(rescu
     of_relation = rows[(rows["mode"] == "zero") & (rows.place == "all")].groupby("relation").change.mean()
     lines = found.relations[(found.relations["mode"] == "zero") & (found.relations.place == "all")]
     assert lines.set_index("relation")["mean"].to_dict() == pytest.approx(of_relation.to_dict())
+
+
+def test_routing_is_counted_as_by_hand(model, facts, oracles):
+    chosen = [facts[number] for number in oracles]
+    routed = routed_of(derive(model, routing_request(ModelSpec("ours"), facts=chosen, seed=SEED, noise=NOISE)))
+    layer = 1
+    first = next(iter(oracles.values())).clean_run[layer]
+    expert = max(range(8), key=lambda e: sum(e in first.active(pos) for pos in range(4)))
+    rows, last, at_subject = [], 0, 0
+    for fact, asked in zip(chosen, oracles.values(), strict=True):
+        ids, subject = asked.case.input_ids.tolist(), asked.case.subject_positions
+        for pos, token_id in enumerate(ids):
+            weight = asked.clean_run[layer].router_weight(pos, expert)
+            in_subject = "last subject" if pos == subject[-1] else "first subject" if pos == subject[0] else "middle"
+            role = (
+                "last token"
+                if pos == len(ids) - 1
+                else in_subject
+                if pos in subject
+                else ("further" if pos > subject[-1] else "before subject")
+            )
+            rows.append((fact.case_id, fact.relation, pos, role, token_id, weight > 0, weight))
+        last += expert in asked.clean_run[layer].active(len(ids) - 1)
+        at_subject += expert in asked.clean_run[layer].active(subject[-1])
+    expected = pd.DataFrame(rows, columns=["case_id", "relation", "pos", "role", "token_id", "routed", "weight"])
+    tokens = expert_routing.routed_tokens(routed, layer, expert)
+    names = ["case_id", "relation", "pos", "role", "token_id", "routed"]
+    assert tokens[names].values.tolist() == expected[names].values.tolist()
+    assert np.allclose(tokens.router_weight, expected.weight, atol=1e-6)
+    assert 2 < expected.routed.sum() < len(expected)
+    for by in ("role", "relation", "token_id"):
+        wanted = expected.groupby(by).routed.mean()
+        assert expert_routing.shares(tokens, [by]).set_index(by).share.to_dict() == pytest.approx(wanted.to_dict())
+    assert expert_routing.clean_active(tokens) == {"last": (last, 3), "last_subject": (at_subject, 3)}
+    top = expert_routing.top_prompts(tokens)
+    best = expected.loc[expected.groupby("case_id").weight.idxmax()].sort_values("weight", ascending=False)
+    best = best[best.routed]
+    assert list(zip(top.case_id, top.pos, strict=True)) == list(zip(best.case_id, best.pos, strict=True))
+    for row in top.itertuples():
+        text = next(fact.text for fact in chosen if fact.case_id == row.case_id)
+        assert (row.before + row.token + row.after).split() == text.split()
+    frequent = expert_routing.frequent_tokens(tokens)
+    counts = expected[expected.routed].token_id.value_counts()
+    assert dict(zip(frequent.token_id, frequent.routed, strict=True)) == counts.to_dict()
+    assert list(frequent.routed) == sorted(frequent.routed, reverse=True)
