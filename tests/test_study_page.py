@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from word_facts import any_contrast, word_facts
 
 from cache.studies import Studies
-from core import facts
+from core import expert_link, facts
 from core.checks import ensure_checked
 from core.links import from_query
 from core.moe import MoeModel
@@ -335,6 +335,16 @@ def test_renaming_and_deleting(bench, book, finished):
     button(page, "Delete for good").click().run()
     assert book.all() == [] and params_of(page) == {}
     assert "A **study** asks" in shown(page)
+
+
+def test_an_expert_leads_to_its_page_with_the_settings_of_the_study(bench, book, finished):
+    content, study = finished
+    archive.unpack(book, content)
+    page = opened(study="words", show="experts", layer="1", expert="3")
+    (on_its_page,) = [p.proto for p in page.get("page_link") if p.proto.label == "Open L1E003 on its page"]
+    dossier = expert_link.from_query({k: v[0] for k, v in parse_qs(on_its_page.query_string).items()})
+    assert (dossier.layer, dossier.expert, dossier.model) == (1, 3, study.settings.model)
+    assert dossier.trace(study.kept[0]) == link.trace_request(study.settings, study.kept[0])
 
 
 def test_a_file_is_imported_and_another_refused(bench, book, finished):

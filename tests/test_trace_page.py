@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 from fake_results import FRANCE, fake_result
 from streamlit.testing.v1 import AppTest
 
-from core import views
+from core import expert_link, views
 from core.errors import InputError, ModelError
 from core.jobs import JobRegistry
 from core.links import View, to_query
@@ -158,6 +159,9 @@ def test_a_link_brings_back_everything(bench, engine):
     specs = [chart.proto.spec for chart in page.get("vega_lite_chart")]
     assert re.search(r'"value": ?\[\{"layer": ?4, ?"pos": ?5\}\]', specs[0])
     assert re.search(r'"value": ?\[\{"layer": ?4, ?"expert": ?' + str(table.expert[0]) + r"\}\]", specs[1])
+    (on_its_page,) = [p.proto for p in page.get("page_link") if p.proto.label == f"Open {table.name[0]} on its page"]
+    dossier = expert_link.from_query(dict(parse_qsl(on_its_page.query_string)))
+    assert dossier.name == table.name[0] and dossier.trace(JAPAN) == request
 
 
 def test_experts_of_another_position_are_asked_for_when_needed(bench, engine):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ..expert_link import ExpertView, of_trace
 from ..links import Reader, View
 from ..requests import Fact, TraceRequest
 from .settings import StudySettings
@@ -78,6 +79,11 @@ def trace_request(settings: StudySettings, fact: Fact) -> TraceRequest:
         special_tokens=settings.special_tokens,
         object_tokens=settings.object_tokens,
     )
+
+
+def expert_view(settings: StudySettings, *, layer: int, expert: int) -> ExpertView:
+    """The page of an expert with the study's model, noise and tokens, over the page's own default set of facts."""
+    return of_trace(trace_request(settings, Fact("", "", "")), layer=layer, expert=expert)
 
 
 def trace_view(*, pos: int | None, layer: int | None, expert: int | None) -> View:

@@ -7,8 +7,9 @@ from typing import Any
 
 import streamlit as st
 
-from core.expert_link import ExpertView, from_query, to_query
+from core.expert_link import ExpertView, from_query, of_trace, to_query
 from core.links import with_query
+from core.requests import TraceRequest
 
 from . import study_state
 from .address import Address
@@ -28,6 +29,12 @@ def look(**changes: Any) -> None:
 def address() -> str:
     """The link to what is shown."""
     return with_query(st.context.url or "http://localhost:8501/Expert", to_query(HERE.value))
+
+
+def link_from_trace(request: TraceRequest, layer: int, expert: int | str | None) -> None:
+    """The way from an expert of a trace; none for the shared one."""
+    if isinstance(expert, int):
+        page_link(of_trace(request, layer=layer, expert=expert))
 
 
 def page_link(view: ExpertView) -> None:

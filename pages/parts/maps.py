@@ -12,7 +12,7 @@ from core.links import MEASURES, SHARED, View
 from core.requests import digest
 from core.results import MIN_DROP, TraceResult, expert_name
 
-from . import downloads, pictures, state, text
+from . import downloads, expert_state, pictures, state, text
 from .answers import answer
 
 TOKEN_MAP = (
@@ -156,6 +156,7 @@ def _cell(at: TraceResult, shown: View, ident: str) -> None:
     )
     if chosen in names:
         _chosen_expert(table[table.name == chosen].iloc[0])
+        expert_state.link_from_trace(at.request, shown.layer, shown.expert)
     elif chosen is not None:
         st.markdown(f":small[**{chosen}** is not routed at this token; the marks show where it is.]")
     with st.grid(2, min_column_width=430, gap="medium"):

@@ -11,11 +11,11 @@ from core.results import expert_name
 from core.study import rows, values
 from core.study.behind import behind
 from core.study.findings import Findings
-from core.study.link import SPLITS, StudyView, trace_request, trace_view
+from core.study.link import SPLITS, StudyView, expert_view, trace_request, trace_view
 from core.study.settings import StudySettings
 from core.tooltips import NONE, number
 
-from . import address, base, downloads, pictures, study_columns, study_state, text
+from . import address, base, downloads, expert_state, pictures, study_columns, study_state, text
 
 COLUMNS = (
     "trace", "subject", "true", "layer_rescue", "expert_rescue", "clean_active", "router_weight", "drop",
@@ -34,6 +34,8 @@ def draw(found: Findings, view: StudyView, *, chosen: bool = False) -> None:
         st.markdown(f"##### Facts{where}", width="content")
         shown = _filtered(table, view)
         downloads.of_study("facts", f"Facts{where}", found, table=_whole(found, table) if not chosen else table)
+    if layer is not None and expert is not None:
+        expert_state.page_link(expert_view(StudySettings.from_dict(found.settings), layer=layer, expert=expert))
     _filters(found, view, layer, expert)
     if shown.empty:
         st.caption("No fact of this study is like that.")
