@@ -8,10 +8,10 @@ import itertools
 import streamlit as st
 
 from core import facts
-from core.links import Link
-from core.requests import Fact
+from core.requests import Fact, TraceRequest
 
-from . import base, fact_fields, state
+from . import address, base, fact_fields
+from .asker import Asker
 
 SHOWN = 300
 """Most facts offered at once; the search narrows them down."""
@@ -19,21 +19,21 @@ ALL = "all relations"
 BUNDLED, TYPED = "Bundled", "Typed in"
 
 
-def draw(link: Link) -> None:
-    """The fact section of the sidebar."""
+def draw(request: TraceRequest, asker: Asker, *, bundled: bool) -> None:
+    """The fact section of a sidebar. `bundled`: the question's fact is a bundled one."""
     st.markdown("**Fact**")
     known = base.bundled()
     if not known:
         st.error("The bundled facts are missing (demo/facts.jsonl). Clone the repository again, or type a fact in.")
-    key = state.key("source")
+    key = asker.key("source")
     source = st.segmented_control(
-        "Where the fact comes from", [BUNDLED, TYPED], default=BUNDLED if link.bundled and known else TYPED, key=key,
-        label_visibility="collapsed", required=True, width="stretch", on_change=state.touch,
+        "Where the fact comes from", [BUNDLED, TYPED], default=BUNDLED if bundled and known else TYPED, key=key,
+        label_visibility="collapsed", required=True, width="stretch", on_change=address.touch,
     )  # fmt: skip
     if source == BUNDLED and known:
-        _search(link)
+        _search(request, asker, bundled)
     else:
-        _typed(link)
+        _typed(request, asker, bundled)
 
 
 def label(fact: Fact) -> str:
@@ -56,30 +56,30 @@ def _found(query: str, relation: str | None) -> list[int]:
 
 
 @st.fragment
-def _search(link: Link) -> None:
+def _search(request: TraceRequest, asker: Asker, bundled: bool) -> None:
     """Search and list. A fragment: typing redraws only this."""
     counts = _relations()
     relation = st.selectbox(
-        "Relation", [ALL, *counts], key=state.key("relation"), label_visibility="collapsed",
+        "Relation", [ALL, *counts], key=asker.key("relation"), label_visibility="collapsed",
         format_func=lambda r: r if r == ALL else f"{r.replace('_', ' ')} ({counts[r]})",
         help="Which relation's facts are listed.",
     )  # fmt: skip
     query = st.text_input(
-        "Search", key=state.key("query"), type="search", live="300ms", label_visibility="collapsed",
+        "Search", key=asker.key("query"), type="search", live="300ms", label_visibility="collapsed",
         placeholder="Search: subject, object, case_id", max_chars=100,
     )  # fmt: skip
     found = _found(query.strip(), None if relation == ALL else relation)
-    current = link.request.fact.case_id if link.bundled else None
+    current = request.fact.case_id if bundled else None
     options = found[:SHOWN]
     if current is not None and current not in options and not query and relation == ALL:
         options = [current, *options]
-    key = state.key(f"fact/{relation}/{query}")
+    key = asker.key(f"fact/{relation}/{query}")
     known = base.bundled()
 
     def choose() -> None:
         case_id = st.session_state.get(key)
         if case_id is not None:
-            state.ask(state.request().replace(fact=known[case_id]), bundled=True)
+            asker.ask(asker.now().replace(fact=known[case_id]), bundled=True)
             st.session_state["es_chosen"] = True
 
     if not options:
@@ -87,31 +87,31 @@ def _search(link: Link) -> None:
         return
     st.selectbox(
         "Fact", options, index=options.index(current) if current in options else None, key=key,
-        format_func=lambda case_id: label(known[case_id]), on_change=state.callback(key, choose),
+        format_func=lambda case_id: label(known[case_id]), on_change=address.callback(key, choose),
         label_visibility="collapsed",
         placeholder=f"{len(options)} facts, choose one",
     )  # fmt: skip
     if len(found) > SHOWN:
         st.caption(f"The first {SHOWN} are listed; search for the others.")
     if st.session_state.pop("es_chosen", False):
-        state.rerun()
+        address.rerun()
 
 
 @st.fragment
-def _typed(link: Link) -> None:
+def _typed(request: TraceRequest, asker: Asker, bundled: bool) -> None:
     """Fields, live tokens, and the button that asks. A fragment: typing redraws only this."""
-    request, fact = link.request, link.request.fact
-    own = dataclasses.replace(fact, case_id=0, relation=None) if link.bundled else fact
-    typed = fact_fields.draw(own)
+    fact = request.fact
+    own = dataclasses.replace(fact, case_id=0, relation=None) if bundled else fact
+    typed = fact_fields.draw(own, place=asker.place)
     ready = fact_fields.tokens(
         typed, request.model, special_tokens=request.special_tokens, object_tokens=request.object_tokens,
         first_token=request.first_token,
     )  # fmt: skip
-    same = not link.bundled and typed == fact
+    same = not bundled and typed == fact
     if st.button(
-        "Trace this fact", type="primary", width="stretch", disabled=not ready or same, key=state.key("trace typed"),
+        "Trace this fact", type="primary", width="stretch", disabled=not ready or same, key=asker.key("trace typed"),
         help="This is the fact on the page." if same else None,
     ):  # fmt: skip
-        state.ask(request.replace(fact=typed), bundled=False)
-        state.rerun()
+        asker.ask(request.replace(fact=typed), bundled=False)
+        address.rerun()
 
