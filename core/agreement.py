@@ -54,7 +54,7 @@ def agreement(noise: TraceResult, replace: TraceResult) -> Agreement | None:
         return None
     both = pd.concat(rescues, axis=1, join="inner", keys=kinds)
     shares = [r.loc[other] / r.max() for r, other in zip(rescues, best[::-1], strict=True)]
-    correlation = float(both["noise"].rank().corr(both["replace"].rank()))
+    correlation = rank_correlation(both["noise"], both["replace"])
     labels = token_labels(noise)
     names = [f"layer {layer} at {labels[pos]}" for layer, pos in best]  # type: ignore[misc]
     if best[0] == best[1]:
@@ -67,3 +67,12 @@ def agreement(noise: TraceResult, replace: TraceResult) -> Agreement | None:
             f"and one of the two cells restores less than {ENOUGH:.0%} of the best under the other."
         )
     return Agreement(best[0], best[1], float(shares[0]), float(shares[1]), correlation, sentence)  # type: ignore[arg-type]
+
+
+def rank_correlation(a: pd.Series, b: pd.Series) -> float:
+    """Spearman's correlation of two columns over the rows where both are there. NaN for fewer than three such rows,
+    and where one side is constant: then there is no order to compare."""
+    both = pd.DataFrame({"a": a, "b": b}).dropna().rank()
+    if len(both) < 3 or (both.nunique() < 2).any():
+        return float("nan")
+    return float(both.a.corr(both.b))

@@ -156,6 +156,17 @@ def verdict(label: str, sentences: Sequence[str], cautions: Sequence[str]) -> st
     )
 
 
+def findings(sentences: Sequence[str]) -> str:
+    """Sentences that say what was found, the first one standing out."""
+    first, *others = sentences
+    more = "".join(f"<li>{escape(line)}</li>" for line in others)
+    return (
+        '<div style="border-left:4px solid #3f83c4;padding:.1rem 0 .1rem 1rem;max-width:70rem;overflow-wrap:anywhere">'
+        f'<div style="font-size:1.1rem;font-weight:600">{escape(first)}</div>'
+        f'<ul style="margin:.4rem 0 0;padding-left:1.2rem;line-height:1.55">{more}</ul></div>'
+    )
+
+
 def cards(values: Sequence[tuple[str, str, str, str]]) -> str:
     """Numbers side by side: (name, value, what stands below it, what is shown when the pointer rests on it)."""
     boxes = "".join(
@@ -198,3 +209,26 @@ def funnel(steps: Sequence[tuple[str, int, bool]], largest: int) -> str:
             f'<span style="flex:0 0 3.5rem;text-align:right;font-variant-numeric:tabular-nums">{count:,}</span></div>'
         )
     return f"<div>{''.join(lines)}</div>"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], titles: Sequence[str] = ()) -> str:
+    """A small table: the first column names the row, the others are right-aligned numbers or words. `titles`: what is
+    shown when the pointer rests on a row."""
+    cell = "padding:.15rem .9rem .15rem 0;border-bottom:1px solid rgba(128,128,128,.25)"
+    head = "".join(
+        f'<th style="{cell};text-align:{"right" if i else "left"};font-weight:600">{escape(name)}</th>'
+        for i, name in enumerate(headings)
+    )
+    lines = []
+    for number, row in enumerate(rows):
+        title = f' title="{escape(titles[number])}"' if number < len(titles) and titles[number] else ""
+        cells = "".join(
+            f'<td style="{cell};{"text-align:right;font-variant-numeric:tabular-nums" if i else "opacity:.75"}">'
+            f"{escape(value)}</td>"
+            for i, value in enumerate(row)
+        )
+        lines.append(f"<tr{title}>{cells}</tr>")
+    return (
+        '<div style="overflow-x:auto"><table style="border-collapse:collapse;font-size:.9rem">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )

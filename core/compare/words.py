@@ -1,0 +1,174 @@
+"""What differs between two traces, in sentences: settings first, then what came of them. Strings only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .. import views
+from ..agreement import agreement
+from ..results import MIN_DROP, TraceResult
+from ..tooltips import number
+from .tables import SIDES, Compared
+
+SAME_IDS = " This tokenizer gives the same token ids with and without special tokens."
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that is not the same on both sides, in words."""
+
+    name: str
+    a: str
+    b: str
+
+
+def settings(compared: Compared) -> list[Setting]:
+    """Every setting of the questions that differs, and what differs in how they were answered."""
+    a, b = compared.a, compared.b
+    rows = [Setting(name, told(a), told(b)) for name, told in _SETTINGS]
+    rows = [row for row in rows if row.a != row.b]
+    if {row.name for row in rows} & {"prompt", "subject"}:  # another fact has another number
+        rows = [row for row in rows if row.name != "case_id"]
+    versions = [r.provenance.versions for r in (a, b)]
+    for name in sorted(set(versions[0]) | set(versions[1])):
+        left, right = (v.get(name, "none") for v in versions)
+        if left != right:
+            rows.append(Setting(name, left, right))
+    return rows
+
+
+_SETTINGS = (
+    ("prompt", lambda r: f"“{r.request.fact.prompt}”"),
+    ("subject", lambda r: r.request.fact.subject.strip()),
+    ("true object", lambda r: r.request.fact.true.strip()),
+    ("foil", lambda r: r.provenance.foil_token.strip()),
+    ("case_id", lambda r: str(r.request.fact.case_id)),
+    ("model", lambda r: r.provenance.model),
+    ("revision", lambda r: r.provenance.revision or "the default one"),
+    ("dtype", lambda r: r.provenance.dtype),
+    ("device", lambda r: r.provenance.device),
+    ("weights", lambda r: r.provenance.quantisation or "not quantised"),
+    ("placement", lambda r: r.provenance.placement),
+    ("corruption", lambda r: views.corruption(r)),
+    ("draws", lambda r: str(r.request.draws)),
+    ("seed", lambda r: str(r.request.seed)),
+    ("special tokens", lambda r: r.request.special_tokens),
+    ("object tokens", lambda r: r.request.object_tokens),
+    ("objects of several tokens", lambda r: "the first token" if r.request.first_token else "not taken"),
+    ("attention", lambda r: str(r.provenance.implementation.get("attention", ""))),
+    ("experts implementation", lambda r: str(r.provenance.implementation.get("experts", ""))),
+)
+
+
+def sentences(compared: Compared) -> list[str]:
+    """What changed, a sentence each: settings, contrasts and drop, best cells, the maps' order, routing."""
+    out = [changed(compared), _numbers(compared), _best(compared), _order(compared), routing(compared)]
+    return [sentence for sentence in out if sentence]
+
+
+def changed(compared: Compared) -> str:
+    """Which settings differ."""
+    found = settings(compared)
+    if not found:
+        return "Both sides ask the same question."
+    listed = "; ".join(f"{s.name} {s.a} → {s.b}" for s in found)
+    special = any(s.name == "special tokens" for s in found) and compared.alignment.same_tokens
+    return f"From a to b: {listed}.{SAME_IDS if special else ''}"
+
+
+def _numbers(compared: Compared) -> str:
+    a, b = compared.a, compared.b
+    parts = []
+    for name, values in (("Clean contrast", (a.clean_contrast, b.clean_contrast)), ("drop", (a.drop, b.drop))):
+        left, right = (number(value, 2, True) for value in values)
+        parts.append(f"{name} {left} → {right} ({number(values[1] - values[0], 2, True)})")
+    floors = [r.provenance.noise_floor for r in (a, b) if r.provenance.noise_floor]
+    near = max(floors, default=0.0)
+    change = max(abs(b.clean_contrast - a.clean_contrast), abs(b.drop - a.drop))
+    note = f" That is within the noise floor of {near:.2g} logits." if 0 < change < near else ""
+    if change == 0 and settings(compared):
+        note = " Nothing changed there."
+    return f"{', '.join(parts)} logits.{note}"
+
+
+def best(result: TraceResult) -> str:
+    """The best cell in words: `layer 3 at ·is (5)`; empty without cells."""
+    found = views.best_cell(result)
+    return "" if found is None else f"layer {found[0]} at {views.token_labels(result)[found[1]]}"
+
+
+def _best(compared: Compared) -> str:
+    results = compared.a, compared.b
+    if _two_corruptions(compared):
+        noise, replace = sorted(results, key=lambda r: r.request.corruption)
+        if (found := agreement(noise, replace)) is not None:
+            return found.sentence
+    names = [best(result) for result in results]
+    if not all(names):
+        return ""
+    told = [f"{name} ({_restored(result)})" for name, result in zip(names, results, strict=True)]
+    cells = [views.best_cell(result) for result in results]
+    one = not compared.no_cells and cells[0][0] == cells[1][0]  # type: ignore[index]
+    if one and compared.alignment.partner("a", cells[0][1]) == cells[1][1]:  # type: ignore[index]
+        return f"The same cell restores most: a in {told[0]}, b in {told[1]}."
+    return f"a restores most in {told[0]}, b in {told[1]}."
+
+
+def _restored(result: TraceResult) -> str:
+    cells = views.patches(result, ("layer",))
+    top = cells.loc[cells.rescue.idxmax()]
+    if math.isnan(top.restoration):
+        return f"rescue {number(top.rescue, 2, True)}, drop below {MIN_DROP:g}"
+    return f"restoration {number(top.restoration, 2)}"
+
+
+def _two_corruptions(compared: Compared) -> bool:
+    kinds = {compared.side(side).request.corruption for side in SIDES}
+    return len(kinds) == 2 and compared.alignment.same_tokens and not compared.no_cells
+
+
+def _order(compared: Compared) -> str:
+    if compared.no_cells:
+        return f"No difference map: {_lower(compared.no_cells)}"
+    correlation, n = compared.correlation
+    if math.isnan(correlation):
+        return ""
+    return f"The rescues of {n} cells are in an order that correlates by {number(correlation, 2)} (Spearman)."
+
+
+def routing(compared: Compared) -> str:
+    """How far the clean runs go to the same experts."""
+    if compared.no_routing:
+        return f"Routing is not compared: {_lower(compared.no_routing)}"
+    cells = compared.routing
+    same, n = int(cells.same.sum()), len(cells)
+    start = f"The clean runs go to the same set of experts in {same} of {n} (layer, position) pairs"
+    if same == n:
+        why = " The corruption does not touch the clean run." if compared.alignment.same_tokens else ""
+        return f"{start}.{why}"
+    return f"{start} ({number(100 * same / n, 0)} %; mean Jaccard {number(cells.jaccard.mean(), 2)})."
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
+def numbers(compared: Compared) -> tuple[list[str], list[list[str]], list[str]]:
+    """(headings, rows, what each row means) of the table of numbers: of a, of b, and b − a."""
+    values = [(r.clean_contrast, r.corrupt_contrast, r.drop, *views.p_true(r)) for r in (compared.a, compared.b)]
+    rows = [
+        [name, number(left, 3, True), number(right, 3, True), number(right - left, 3, True)]
+        for name, left, right in zip(QUANTITIES, *values, strict=True)
+    ]
+    return ["", "a", "b", "b − a"], rows, list(QUANTITIES.values())
+
+
+QUANTITIES = {
+    "clean contrast": "logit(true object) − logit(foil) at the last position of the prompt as it is.",
+    "corrupt contrast": "The same with the subject corrupted; mean over the draws.",
+    "drop": "Clean minus corrupt contrast: what there is to restore.",
+    "P(true), clean": "Probability of the true object's token in the clean run.",
+    "P(true), corrupt": "The same in the corrupt runs; mean over the draws.",
+}
+"""Rows of the table of numbers, and what they mean."""

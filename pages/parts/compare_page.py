@@ -1,0 +1,130 @@
+"""The Compare page: two questions side by side, their maps on shared axes, what changed from the one to the other."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.compare import words
+from core.compare.link import SIDES, Pair
+from core.compare.tables import Compared
+from core.errors import InputError
+from core.links import Link
+from core.links import to_query as trace_query
+from core.prompts import subject_span
+from core.results import TraceResult
+
+from . import (
+    address,
+    base,
+    compare_state,
+    facts_panel,
+    model_panel,
+    navigation,
+    pictures,
+    settings_panel,
+    store_panel,
+    study_state,
+    text,
+)
+from .answers import answer
+
+HELP_EDIT = "Whose settings stand below. What you change there is what the two sides differ in."
+SAME = "Both sides ask the same question. Change a setting of b in the sidebar: the fact, the noise level, the model …"
+VERSIONS = "Two versions of one model"
+HELP_VERSIONS = (
+    "The two models have different names but the same shape. If one is a version of the other (quantised, fine-tuned), "
+    "expert 5 of a layer is the same expert in both, and experts and routing can be compared."
+)
+
+
+def draw() -> None:
+    """The whole page."""
+    base.start_page("Compare")
+    pair = compare_state.HERE.begin()
+    _sidebar(pair)
+    compare_state.HERE.write()
+    _head()
+    for problem in pair.problems:
+        st.warning(text.plain(problem))
+    if problem := st.session_state.pop("es_input_error", None):
+        st.error(text.plain(problem))
+    results: dict[str, TraceResult | None] = {}
+    with st.grid(2, min_column_width=380, gap="medium"):
+        for side in SIDES:
+            with st.container(border=True):
+                _side(side, pair.side(side))
+                results[side] = answer(pair.side(side).request, f"compare {side}")[0]
+    a, b = results["a"], results["b"]
+    if a is not None and b is not None:
+        from . import compare_maps  # charts take most of a second to import: the head is on the screen by then
+
+        compared = pictures.kept(Compared, a, b, pair.same_model)
+        _changed(compared, pair)
+        compare_maps.draw(compared, pair)
+    with st.sidebar:
+        store_panel.draw()
+    address.end()
+    base.end_page()
+
+
+def _sidebar(pair: Pair) -> None:
+    with st.sidebar:
+        navigation.draw()
+        key = address.key("edit")
+        st.segmented_control(
+            "Settings of", SIDES, default=pair.edited, key=key, required=True, width="stretch", help=HELP_EDIT,
+            format_func="side {}".format,
+            on_change=address.callback(key, lambda: compare_state.change(edited=st.session_state[key] or "b")),
+        )  # fmt: skip
+        side = pair.side(pair.edited)
+        asker = compare_state.asker(pair.edited)
+        model_panel.draw(
+            side.request.model, place=asker.place, changed=lambda spec: asker.ask(asker.now().replace(model=spec))
+        )
+        facts_panel.draw(side.request, asker, bundled=side.bundled)
+        settings_panel.corruption(side.request, asker)
+        settings_panel.tokens(side.request, asker)
+
+
+def _head() -> None:
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader("Compare", anchor=False, width="content")
+        with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            st.button(
+                "Swap", icon=":material/swap_horiz:", help="a becomes b and b becomes a.", key="es_swap",
+                on_click=lambda: compare_state.HERE.change(compare_state.HERE.value.swapped()),
+            )  # fmt: skip
+            with st.popover("Link", icon=":material/link:"):
+                st.caption("Opens exactly this: both questions, the chosen cell.")
+                st.code(compare_state.address(), language=None, wrap_lines=True)
+
+
+def _side(side: str, link: Link) -> None:
+    """A side's question, and the way to the Trace page with it."""
+    fact = link.request.fact
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(f"#### {side}", width="content")
+        query = trace_query(link.request, link.view, bundled=link.bundled)
+        st.page_link(study_state.APP, label="Open on the Trace page", icon=":material/biotech:", query_params=query)
+    try:
+        span = subject_span(fact)
+    except InputError:
+        span = None
+    prompt = text.marked_prompt(fact.text, span)
+    st.html(text.head(prompt, fact.true, fact.foil or "(automatic)", link.request.first_token))
+
+
+def _changed(compared: Compared, pair: Pair) -> None:
+    """The sentences, the numbers, and whether two names are one model."""
+    if not words.settings(compared):
+        st.info(SAME)
+    st.html(text.findings(words.sentences(compared)))
+    headings, rows, titles = words.numbers(compared)
+    st.html(text.table(headings, rows, titles))
+    if compared.could_be_versions:
+        key = address.key("versions")
+        st.toggle(
+            VERSIONS, pair.same_model, key=key, help=HELP_VERSIONS,
+            on_change=address.callback(key, lambda: compare_state.change(same_model=bool(st.session_state[key]))),
+        )  # fmt: skip
+

@@ -1,0 +1,64 @@
+"""What this browser tab looks at on the Compare page: a `core.compare.link.Pair`, in step with the address bar."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import streamlit as st
+
+from core.compare.link import Pair, from_query, to_query
+from core.links import Link, View, with_query
+from core.requests import TraceRequest
+
+from . import base
+from .address import Address
+from .asker import Asker
+
+HERE: Address[Pair] = Address(
+    "compare",
+    read=lambda params: from_query(params, bundled=base.bundled().get, default=base.default_fact()),
+    write=to_query,
+)
+
+
+def address() -> str:
+    """The link to what is shown."""
+    return with_query(st.context.url or "http://localhost:8501/Compare", to_query(HERE.value))
+
+
+def asker(side: str) -> Asker:
+    """The question of side `a` or `b`, for the panels of the sidebar."""
+
+    def ask(request: TraceRequest, *, bundled: bool | None = None) -> None:
+        pair = HERE.value
+        current = pair.side(side)
+        if request.fact != current.request.fact:  # another subject was named for the fact that was there
+            request = request.replace(replacement=())
+        kept = _tokens_of(request) == _tokens_of(current.request)
+        link = Link(request, current.view, current.bundled if bundled is None else bundled)
+        pair = pair.with_side(side, link)
+        HERE.change(pair if kept else pair.looking(layer=None, pos_a=None, pos_b=None))
+
+    return Asker(f"{side}.", lambda: HERE.value.side(side).request, ask)
+
+
+def look(*, layer: int | None, pos_a: int | None, pos_b: int | None) -> None:
+    """Choose another cell."""
+    HERE.change(HERE.value.looking(layer=layer, pos_a=pos_a, pos_b=pos_b))
+
+
+def change(**changes: object) -> None:
+    """Change something else of the page's state."""
+    HERE.change(replace(HERE.value, problems=(), **changes))
+
+
+def beside(link: Link) -> dict[str, str]:
+    """Query parameters of this page with a question of the Trace page beside a copy of itself."""
+    view = View(measure=link.view.measure, pos=link.view.pos, layer=link.view.layer)
+    one = Link(link.request, view, link.bundled)
+    return to_query(Pair(one, one))
+
+
+def _tokens_of(request: TraceRequest) -> tuple[object, ...]:
+    """What a chosen cell's place depends on."""
+    return request.model.name, request.fact, request.special_tokens
