@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from .compare import words
+from .compare.tables import Compared
 from .derived import DerivedResult
 from .embedding import one_line, png_with, svg_with
 from .picture import Picture, chart_page
@@ -21,7 +23,7 @@ from .results import TraceResult
 from .tables import table_bytes
 from .views import corruption, rounding
 
-Result = TraceResult | DerivedResult
+Result = TraceResult | DerivedResult | Compared
 
 CSV_COMMENTS = 3
 """Comment lines at the top of every CSV: `pandas.read_csv(path, skiprows=3)` reads the rest."""
@@ -31,7 +33,10 @@ WIDTH = 860
 
 
 def origin(result: Result) -> dict[str, Any]:
-    """Request and provenance as plain JSON values: all that it takes to get the same numbers again."""
+    """Request and provenance as plain JSON values, of each side where there are two: all that it takes to get the same
+    numbers again."""
+    if isinstance(result, Compared):
+        return {"a": origin(result.a), "b": origin(result.b)}
     if isinstance(result, DerivedResult):
         return {"request": result.request.to_dict(), "provenance": result.provenance}
     return {"request": result.request.to_dict(), "provenance": dataclasses.asdict(result.provenance)}
@@ -41,6 +46,9 @@ def caption(result: Result) -> list[str]:
     """What was asked and with what it was answered, in a few lines for people."""
     if isinstance(result, DerivedResult):
         return _derived_caption(result)
+    if isinstance(result, Compared):
+        sides = [f"{name}: {line}" for name in ("a", "b") for line in caption(result.side(name))[:-1]]
+        return [words.changed(result), *sides, caption(result.b)[-1]]
     request, prov = result.request, result.provenance
     fact = request.fact
     model = _model(prov.model, prov.revision)
@@ -92,6 +100,8 @@ def _versions(versions: dict[str, str]) -> str:
 
 def file_stem(result: Result, what: str) -> str:
     """A file name without ending: plain ASCII whatever the subject is."""
+    if isinstance(result, Compared):
+        return file_stem(result.b, file_stem(result.a, what)[:60])
     parts = [what, result.request.model.name.split("/")[-1]]
     if isinstance(result, TraceResult):
         parts += [result.request.fact.subject, str(result.request.fact.case_id)]
@@ -99,10 +109,11 @@ def file_stem(result: Result, what: str) -> str:
 
 
 def csv(table: pd.DataFrame, result: Result, what: str) -> bytes:
-    """UTF-8 CSV. The first `CSV_COMMENTS` lines are comments: what it is, the request, the provenance (JSON)."""
+    """UTF-8 CSV. The first `CSV_COMMENTS` lines are comments: what it is, the request, the provenance (JSON); or what
+    it is, and both of side a, both of side b."""
     about = origin(result)
     lines = [f"# ExpertScope: {one_line(what)}"]
-    lines += [f"# {name}: {json.dumps(about[name])}" for name in ("request", "provenance")]
+    lines += [f"# {name}: {json.dumps(about[name])}" for name in about]
     return ("\n".join(lines) + "\n").encode() + table_bytes(table, ".csv")
 
 
@@ -127,11 +138,17 @@ def png(picture: Picture, result: Result, title: str) -> bytes:
 
 def page(picture: Picture, result: Result, title: str) -> bytes:
     """One HTML file with the interactive chart, its libraries, the caption, request and provenance. Works offline."""
-    about = result.request.fact.subject if isinstance(result, TraceResult) else result.request.title
     return chart_page(
-        picture, title, tab=f"{title} · {about}", lines=caption(result), about=origin(result),
+        picture, title, tab=f"{title} · {subject(result)}", lines=caption(result), about=origin(result),
         width=WIDTH,
     )  # fmt: skip
+
+
+def subject(result: Result) -> str:
+    """What a result is about, in a few words."""
+    if isinstance(result, Compared):
+        return f"{subject(result.a)} and {subject(result.b)}"
+    return result.request.fact.subject if isinstance(result, TraceResult) else result.request.title
 
 
 def _spec(picture: Picture, result: Result, title: str) -> dict[str, Any]:

@@ -73,6 +73,28 @@ def limit(values: pd.Series) -> float:
     return float(np.ceil(top / step - 1e-9) * step)
 
 
+LARGER = ("labelLimit", "titleLimit", "gradientLength", "gradientThickness", "symbolSize", "labelPadding")
+"""What grows along with the type."""
+
+
+def enlarged(spec: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The spec with its type, and what has to make room for it, `factor` times as large; the data stay as they are."""
+
+    def grown(part: Any, name: str = "") -> Any:
+        if isinstance(part, dict):
+            return {key: value if key in ("data", "datasets") else grown(value, key) for key, value in part.items()}
+        if isinstance(part, list):
+            return [grown(value) for value in part]
+        if isinstance(part, (int, float)) and (name in LARGER or name.lower().endswith("fontsize")):
+            return part * factor
+        return part
+
+    out = grown(spec)
+    if isinstance(out.get("height"), (int, float)):
+        out["height"] = round(out["height"] * factor)
+    return out
+
+
 class Tables(dict[str, pd.DataFrame]):
     """Collects a picture's tables: called with a table, keeps it and gives the name under which the spec knows it."""
 

@@ -26,7 +26,6 @@ from ..marks import (
 )
 from ..palette import LIGHT, Palette
 from ..picture import Picture, Tables, finish, limit, unchecked
-from ..results import TraceResult
 from ..tooltips import NONE, cell_tooltips, number
 from .tables import BOTH, SIDES, Compared
 
@@ -104,15 +103,15 @@ def difference_map(
 
 @unchecked
 def expert_difference(
-    result: TraceResult, table: pd.DataFrame, *, measure: str = "restoration", layer: int | None = None,
+    compared: Compared, pos_a: int, pos_b: int, *, measure: str = "restoration", layer: int | None = None,
     palette: Palette = LIGHT,
 ) -> Picture:  # fmt: skip
-    """Layer × expert heat map of b − a. `result`: of either side; `table`: `Compared.experts`; `layer` is framed.
+    """Layer × expert heat map of b − a at a position of each side (see `Compared.experts`). `layer` is framed.
 
     An expert that is routed on one side only has no difference: it is grey, and its tooltip says what it does there.
     """
-    data, prov = Tables(), result.provenance
-    grid = table.copy()
+    data, prov = Tables(), compared.a.provenance
+    grid = compared.experts(pos_a, pos_b)
     grid["value"], grid["defined"] = shade(grid[f"{measure}_difference"])
     for name, column in _expert_difference_tooltips(grid).items():
         grid[name] = column

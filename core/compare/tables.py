@@ -22,7 +22,7 @@ COMPARED = ("rescue", "restoration")
 BOTH, ONLY_A, ONLY_B = "on both sides", "in a only", "in b only"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compared:
     """Two results. `same_model`: their models count as versions of one, whatever their names.
 
@@ -98,14 +98,14 @@ class Compared:
                 out[f"{name}_{side}"] = table[name].to_numpy(dtype=float)
         return _with_differences(out, COMPARED)
 
-    def experts(self, a: TraceResult, b: TraceResult, pos_a: int, pos_b: int) -> pd.DataFrame:
-        """Every expert of every layer at a position of each side; `a`, `b`: results with its expert patches.
+    def experts(self, pos_a: int, pos_b: int) -> pd.DataFrame:
+        """Every expert of every layer at a position of each side, whose expert patches the results have to hold.
 
         `where`: on which side it is routed at all (clean or corrupt run); measures are missing where it is not.
         """
         keep = ["layer", "expert", "column", "name", "status", "router_weight_clean", *COMPARED]
         index = ["layer", "expert", "column", "name"]
-        left, right = views.expert_grid(a, pos_a)[keep], views.expert_grid(b, pos_b)[keep]
+        left, right = (views.expert_grid(r, pos)[keep] for r, pos in ((self.a, pos_a), (self.b, pos_b)))
         out = left.merge(right, on=index, suffixes=("_a", "_b"))
         routed = [(out[f"status_{side}"] != views.NOT_ROUTED).to_numpy() for side in SIDES]
         names = [BOTH, ONLY_A, ONLY_B]

@@ -11,23 +11,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from ..embedding import bundle, in_script, one_line, png_with, svg_with
+from ..html_tables import STYLE, folded
+from ..html_tables import table as html_table
 from ..palette import LIGHT
 from ..picture import Picture, chart_page
 from ..tables import table_bytes, write_file
-from ..tooltips import NONE, number
+from ..tooltips import NONE
 from . import figures, tables, words
 from . import rows as table
 from .findings import Findings, Study, of_study
 
 WIDTH = 820
 """Width of a figure in pixels, before the PNG's scale of 2."""
-
-MOST_ROWS = 200
-"""So many rows of a table stand in the report; the files have all."""
 
 SECTIONS = {
     "layer_curves": ("Where: the layer sweep", ["layers"]),
@@ -115,15 +111,15 @@ def page(found: Findings, pictures: dict[str, Picture]) -> bytes:
         if name in pictures:
             body.append(f'<div class="figure" id="figure-{name}"></div>')
             scripts.append(f"draw({in_script(name)}, {in_script(pictures[name].standalone(width=WIDTH))});")
-        body += [_folded(tables.TITLES[t], found.tables[t]) for t in there]
+        body += [folded(tables.TITLES[t], found.tables[t]) for t in there]
         body.append("</section>")
     body.append('<section id="all"><h2>All numbers</h2>')
-    body += [_folded(tables.TITLES[name], found.tables[name]) for name in ("estimates", "facts")]
+    body += [folded(tables.TITLES[name], found.tables[name]) for name in ("estimates", "facts")]
     body.append("</section>")
     body.append(_origins(found))
     content = _PAGE.format(
         title=html.escape(one_line(found.name)),
-        background=LIGHT.background, ink=LIGHT.ink, muted=LIGHT.muted, grid=LIGHT.grid, accent=LIGHT.expert,
+        background=LIGHT.background, ink=LIGHT.ink, muted=LIGHT.muted, accent=LIGHT.expert, tables=STYLE,
         body="\n".join(body), origin=in_script(origin(found)), bundle=bundle(), scripts="\n".join(scripts),
     )  # fmt: skip
     return content.encode("utf-8", "replace")
@@ -161,43 +157,7 @@ def _method(found: Findings) -> str:
 
 
 def _funnel(found: Findings) -> str:
-    return f'<section id="funnel"><h2>Funnel</h2>{_table(found.tables["funnel"])}</section>'
-
-
-def _folded(title: str, content: pd.DataFrame) -> str:
-    return f"<details><summary>{html.escape(title)}</summary>{_table(content)}</details>"
-
-
-def _table(content: pd.DataFrame) -> str:
-    """A table as HTML: numbers with three decimals, missing ones –."""
-    if content.empty:
-        return "<p>Nothing was measured here.</p>"
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in content)
-    shown = content.head(MOST_ROWS)
-    numeric = [pd.api.types.is_numeric_dtype(content[name]) for name in content]
-    lines = []
-    for row in shown.itertuples(index=False):
-        cells = (
-            f"<td{' class=n' if is_number else ''}>{html.escape(_cell(value))}</td>"
-            for value, is_number in zip(row, numeric, strict=True)
-        )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    more = ""
-    if len(content) > MOST_ROWS:
-        more = f"<p>The first {MOST_ROWS} of {len(content):,} rows; the table's own file has all.</p>"
-    return (
-        f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{more}'
-    )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
-        return NONE
-    if isinstance(value, (float, np.floating)):
-        return number(float(value)) if abs(value) >= 0.0005 or value == 0 else f"{value:.1g}".replace("-", "−")
-    return str(value)
+    return f'<section id="funnel"><h2>Funnel</h2>{html_table(found.tables["funnel"])}</section>'
 
 
 def _plain(value: Any) -> str:
@@ -251,11 +211,8 @@ _PAGE = """<!DOCTYPE html>
  h2 {{ font-size: 1.2rem; margin: 2.2rem 0 .4rem; }}
  #verdict {{ border-left: 4px solid {accent}; padding: .2rem 0 .2rem 1rem; margin: 1.4rem 0; }}
  #verdict h2 {{ margin-top: 0; }} .caution {{ color: {accent}; }}
- li {{ margin: .25rem 0; }} details {{ margin: .5rem 0; }} summary {{ cursor: pointer; color: {muted}; }}
- .figure, .table {{ overflow-x: auto; margin: .6rem 0; }}
- table {{ border-collapse: collapse; font-size: 13px; }} th {{ text-align: left; font-weight: 600; }}
- td, th {{ border-bottom: 1px solid {grid}; padding: .18rem .6rem; white-space: nowrap; }}
- td.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
+ li {{ margin: .25rem 0; }} .figure {{ overflow-x: auto; margin: .6rem 0; }}
+{tables} summary {{ color: {muted}; }}
  #method td, #funnel td {{ white-space: normal; }}
  pre {{ white-space: pre-wrap; font-size: 12px; overflow-wrap: anywhere; }}
 </style></head><body>

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from . import display
+
 T = TypeVar("T")
 
 _PAGE, _TOUCHED, _GENERATION = "es_page", "es_touched", "es_generation"
@@ -43,7 +45,7 @@ class Address(Generic[T]):
 
     def write(self) -> None:
         """Put the state into the address."""
-        params = self._write(self.value)
+        params = self._write(self.value) | display.query()
         if st.query_params.to_dict() != params:
             st.query_params.from_dict(params)
         written: list[dict[str, str]] = st.session_state.setdefault(self._written, [])

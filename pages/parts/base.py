@@ -13,6 +13,8 @@ from core.fact_sets import BUNDLED, FactSet, choose
 from core.requests import Fact
 from core.workbench import Workbench
 
+from . import display, present
+
 DEFAULT_SUBJECT, DEFAULT_OBJECT = "France", "Paris"
 
 
@@ -24,6 +26,8 @@ def start_page(title: str) -> None:
         layout="wide",
         menu_items={"About": "ExpertScope: which experts of a sparse model carry a fact."},
     )
+    display.begin()
+    present.begin()
 
 
 def end_page() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 
 import pandas as pd
 import streamlit as st
@@ -10,7 +10,7 @@ import streamlit as st
 from core import charts, views
 from core.compare import charts as compare_charts
 from core.compare.link import SIDES, Pair
-from core.compare.tables import BOTH, COMPARED, Compared
+from core.compare.tables import COMPARED, ONLY_A, ONLY_B, Compared
 from core.links import MEASURES, View
 from core.picture import Picture
 from core.requests import digest
@@ -19,15 +19,13 @@ from core.tooltips import number
 
 from . import address, compare_state, downloads, pictures, text
 from .answers import answer
+from .compare_state import together
 
 MAPS = (
     "One cell per MoE layer and token, as on the Trace page, on one colour scale. Blue brings the answer back, orange "
     "drives it further away. Click a cell to read it on both sides."
 )
-SHARED_COLUMNS = {
-    True: " Tokens that correspond stand in the same column; blank: no such token on that side.",
-    False: "",
-}
+SHARED_COLUMNS = " Tokens that correspond stand in the same column; blank: no such token on that side."
 DIFFERENCE = "b − a, cell by cell: blue cells restore more in b, orange ones more in a. Grey: missing on a side."
 EXPERTS = "The update of one expert alone, at the chosen token of each side. Blank: not routed there."
 EXPERT_DIFFERENCE = (
@@ -40,18 +38,31 @@ ROUTING = (
 BARS = "Per layer: the share of positions whose sets are the same, and the mean Jaccard."
 
 
+@dataclass(frozen=True)
+class Place:
+    """The chosen cell: a layer, and a position on each side (None: no such token there)."""
+
+    layer: int
+    a: int | None
+    b: int | None
+
+    def on(self, side: str) -> int | None:
+        """The position on side `a` or `b`."""
+        return self.a if side == "a" else self.b
+
+
 def draw(compared: Compared, pair: Pair) -> None:
     """Everything below the numbers."""
     where = _place(compared, pair)
-    _switch(pair)
-    _token_maps(compared, pair, where)
+    measure = _switch(pair)
+    _token_maps(compared, where, measure)
     if where is not None:
-        _cell(compared, *where)
+        _cell(compared, where)
     st.markdown("##### Experts")
     if compared.no_experts:
         st.info(f"Experts are not compared. {text.plain(compared.no_experts)}")
-    else:
-        _experts(compared, pair, where)
+    elif where is not None:
+        _experts(compared, where, measure)
     st.markdown("##### Routing of the clean runs")
     if compared.no_routing:
         st.info(f"Routing is not compared. {text.plain(compared.no_routing)}")
@@ -59,83 +70,80 @@ def draw(compared: Compared, pair: Pair) -> None:
         _routing(compared)
 
 
-def _place(compared: Compared, pair: Pair) -> tuple[int, int | None, int | None] | None:
-    """(layer, position in a, position in b) of the chosen cell; by default a's best. None without cells.
+def _place(compared: Compared, pair: Pair) -> Place | None:
+    """The cell that the link names, by default a's best. None without cells.
 
-    What is not in the results is dropped; where tokens correspond the one position implies the other.
+    What is not in the results is dropped; where tokens correspond, the one position implies the other.
     """
     prov = {side: compared.side(side).provenance for side in SIDES}
-    pos = {side: pair.side(side).view.pos for side in SIDES}
-    pos = {s: p if p is not None and p < len(prov[s].tokens) else None for s, p in pos.items()}
+    asked = {side: pair.side(side).view.pos for side in SIDES}
+    pos = {s: p if p is not None and p < len(prov[s].tokens) else None for s, p in asked.items()}
     layer = pair.a.view.layer if pair.a.view.layer is not None else pair.b.view.layer
-    if all(layer not in prov[side].moe_layers for side in SIDES) or set(pos.values()) == {None}:
+    if layer is None or not any(layer in prov[side].moe_layers for side in SIDES) or set(pos.values()) == {None}:
         best = views.best_cell(compared.a)
         if best is None:
             return None
         layer, pos = best[0], {"a": best[1], "b": None}
-    for one, other in (("a", "b"), ("b", "a")):
-        if pos[one] is not None and compared.alignment.columns:
-            partner = compared.alignment.partner(one, pos[one])
-            if one == "a" or pos[other] is None:
-                pos[other] = partner
-    return layer, pos["a"], pos["b"]  # type: ignore[return-value]
+    if not compared.alignment.columns:
+        last = {side: views.last_pos(compared.side(side)) for side in SIDES}
+        return Place(layer, *(last[side] if pos[side] is None else pos[side] for side in SIDES))
+    if pos["a"] is not None:
+        return Place(layer, pos["a"], compared.alignment.partner("a", pos["a"]))
+    return Place(layer, compared.alignment.partner("b", pos["b"]), pos["b"])  # type: ignore[arg-type]
 
 
-def _switch(pair: Pair) -> None:
+def _switch(pair: Pair) -> str:
+    """What the colours show, and the widget that changes it."""
     key = address.key("measure")
-    measure = pair.a.view.measure
 
     def change() -> None:
         compare_state.HERE.change(compare_state.HERE.value.measured(st.session_state[key] or MEASURES[0]))
 
     st.segmented_control(
-        "What the colours show", MEASURES, default=measure, key=key, required=True,
+        "What the colours show", MEASURES, default=pair.a.view.measure, key=key, required=True,
         on_change=address.callback(key, change), label_visibility="collapsed",
         format_func=lambda m: "restoration" if m == "restoration" else "rescue in logits",
         help="restoration = mean rescue ÷ mean drop: 0 as corrupt, 1 as clean. rescue = contrast − corrupt contrast.",
     )  # fmt: skip
+    return pair.a.view.measure
 
 
 def _header(title: str, name: str, compared: Compared, picture: Picture, table: pd.DataFrame) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.markdown(f"**{title}**", width="content")
-        downloads.of_pair(name, title, compared, picture, table)
+        st.markdown(f"**{text.plain(title)}**", width="content")
+        downloads.menu(name, title, compared, picture, table)
 
 
 def _ident(compared: Compared) -> str:
     marks = [(r.request.to_dict(), r.provenance.fingerprint, r.provenance.created) for r in (compared.a, compared.b)]
-    return digest(marks)[:10]
+    return digest(marks, compared.same_model)[:10]
 
 
-def _token_maps(compared: Compared, pair: Pair, where: tuple[int, int | None, int | None] | None) -> None:
-    measure, theme = pair.a.view.measure, pictures.theme()
+def _token_maps(compared: Compared, where: Place | None, measure: str) -> None:
     cells = {side: pictures.kept(views.layer_cells, compared.side(side)) for side in SIDES}
     end = compare_charts.scale_end(list(cells.values()), [measure])
     n = len(compared.alignment.columns) or max(len(compared.side(side).provenance.tokens) for side in SIDES)
-    least = 330 if n <= 16 else 700
-    with st.grid(2 if compared.no_cells else 3, min_column_width=least, gap="medium"):
+    with st.grid(2 if compared.no_cells else 3, min_column_width=300 if n <= 16 else 700, gap="medium"):
         for side in SIDES:
             with st.container():
                 _side_map(compared, side, where, measure=measure, end=end, table=cells[side])
         if not compared.no_cells:
             with st.container():
                 _difference(compared, where, measure)
-    note = SHARED_COLUMNS[bool(compared.alignment.columns) and not compared.alignment.same_tokens]
-    st.caption(MAPS + note + (f" {DIFFERENCE}" if not compared.no_cells else ""))
+    shared = compared.alignment.columns and not compared.alignment.same_tokens
+    st.caption(MAPS + (SHARED_COLUMNS if shared else "") + ("" if compared.no_cells else f" {DIFFERENCE}"))
     if compared.no_cells:
         st.info(f"There is no difference map. {text.plain(compared.no_cells)}")
-    del theme
 
 
 def _side_map(
-    compared: Compared, side: str, where: tuple[int, int | None, int | None] | None, *, measure: str, end: float,
-    table: pd.DataFrame,
-) -> None:  # fmt: skip
-    pos = None if where is None else where[1 + SIDES.index(side)]
-    layers = compared.side(side).provenance.moe_layers
-    cell = None if where is None or pos is None or where[0] not in layers else (where[0], pos)
+    compared: Compared, side: str, where: Place | None, *, measure: str, end: float, table: pd.DataFrame
+) -> None:
+    pos = None if where is None else where.on(side)
+    there = where is not None and pos is not None and where.layer in compared.side(side).provenance.moe_layers
+    cell = (where.layer, pos) if there else None
     theme = pictures.theme()
-    slot = pictures.slot(f"compare_{side}", (_ident(compared), compared.same_model, measure, theme.name), cell)
+    slot = pictures.slot(f"compare_{side}", (_ident(compared), measure, theme.name), cell)
     picture = pictures.kept(
         compare_charts.side_map, compared, side, measure=measure, chosen=slot.preset, palette=theme, end=end
     )
@@ -143,107 +151,99 @@ def _side_map(
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["pos"])
-        if slot.picked != cell:
-            _look(compared, side, where, *slot.picked)
+        if slot.picked == cell:
+            return
+        other = compared.alignment.partner(side, mark["pos"])
+        if not compared.alignment.columns and where is not None:
+            other = where.on("b" if side == "a" else "a")
+        a, b = (mark["pos"], other) if side == "a" else (other, mark["pos"])
+        compare_state.look(layer=mark["layer"], pos_a=a, pos_b=b)
 
     best = views.best_cell(compared.side(side))
-    alt = f"Layer by token heat map of {side}" + (f"; the highest is layer {best[0]}, position {best[1]}" if best else "")
+    told = f"; the highest is layer {best[0]}, position {best[1]}" if best else ""
+    alt = f"Layer by token heat map of {side}{told}"
     pictures.show(picture, key=slot.key, selection="cell", on_pick=pick, alt=alt)
 
 
-def _look(
-    compared: Compared, side: str, where: tuple[int, int | None, int | None] | None, layer: int, pos: int
-) -> None:
-    """A cell of one side was clicked: the other side follows where it has such a token, and else stays."""
-    other = compared.alignment.partner(side, pos)
-    if not compared.alignment.columns and where is not None:
-        other = where[2 if side == "a" else 1]
-    a, b = (pos, other) if side == "a" else (other, pos)
-    compare_state.look(layer=layer, pos_a=a, pos_b=b)
-
-
-def _difference(compared: Compared, where: tuple[int, int | None, int | None] | None, measure: str) -> None:
-    theme, columns = pictures.theme(), compared.alignment.columns
-    cell = None
-    if where is not None:
-        column = compared.alignment.column_of("a", where[1])
-        column = compared.alignment.column_of("b", where[2]) if column is None else column
-        cell = None if column is None else (where[0], column)
-    slot = pictures.slot("compare_difference", (_ident(compared), compared.same_model, measure, theme.name), cell)
-    picture = pictures.kept(
-        compare_charts.difference_map, compared, measure=measure, chosen=slot.preset, palette=theme
-    )
+def _difference(compared: Compared, where: Place | None, measure: str) -> None:
+    theme, alignment = pictures.theme(), compared.alignment
+    column = None
+    if where is not None and where.a is not None and where.b is not None:
+        column = alignment.column_of("a", where.a)
+    cell = None if where is None or column is None else (where.layer, column)
+    slot = pictures.slot("compare_difference", (_ident(compared), measure, theme.name), cell)
+    picture = pictures.kept(compare_charts.difference_map, compared, measure=measure, chosen=slot.preset, palette=theme)
     _header("b − a", "compare-difference", compared, picture, compared.cells)
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["column"])
         if slot.picked != cell:
-            column = columns[mark["column"]]
-            compare_state.look(layer=mark["layer"], pos_a=column.a, pos_b=column.b)
+            chosen = alignment.columns[mark["column"]]
+            compare_state.look(layer=mark["layer"], pos_a=chosen.a, pos_b=chosen.b)
 
     pictures.show(picture, key=slot.key, selection="difference", on_pick=pick, alt="Layer by token heat map of b − a")
 
 
-def _cell(compared: Compared, layer: int, pos_a: int | None, pos_b: int | None) -> None:
+def _cell(compared: Compared, where: Place) -> None:
     """The chosen cell on both sides, in a sentence."""
     told, values = [], {}
-    for side, pos in (("a", pos_a), ("b", pos_b)):
-        result = compared.side(side)
-        cells = pictures.kept(views.layer_cells, result)
-        found = cells[(cells.layer == layer) & (cells.pos == (-1 if pos is None else pos))]
+    for side in SIDES:
+        cells = pictures.kept(views.layer_cells, compared.side(side))
+        found = cells[(cells.layer == where.layer) & (cells.pos == (-1 if (pos := where.on(side)) is None else pos))]
         if found.empty:
             told.append(f"{side} has no such cell")
             continue
-        row = found.iloc[0]
-        values[side] = row
+        row = values[side] = found.iloc[0]
         restored = "missing" if pd.isna(row.restoration) else number(row.restoration, 3)
-        told.append(f"{side} at {text.plain(row.label)} rescue **{number(row.rescue, 3, True)}**, restoration {restored}")
-    change = ""
+        rescue = number(row.rescue, 3, True)
+        told.append(f"{side} at “{text.plain(row.label)}” rescue **{rescue}**, restoration {restored}")
     if len(values) == 2:
-        change = "; b − a: " + ", ".join(
-            f"{name} {number(values['b'][name] - values['a'][name], 3, True)}" for name in COMPARED
-        )
-    st.markdown(f"Layer patch at layer {layer}: {'; '.join(told)}{change}.")
+        changes = [f"{name} {number(values['b'][name] - values['a'][name], 3, True)}" for name in COMPARED]
+        told.append(f"b − a {', '.join(changes)}")
+    st.markdown(f"Layer patch at layer {where.layer}: {'; '.join(told)}.")
 
 
-def _experts(compared: Compared, pair: Pair, where: tuple[int, int | None, int | None] | None) -> None:
-    layer, *positions = where or (None, None, None)
-    chosen = dict(zip(SIDES, positions, strict=True))
-    for side in SIDES:
-        if chosen[side] is None:
-            st.caption(f"The chosen token is not on side {side}, so there are no experts to compare. Choose another one.")
-            return
-    at: dict[str, TraceResult] = {}
-    for side in SIDES:
-        found = _with_experts(compared.side(side), chosen[side], side)
-        if found is not None:
-            at[side] = found
-    if len(at) < 2:
+def _experts(compared: Compared, where: Place, measure: str) -> None:
+    """Both sides' layer × expert maps at the chosen token, and their difference."""
+    if where.a is None or where.b is None:
+        side = "a" if where.a is None else "b"
+        st.caption(f"The chosen token is not on side {side}, so there are no experts to compare. Choose another one.")
         return
-    measure, theme = pair.a.view.measure, pictures.theme()
-    table = pictures.kept(_expert_table, compared, at["a"], at["b"], chosen["a"], chosen["b"])
+    found = [_with_experts(compared.side(side), where.on(side), side) for side in SIDES]
+    if found[0] is None or found[1] is None:
+        return
+    at, theme = together(found[0], found[1], compared.same_model), pictures.theme()
+    table = pictures.kept(Compared.experts, at, where.a, where.b)
     end = compare_charts.scale_end([table], [f"{measure}_{side}" for side in SIDES])
-    prov = compared.a.provenance
-    with st.grid(3, min_column_width=330 if prov.n_experts <= 24 else 700, gap="medium"):
+    ident = f"{_ident(at)}-{where}-{measure}"
+    few = compared.a.provenance.n_experts <= 24
+    with st.grid(3, min_column_width=300 if few else 700, gap="medium"):
         for side in SIDES:
             with st.container():
-                result, pos = at[side], chosen[side]
-                picture = pictures.kept(
-                    charts.layer_expert, result, pos, view=View(measure, pos, layer), palette=theme, end=end
-                )
+                result, pos = at.side(side), where.on(side)
+                view = View(measure, pos, where.layer)
+                picture = pictures.kept(charts.layer_expert, result, pos, view=view, palette=theme, end=end)
                 title = f"{side} at “{views.token_labels(result)[pos]}”"
                 grid = pictures.kept(views.expert_grid, result, pos)
-                _header(text.plain(title), f"compare-experts-{side}", compared, picture, grid)
-                key = f"compare-experts-{side}-{_ident(compared)}-{pos}-{measure}-{layer}"
-                pictures.still(picture, key=key, alt=f"Layer by expert heat map of {side}")
+                _header(title, f"compare-experts-{side}", at, picture, grid)
+                pictures.still(picture, key=f"experts-{side}-{ident}", alt=f"Layer by expert heat map of {side}")
         with st.container():
-            picture = pictures.kept(_expert_difference, compared, at["a"], table_of=at["b"], positions=tuple(positions),
-                                    measure=measure, layer=layer, palette=theme)
-            _header("b − a", "compare-experts-difference", compared, picture, table)
-            key = f"compare-experts-difference-{_ident(compared)}-{positions}-{measure}-{layer}"
-            pictures.still(picture, key=key, alt="Layer by expert heat map of b − a")
-    one = int((table["where"].isin([views.NOT_ROUTED, BOTH]) == False).sum())  # noqa: E712
-    st.caption(f"{EXPERTS} {EXPERT_DIFFERENCE} Here {one} experts are routed on one side only.")
+            picture = pictures.kept(
+                compare_charts.expert_difference, at, where.a, where.b, measure=measure, layer=where.layer,
+                palette=theme,
+            )  # fmt: skip
+            _header("b − a", "compare-experts-difference", at, picture, table)
+            pictures.still(picture, key=f"experts-difference-{ident}", alt="Layer by expert heat map of b − a")
+    one = int(table["where"].isin([ONLY_A, ONLY_B]).sum())
+    there = int((table["where"] != views.NOT_ROUTED).sum())
+    st.caption(f"{EXPERTS} {EXPERT_DIFFERENCE} Here {one} of {there} are routed on one side only.")
+
+
+def _with_experts(result: TraceResult, pos: int, side: str) -> TraceResult | None:
+    """The result that has the expert patches of `pos`: this one, or another request's, asked for when needed."""
+    if pos in views.expert_positions(result):
+        return result
+    return answer(result.request.replace(experts=(pos,)), f"compare experts {side}")[0]
 
 
 def _routing(compared: Compared) -> None:

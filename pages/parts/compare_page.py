@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import streamlit as st
+from urllib.parse import urlencode
 
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from core import script
 from core.compare import words
-from core.compare.link import SIDES, Pair
+from core.compare.link import SIDES, Pair, to_query
 from core.compare.tables import Compared
 from core.errors import InputError
 from core.links import Link
@@ -20,7 +24,7 @@ from . import (
     facts_panel,
     model_panel,
     navigation,
-    pictures,
+    present,
     settings_panel,
     store_panel,
     study_state,
@@ -43,7 +47,7 @@ def draw() -> None:
     pair = compare_state.HERE.begin()
     _sidebar(pair)
     compare_state.HERE.write()
-    _head()
+    buttons = _head()
     for problem in pair.problems:
         st.warning(text.plain(problem))
     if problem := st.session_state.pop("es_input_error", None):
@@ -58,7 +62,9 @@ def draw() -> None:
     if a is not None and b is not None:
         from . import compare_maps  # charts take most of a second to import: the head is on the screen by then
 
-        compared = pictures.kept(Compared, a, b, pair.same_model)
+        compared = compare_state.together(a, b, pair.same_model)
+        with buttons:
+            _present(compared, pair)
         _changed(compared, pair)
         compare_maps.draw(compared, pair)
     with st.sidebar:
@@ -86,10 +92,12 @@ def _sidebar(pair: Pair) -> None:
         settings_panel.tokens(side.request, asker)
 
 
-def _head() -> None:
+def _head() -> DeltaGenerator:
+    """The first line; the place in it for what there is once both answers are."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Compare", anchor=False, width="content")
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            later = st.container(horizontal=True, vertical_alignment="center", width="content")
             st.button(
                 "Swap", icon=":material/swap_horiz:", help="a becomes b and b becomes a.", key="es_swap",
                 on_click=lambda: compare_state.HERE.change(compare_state.HERE.value.swapped()),
@@ -97,6 +105,13 @@ def _head() -> None:
             with st.popover("Link", icon=":material/link:"):
                 st.caption("Opens exactly this: both questions, the chosen cell.")
                 st.code(compare_state.address(), language=None, wrap_lines=True)
+    return later
+
+
+def _present(compared: Compared, pair: Pair) -> None:
+    made = script.of_comparison(urlencode(to_query(pair)), pair.a.request, pair.b.request)
+    title = f"{compared.a.request.fact.text.strip()} beside {compared.b.request.fact.text.strip()}"
+    present.draw("compare", title, compared, made, findings=words.sentences(compared))
 
 
 def _side(side: str, link: Link) -> None:
@@ -127,4 +142,3 @@ def _changed(compared: Compared, pair: Pair) -> None:
             VERSIONS, pair.same_model, key=key, help=HELP_VERSIONS,
             on_change=address.callback(key, lambda: compare_state.change(same_model=bool(st.session_state[key]))),
         )  # fmt: skip
-

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import streamlit as st
 
 from core.compare.link import Pair, from_query, to_query
+from core.compare.tables import Compared
 from core.links import Link, View, with_query
 from core.requests import TraceRequest
+from core.results import TraceResult
 
 from . import base
 from .address import Address
 from .asker import Asker
 
+PAGE = Path(__file__).resolve().parent.parent / "Compare.py"
+_KEPT = 24
+_made: OrderedDict[tuple[int, int, bool], Compared] = OrderedDict()
+_lock = threading.Lock()
 HERE: Address[Pair] = Address(
     "compare",
     read=lambda params: from_query(params, bundled=base.bundled().get, default=base.default_fact()),
@@ -57,6 +66,17 @@ def beside(link: Link) -> dict[str, str]:
     view = View(measure=link.view.measure, pos=link.view.pos, layer=link.view.layer)
     one = Link(link.request, view, link.bundled)
     return to_query(Pair(one, one))
+
+
+def together(a: TraceResult, b: TraceResult, same_model: bool) -> Compared:
+    """The two results as one value, the same one for as long as they are the same: its tables are made once."""
+    key = (id(a), id(b), same_model)
+    with _lock:
+        made = _made.setdefault(key, Compared(a, b, same_model))  # it holds the results, so that their ids stay theirs
+        _made.move_to_end(key)
+        while len(_made) > _KEPT:
+            _made.popitem(last=False)
+    return made
 
 
 def _tokens_of(request: TraceRequest) -> tuple[object, ...]:

@@ -17,6 +17,8 @@ from core import export
 from core.picture import Picture
 from core.tables import table_bytes
 
+from . import present
+
 if TYPE_CHECKING:
     from core.study.findings import Findings
 
@@ -32,6 +34,7 @@ FORMATS = {
 
 def menu(name: str, title: str, result: export.Result, picture: Picture | None, table: pd.DataFrame) -> None:
     """A popover with five buttons (two where there is no picture). `name`: file stem and widget key."""
+    present.record(name, title, picture, table)
     make = {"csv": functools.partial(export.csv, table, result, title)}
     make["parquet"] = functools.partial(export.parquet, table, result, title)
     if picture is not None:
@@ -46,6 +49,7 @@ def of_study(
     """The same for a figure and a table of a study. `name`: of the figure or of the table."""
     from core.study import report
 
+    present.record(name, title, picture, table)
     make: dict[str, Callable[[], bytes]] = {}
     if picture is not None:
         charts = {"png": report.figure_png, "svg": report.figure_svg, "html": report.figure_html}

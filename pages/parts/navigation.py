@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from . import expert_state, state, study_state
+from . import address, compare_state, display, expert_state, state, study_state
 
 _PAGES = study_state.APP.parent / "pages"
 PAGES = (
     (study_state.APP, "Trace", ":material/biotech:", state.HERE),
     (expert_state.PAGE, "Expert", ":material/hub:", expert_state.HERE),
+    (compare_state.PAGE, "Compare", ":material/compare_arrows:", compare_state.HERE),
     (_PAGES / "Study.py", "Study", ":material/lab_research:", study_state.HERE),
     (_PAGES / "Method.py", "Method", ":material/function:", None),
 )
@@ -17,8 +18,9 @@ PAGES = (
 
 
 def draw() -> None:
-    """The app's name and the links."""
+    """The app's name, the links, the large-type switch."""
     st.markdown("### :material/biotech: ExpertScope")
     with st.container(horizontal=True, gap="small"):
         for script, name, icon, here in PAGES:
             st.page_link(script, label=name, icon=icon, query_params=here.last() if here else None)
+    display.switch(address.touch)

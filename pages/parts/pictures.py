@@ -13,7 +13,7 @@ import streamlit as st
 from core.palette import Palette, palette
 from core.picture import Picture
 
-from . import address
+from . import address, display
 
 _KEPT = 96
 _cache: OrderedDict[tuple, tuple[Any, Any]] = OrderedDict()
@@ -72,14 +72,11 @@ def show(picture: Picture, *, key: str, selection: str, on_pick: Callable[[dict[
             on_pick({name: int(value) for name, value in marks[0].items()})
 
     chosen = address.callback(key, picked)
-    st.vega_lite_chart(_spec(picture), key=key, on_select=chosen, selection_mode=[selection], theme=None, alt=alt)
+    st.vega_lite_chart(
+        display.spec(picture), key=key, on_select=chosen, selection_mode=[selection], theme=None, alt=alt
+    )
 
 
 def still(picture: Picture, *, key: str, alt: str) -> None:
     """Draw a picture without clicks."""
-    st.vega_lite_chart(_spec(picture), key=key, theme=None, alt=alt)
-
-
-def _spec(picture: Picture) -> dict[str, Any]:
-    spec = picture.for_page()
-    return spec | {"config": spec["config"] | {"background": "transparent"}}
+    st.vega_lite_chart(display.spec(picture), key=key, theme=None, alt=alt)

@@ -1,0 +1,101 @@
+"""The `compare` command: the two questions of a link of the Compare page, what changed between them, as tables."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from .cli_options import load, open_store
+from .console import TerminalProgress, visible
+from .errors import InputError
+from .requests import TraceRequest
+
+if TYPE_CHECKING:
+    from .compare.tables import Compared
+    from .results import TraceResult
+
+EPILOG = """\
+The link's parameters are those of the Trace page, prefixed a. and b.; of b only what differs has to be said.
+
+  python -m core compare 'a.model=demo&a.fact=17&b.noise=1'
+  python -m core compare 'http://localhost:8501/Compare?a.model=demo&a.fact=17&b.fact=18' --out cells.csv
+"""
+
+
+def add_compare(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser(
+        "compare",
+        help="two traces side by side",
+        description="Trace two questions and say what changed from the one to the other.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("link", metavar="LINK", help="a link of the Compare page, or its parameters")
+    command.add_argument("--out", metavar="FILE", help="write the compared cells: .parquet, .csv or .json")
+    command.add_argument("--no-cache", action="store_true", help="neither read nor write the store")
+    command.set_defaults(run=run_compare)
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """The `compare` command."""
+    from . import facts
+    from .compare.link import from_text
+    from .compare.tables import Compared
+    from .tables import check_out, provenance, write_table
+
+    out = check_out(arguments.out) if arguments.out is not None else None
+    known = {fact.case_id: fact for fact in facts.bundled()}
+    pair = from_text(arguments.link, bundled=known.get, default=next(iter(known.values())))
+    progress = TerminalProgress()
+    try:
+        with open_store(arguments.no_cache) as store:
+            a, b = _traced([pair.a.request, pair.b.request], store, progress)
+    finally:
+        progress.close()
+    compared = Compared(a, b, pair.same_model)
+    if out is not None and compared.no_cells:
+        raise InputError(f"There is no table to write. {compared.no_cells}", "Leave --out out.", field="out")
+    print(summary(compared))
+    if out is not None:
+        write_table(compared.cells, out, metadata=provenance([a, b]))
+        print(f"{len(compared.cells):,} cells written to {out}")
+    return 0
+
+
+def summary(compared: Compared) -> str:
+    """What changed, in sentences and a table, and the routing agreement of each layer."""
+    from .compare import words
+
+    headings, rows, _ = words.numbers(compared)
+    lines = [visible(line) for line in words.sentences(compared)]
+    lines += ["", *_columns([headings, *rows])]
+    if not compared.no_routing:
+        cells = [
+            [f"L{r.layer}", f"{r.same:.0%} of {r.positions}", f"{r.jaccard:.3f}"]
+            for r in compared.routing_layers.itertuples()
+        ]
+        lines += ["", *_columns([["layer", "same set of experts", "mean Jaccard"], *cells])]
+    return "\n".join(lines)
+
+
+def _traced(requests: list[TraceRequest], store: Any, progress: TerminalProgress) -> list[TraceResult]:
+    """Both answers, from the store where it has them; one model is loaded at a time."""
+    from .trace import from_store, trace_many
+
+    found = [None if store is None else from_store(store, request) for request in requests]
+    open_ = [i for i, result in enumerate(found) if result is None]
+    for spec in dict.fromkeys(requests[i].model for i in open_):
+        mine = [i for i in open_ if requests[i].model == spec]
+        model = load(spec, store, progress)
+        answers = trace_many(model, [requests[i] for i in mine], store=store, progress=progress)
+        for i, result in zip(mine, answers, strict=True):
+            found[i] = result
+        del model
+    return found  # type: ignore[return-value]
+
+
+def _columns(table: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]

@@ -1,0 +1,54 @@
+"""Tables as HTML for reports: numbers with three decimals, missing ones –, whatever is in them escaped."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .tooltips import NONE, number
+
+MOST_ROWS = 200
+"""So many rows of a table stand in a report."""
+
+STYLE = """ .table { overflow-x: auto; margin: .6rem 0; } details { margin: .5rem 0; } summary { cursor: pointer; }
+ table { border-collapse: collapse; font-size: 13px; } th { text-align: left; font-weight: 600; }
+ td, th { border-bottom: 1px solid rgba(128,128,128,.3); padding: .18rem .6rem; white-space: nowrap; }
+ td.n { text-align: right; font-variant-numeric: tabular-nums; }"""
+"""How they look."""
+
+
+def folded(title: str, content: pd.DataFrame, *, more: str = "the table's own file has all.") -> str:
+    """A table under its title, closed at first. `more`: said of the rows beyond `MOST_ROWS`."""
+    return f"<details><summary>{html.escape(title)}</summary>{table(content, more=more)}</details>"
+
+
+def table(content: pd.DataFrame, *, more: str = "the table's own file has all.") -> str:
+    """A table, or a sentence where it is empty."""
+    if content.empty:
+        return "<p>Nothing was measured here.</p>"
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in content)
+    numeric = [pd.api.types.is_numeric_dtype(content[name]) for name in content]
+    lines = []
+    for row in content.head(MOST_ROWS).itertuples(index=False):
+        cells = (
+            f"<td{' class=n' if is_number else ''}>{html.escape(cell(value))}</td>"
+            for value, is_number in zip(row, numeric, strict=True)
+        )
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    rest = f"<p>The first {MOST_ROWS} of {len(content):,} rows; {more}</p>" if len(content) > MOST_ROWS else ""
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="table"><table>{body}</table></div>{rest}'
+
+
+def cell(value: Any) -> str:
+    """One value as text."""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return NONE
+    if isinstance(value, (float, np.floating)):
+        return number(float(value)) if abs(value) >= 0.0005 or value == 0 else f"{value:.1g}".replace("-", "−")
+    return str(value)

@@ -1,0 +1,164 @@
+"""How to get the numbers of a page again without it: a command line and a short Python program.
+
+Both say everything that can change a number; what is as by default is left out. Whatever a person typed is quoted for
+the shell, and for Python by `repr`. Strings only; nothing is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .derived import DerivedRequest
+from .requests import Fact, ModelSpec, TraceRequest
+
+Bundled = Callable[[int], Fact | None]
+"""The bundled fact with a case_id, or None."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """`command`: one line for a POSIX shell, started in the project's folder (empty where no command does it);
+    `python`: a program."""
+
+    command: str
+    python: str
+
+
+def of_trace(request: TraceRequest, *, bundled: Bundled, chosen: Sequence[str] = ()) -> Script:
+    """The script of one trace. `chosen`: the subjects that stood in for the fact's own, where they were chosen."""
+    return Script(_command(_trace_arguments(request, bundled, chosen)), _trace_python(request))
+
+
+def of_comparison(query: str, a: TraceRequest, b: TraceRequest) -> Script:
+    """The script of two traces side by side; `query`: the parameters of the Compare page's link."""
+    lines = [
+        _IMPORTS,
+        "from core.compare import words",
+        "from core.compare.tables import Compared",
+        "",
+        f"a = {_code(a)}",
+        f"b = {_code(b)}",
+        "found = []",
+        "for request in (a, b):  # one model at a time",
+        "    model = core.load_model(**asdict(request.model))",
+        "    found.append(core.trace(model, request))",
+        "    del model",
+        "compared = Compared(*found)",
+        'print("\\n".join(words.sentences(compared)))',
+        "print(compared.cells)",
+    ]
+    return Script(_command(["compare", query]), "\n".join(lines) + "\n")
+
+
+def of_derived(request: DerivedRequest, *, bundled: Bundled) -> Script:
+    """The script of what is more than a trace. Facts of the bundled list stand there by their numbers."""
+    own = [fact for fact in request.facts if bundled(fact.case_id) != fact]
+    if own:
+        facts = "(\n" + "".join(f"    {_code(fact)},\n" for fact in request.facts) + ")"
+    else:
+        numbers = ", ".join(str(fact.case_id) for fact in request.facts)
+        facts = f"[find(known, n) for n in ({numbers}{',' if len(request.facts) == 1 else ''})]"
+    settings = "".join(f", {name}={value!r}" for name, value in request.get().items())
+    lines = [
+        "from dataclasses import asdict",
+        "",
+        "import core",
+        f"from core import {'Fact, ' if own else ''}ModelSpec",
+        "from core.derived import DerivedRequest, derive",
+    ]
+    if request.facts and not own:
+        lines += ["from core.facts import bundled, find", "", "known = bundled()"]
+    given = ", facts=facts" if request.facts else ""
+    lines += [
+        *([f"facts = {facts}"] if request.facts else []),
+        f"request = DerivedRequest.of({request.kind!r}, {_code(request.model)}{given}{settings})",
+        "model = core.load_model(**asdict(request.model))",
+        "result = derive(model, request)",
+        "for name, table in result.tables.items():",
+        "    print(name, table, sep='\\n')",
+    ]
+    return Script("", "\n".join(lines) + "\n")
+
+
+_IMPORTS = "from dataclasses import asdict\n\nimport core\nfrom core import Fact, ModelSpec, TraceRequest"
+
+
+def _trace_python(request: TraceRequest) -> str:
+    lines = [
+        _IMPORTS,
+        "",
+        f"request = {_code(request)}",
+        "model = core.load_model(**asdict(request.model))",
+        "result = core.trace(model, request)",
+        'print(f"clean contrast {result.clean_contrast:+.3f}, drop {result.drop:+.3f} logits")',
+        "print(result.frame)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _trace_arguments(request: TraceRequest, bundled: Bundled, chosen: Sequence[str]) -> list[str]:
+    fact, names = request.fact, request.replacement
+    out = ["trace", *_model_arguments(request.model)]
+    if bundled(fact.case_id) == fact:
+        out += ["--fact", str(fact.case_id)]
+    else:
+        foil = "auto" if fact.foil_auto else fact.foil or ""
+        for name, value in (("prompt", fact.prompt), ("subject", fact.subject), ("true", fact.true), ("foil", foil)):
+            out += _given(name, value)
+        if fact.occurrence is not None:
+            out += ["--occurrence", str(fact.occurrence)]
+        if fact.case_id:
+            out += ["--case-id", str(fact.case_id)]
+        names = names or tuple(chosen)  # the choice depends on a relation, which a typed fact has no option for
+    if request.corruption == "noise":
+        out += ["--noise", f"{request.noise!r}".removesuffix(".0")]
+    else:
+        out += ["--corruption", request.corruption]
+        if names:
+            out += ["--replacement", *names]
+    if not names:
+        out += ["--draws", str(request.draws), "--seed", str(request.seed)]
+    for name in ("special_tokens", "object_tokens"):
+        if getattr(request, name) != getattr(TraceRequest(fact), name):
+            out += [f"--{name.replace('_', '-')}", getattr(request, name)]
+    if request.first_token:
+        out.append("--first-token")
+    experts = request.experts
+    if experts != "last":
+        out += ["--experts", experts if isinstance(experts, str) else ",".join(map(str, experts))]
+    return out
+
+
+def _model_arguments(model: ModelSpec) -> list[str]:
+    out = _given("model", model.name)
+    for field in dataclasses.fields(ModelSpec):
+        value = getattr(model, field.name)
+        if field.name != "name" and value != field.default:
+            out += _given(field.name, value)
+    return out
+
+
+def _given(name: str, value: str) -> list[str]:
+    """An option and its value; in one word where the value would be taken for an option."""
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "core", *arguments])
+
+
+def _code(value: Any) -> str:
+    """A request, fact or model as Python code that makes it again, defaults left out."""
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    given = []
+    for field in dataclasses.fields(value):
+        now = getattr(value, field.name)
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        if now != default:
+            given.append(f"{field.name}={_code(now)}")
+    return f"{type(value).__name__}({', '.join(given)})"
