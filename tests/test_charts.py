@@ -89,7 +89,7 @@ def test_each_cell_stands_where_its_layer_and_token_say_with_the_colour_of_its_v
     assert len(items) == len(cells)
     xs = sorted({round(item["x"], 3) for item in items})
     ys = sorted({round(item["y"], 3) for item in items}, reverse=True)
-    end = charts.limit(cells.restoration)
+    end = picture_limit(cells.restoration)
     low, mid, high = (np.array(rgb(c)) for c in (palette.LIGHT.low, palette.LIGHT.mid, palette.LIGHT.high))
     for item, cell in zip(items, cells.itertuples(), strict=True):
         assert xs.index(round(item["x"], 3)) == cell.pos
@@ -133,7 +133,7 @@ def test_missing_restorations_are_grey_and_rescues_are_not():
     [([0.0], 0.05), ([], 0.05), ([np.nan], 0.05), ([-0.31, 0.1], 0.35), ([1.0], 1.0), ([2.2], 2.5), ([12.0, -3], 15.0)],
 )
 def test_scales_are_symmetric_and_round(values, end):
-    assert charts.limit(pd.Series(values, dtype=float)) == pytest.approx(end)
+    assert picture_limit(pd.Series(values, dtype=float)) == pytest.approx(end)
     result = fake_result()
     for name in ("layer_token", "layer_expert"):
         scale = marks(pictures(result)[name].spec, "rect")[0]["encoding"]["color"]["condition"]["scale"]
