@@ -11,6 +11,7 @@ from fake_results import FRANCE, fake_result
 
 from core import charts, palette, tooltips, views
 from core.links import SHARED, View
+from core.picture import limit as picture_limit
 from core.requests import TraceRequest
 
 ODD = ["'); alert(1)//", "\\", '"', "\u2028", "</script>", "日本"]
