@@ -123,7 +123,7 @@ def _token_maps(compared: Compared, where: Place | None, measure: str) -> None:
     cells = {side: pictures.kept(views.layer_cells, compared.side(side)) for side in SIDES}
     end = compare_charts.scale_end(list(cells.values()), [measure])
     n = len(compared.alignment.columns) or max(len(compared.side(side).provenance.tokens) for side in SIDES)
-    with st.grid(2 if compared.no_cells else 3, min_column_width=300 if n <= 16 else 700, gap="medium"):
+    with st.grid(2 if compared.no_cells else 3, min_column_width=270 if n <= 16 else 700, gap="medium"):
         for side in SIDES:
             with st.container():
                 _side_map(compared, side, where, measure=measure, end=end, table=cells[side])
@@ -217,7 +217,7 @@ def _experts(compared: Compared, where: Place, measure: str) -> None:
     end = compare_charts.scale_end([table], [f"{measure}_{side}" for side in SIDES])
     ident = f"{_ident(at)}-{where}-{measure}"
     few = compared.a.provenance.n_experts <= 24
-    with st.grid(3, min_column_width=300 if few else 700, gap="medium"):
+    with st.grid(3, min_column_width=270 if few else 700, gap="medium"):
         for side in SIDES:
             with st.container():
                 result, pos = at.side(side), where.on(side)
