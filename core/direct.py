@@ -19,6 +19,14 @@ from .structure import Structure
 
 _ROWS = 64
 _TOLERANCE, _TOLERANCE_HALF = 1e-3, 2.0**-5
+NO_FACTOR = (
+    "In this model something else than a factor lies between the output of this layer's MoE block and the final norm "
+    "(another norm, say): what of a write reaches the logits directly is not defined, so nothing is claimed."
+)
+NO_FROZEN_SCALE = (
+    "The model's final norm does not have the form scale × linear map + bias, so that no scale can be frozen: what of "
+    "a write reaches the logits directly is not defined, and nothing is claimed."
+)
 
 
 def directions(model: MoeModel, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -46,6 +54,18 @@ def reach(structure: Structure, n_layers: int) -> dict[int, float | None]:
         through = structure.stream[layer]
         behind = None if behind is None or through is None else behind * through
     return out
+
+
+def contrast_directions(
+    model: MoeModel, finals: torch.Tensor, objects: Sequence[Sequence[int]], factor: float | None
+) -> torch.Tensor:
+    """[R, d] on the CPU: `out[r] @ v` is the direct part, on the contrast of objects[r] (true, foil), of a vector v
+    that is added to a block's output. `finals` [R, d]: last hidden states, with the scales that are frozen; `factor`:
+    how the vector arrives (see `reach`). NaN where that, or a frozen scale, is not defined."""
+    if factor is None:
+        return torch.full(finals.shape, torch.nan, dtype=torch.float32)
+    both = directions(model, finals, torch.as_tensor(objects))
+    return (both[:, 0] - both[:, 1]) * factor
 
 
 class DirectParts:

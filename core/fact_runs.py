@@ -5,6 +5,8 @@ Knows how a request's corruption becomes token ids and noise; nothing of patches
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .base import Run
@@ -41,6 +43,40 @@ def with_chosen_foil(model: MoeModel, fact: PreparedFact, clean: Run, budget: Bu
 
 def with_best_foil(model: MoeModel, fact: PreparedFact, final: torch.Tensor) -> PreparedFact:
     """The fact with its foil chosen from the clean run's last hidden state [1, d]."""
-    logits = all_logits(model, final)[0]
-    logits[fact.true_id] = -torch.inf
-    return with_foil(fact, model.tokenizer, int(logits.argmax()))
+    return with_best_foil_of(model, fact, all_logits(model, final)[0])
+
+
+def with_best_foil_of(model: MoeModel, fact: PreparedFact, logits: torch.Tensor) -> PreparedFact:
+    """The same from the clean run's next-token logits [V]."""
+    others = logits.clone()
+    others[fact.true_id] = -torch.inf
+    return with_foil(fact, model.tokenizer, int(others.argmax()))
+
+
+class Objects:
+    """True and foil ids of several facts' runs, as `core.sweep.sweep` asks for them; a foil left to the model is chosen
+    when the clean runs' final states are known, and then stands in `facts`.
+
+    `runs`: the numbers of each fact's runs, clean first; all facts' runs one after the other.
+    """
+
+    def __init__(self, model: MoeModel, runs: Sequence[tuple[PreparedFact, Sequence[int]]]) -> None:
+        self._model = model
+        self.facts = [fact for fact, _ in runs]
+        self._runs = [numbers for _, numbers in runs]
+
+    def __call__(self, finals: torch.Tensor) -> list[tuple[int, int]]:
+        """The ids for every run, given their last hidden states [n, d]."""
+        for i, (fact, runs) in enumerate(zip(self.facts, self._runs, strict=True)):
+            if fact.foil_id is None:
+                self.facts[i] = with_best_foil(self._model, fact, finals[runs[0]][None])
+        return self.ids
+
+    @property
+    def ids(self) -> list[tuple[int, int]]:
+        """(true, foil) of every run, once the foils are chosen."""
+        return [
+            (fact.true_id, int(fact.foil_id))  # type: ignore[arg-type]
+            for fact, runs in zip(self.facts, self._runs, strict=True)
+            for _ in runs
+        ]

@@ -25,10 +25,12 @@ Tell = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 class Pattern:
     """How the routing of a block is read and its experts are run; this class is the rule, subclasses the exceptions.
 
-    `rest_is_shared`: what the block puts out without its routed experts is a shared expert.
+    `rest_is_shared`: what the block puts out without its routed experts is a shared expert. `weight_on_input`: the
+    router weight multiplies what an expert is given, not what it puts out.
     """
 
     rest_is_shared = True
+    weight_on_input = False
 
     def listen(self, block: Block, tell: Tell) -> list[Any]:
         """Register hooks that call `tell` once in each call of the block."""
@@ -151,6 +153,8 @@ def _kept(index: torch.Tensor, weight: torch.Tensor, keep: int | None) -> torch.
 class _ScaledInput(Pattern):
     """llama4: the scores multiply what the experts are given, and every expert gets every token (times zero where it
     is not routed). The experts take all experts' tokens, sorted: [n_experts × M, d]."""
+
+    weight_on_input = True
 
     def listen(self, block: Block, tell: Tell) -> list[Any]:
         def called(module, args, output):  # noqa: ANN001, ANN202 - a torch hook

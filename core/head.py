@@ -49,9 +49,7 @@ def all_logits(model: MoeModel, states: torch.Tensor, *, normed: bool = False) -
         def some(at: slice) -> torch.Tensor:
             def product(hidden):  # noqa: ANN001, ANN202
                 hidden = (states[at, None] if normed else hidden).float().to(weight.device)
-                step = rows_per_piece(weight.shape[1])
-                cuts = range(0, weight.shape[0], step)
-                logits = torch.cat([hidden @ weight[v : v + step].float().T for v in cuts], -1)
+                logits = _products(weight, hidden)
                 return logits if bias is None else logits + bias.float()
 
             return _through_head(model, states[at], product)
@@ -75,6 +73,52 @@ def head_graph(model: MoeModel, states: torch.Tensor, ids: torch.Tensor) -> tupl
             return ((seen[0].to(rows.device) * rows).sum(-1) + shift)[:, None]
 
         return _through_head(model, states, product), seen[0]
+
+
+@torch.no_grad()
+def given_to_unembedding(model: MoeModel, states: torch.Tensor) -> torch.Tensor:
+    """What the unembedding receives for states after the last layer [R, d]: [R, D], fp32, on the CPU."""
+    parts = []
+    for some in states.split(_ROWS):
+        ids = torch.zeros((some.shape[0], 1), dtype=torch.long)
+        try:
+            given = head_graph(model, some.float(), ids)[1]
+        except RuntimeError:  # a norm that takes its own number format only
+            given = head_graph(model, some, ids)[1]
+        parts.append(given[:, -1].cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def unembed(model: MoeModel, vectors: torch.Tensor) -> torch.Tensor:
+    """The unembedding's matrix times vectors that it might receive [n, D], nothing else: [n, V], fp32, on the CPU."""
+    with _unembedding(model) as (weight, _):
+        return _products(weight, vectors.float().to(weight.device)).cpu()
+
+
+def logit_slopes(model: MoeModel, states: torch.Tensor) -> torch.Tensor:
+    """Derivatives of the logits by what the unembedding puts out (a scale, a soft-cap): [R, V], fp32, on the CPU.
+
+    At states after the last layer [R, d]; for few rows.
+    """
+    leaves: list[torch.Tensor] = []
+    with _unembedding(model) as (weight, bias), torch.enable_grad():
+
+        def product(hidden):  # noqa: ANN001, ANN202 - stands in for the unembedding
+            with torch.no_grad():
+                logits = _products(weight, hidden.float().to(weight.device))
+                logits = logits if bias is None else logits + bias.float()
+            leaves.append(logits.detach().requires_grad_())
+            return leaves[-1]
+
+        total = _through_head(model, states, product).sum()
+        return torch.autograd.grad(total, leaves[-1])[0].flatten(1).cpu()
+
+
+def _products(weight: torch.Tensor | RowTable, hidden: torch.Tensor) -> torch.Tensor:
+    """hidden [..., D] times the table [V, D], some of its rows at a time: [..., V]."""
+    cuts = range(0, weight.shape[0], rows_per_piece(weight.shape[1]))
+    return torch.cat([hidden @ weight[v : v + cuts.step].float().T for v in cuts], -1)
 
 
 def _by_rows(n: int, most: int, some: Callable[[slice], torch.Tensor], width: int) -> torch.Tensor:
