@@ -53,6 +53,10 @@ class Answer(Protocol):
 
 
 KINDS: dict[str, Kind] = {
+    "expert_writes": Kind("What an expert writes", 1, ".writes:answer"),
+    "expert_size": Kind("Size of an expert's output", 1, ".expert_size:answer"),
+    "expert_neurons": Kind("Neurons of an expert", 1, ".neurons:answer"),
+    "steering": Kind("Steering an expert", 1, ".steering:answer"),
     "routing": Kind("Routing of many prompts", 1, ".routing_kinds:answer"),
     "routing_comparison": Kind("Routing of two sets compared", 1, ".routing_kinds:answer_comparison"),
     "expert_rescue": Kind("Rescue of all experts", 1, ".expert_rescue:answer"),

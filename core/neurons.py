@@ -17,8 +17,9 @@ at the last position on the clean contrast, mean over the facts where the expert
 its size.
 
 `examples`, for the strongest neurons (12 by write, 12 by size) up to 5 tokens of each sign combination, the largest
-|a_j| first: `neuron`, `gate_sign`, `in_sign` (1 or −1), `rank`, `fact` (number in the request), `case_id`, `subject`,
-`prompt`, `pos`, `token_id`, `token`, `gate`, `in` (pre-activations), `activation` (a_j).
+|a_j| first (of prompts that begin alike only the first counts): `neuron`, `gate_sign`, `in_sign` (1 or −1), `rank`,
+`fact` (number in the request), `case_id`, `subject`, `prompt`, `pos`, `token_id`, `token`, `gate`, `in`
+(pre-activations), `activation` (a_j).
 
 `writes`, for each fact where the expert is clean-active at the last position the 10 neurons that write most: `fact`,
 `case_id`, `subject`, `true_token`, `foil_token`, `neuron`, `rank` (by size), `write`, `direct` (of the whole expert).
@@ -101,6 +102,7 @@ class _Tally:
     def __init__(self, m: int, device: torch.device) -> None:
         self.n, self.error, self.size = 0, 0.0, 1e-30
         self.places: list[tuple[int, int]] = []  # (number of the fact, position) of every token, as they came
+        self.seen: set[int] = set()
         self.counts = torch.zeros(4, m, dtype=torch.long, device=device)
         self.activation, self.sizes = (torch.zeros(m, dtype=torch.double, device=device) for _ in range(2))
         # the tokens with the largest |activation| of each combination: [4, EXAMPLES, m]; `token`: the number of the
@@ -108,19 +110,35 @@ class _Tally:
         self.token = torch.full((4, EXAMPLES, m), -1, dtype=torch.long, device=device)
         self.values = torch.zeros(3, 4, EXAMPLES, m, device=device)
 
-    def add(self, gate: torch.Tensor, into: torch.Tensor, activation: torch.Tensor, by_norm: torch.Tensor) -> None:
-        """Pre-activations, activations and |g · activation| · ‖w_out‖ of n more tokens, each [n, m]."""
+    def add(
+        self,
+        gate: torch.Tensor,
+        into: torch.Tensor,
+        activation: torch.Tensor,
+        by_norm: torch.Tensor,
+        places: Sequence[tuple[int, int]],
+        beginnings: Sequence[tuple[int, ...]],
+    ) -> None:
+        """Pre-activations, activations and |g · activation| · ‖w_out‖ of n more tokens, each [n, m]; the number of
+        each one's fact and its position; the token ids up to it: where two are the same, so are all their values, and
+        only the first is an example."""
+        new = []
+        for beginning in map(hash, beginnings):
+            new.append(beginning not in self.seen)
+            self.seen.add(beginning)
+        fresh = torch.tensor(new, device=gate.device)[:, None]
         token = torch.arange(self.n, self.n + len(gate), device=gate.device)[:, None].expand(gate.shape)
         for at, (gate_sign, in_sign) in enumerate(SIGNS):
             here = ((gate > 0) == (gate_sign > 0)) & ((into > 0) == (in_sign > 0))
             self.counts[at] += here.sum(0)
-            tokens = torch.cat([self.token[at], torch.where(here, token, -1)])
+            tokens = torch.cat([self.token[at], torch.where(here & fresh, token, -1)])
             values = torch.cat([self.values[:, at], torch.stack([gate, into, activation])], 1)
             best = torch.where(tokens >= 0, values[2].abs(), -1.0).topk(EXAMPLES, dim=0).indices
             self.token[at] = tokens.gather(0, best)
             self.values[:, at] = values.gather(1, best.expand(3, *best.shape))
         self.activation += activation.double().sum(0)
         self.sizes += by_norm.double().sum(0)
+        self.places += places
         self.n += len(gate)
 
 
@@ -206,11 +224,15 @@ class _Gathered:
                 f"What its neurons give is not what the expert contributes (relative difference "
                 f"{tally.error / tally.size:.0e}, allowed {self._limit:.0e})."
             )
-        tally.add(gate, into, activation, scaled.abs() * weights.out_rows.norm(dim=-1))
-        for row, (run, pos) in enumerate(zip(slots.run.tolist(), slots.pos.tolist(), strict=True)):
-            number, question = batch[run]
-            tally.places.append((number, pos))
-            if pos == len(question.prepared.input_ids) - 1:
+        at = list(zip(slots.run.tolist(), slots.pos.tolist(), strict=True))
+        ids = [batch[run][1].prepared.input_ids for run, _ in at]
+        tally.add(
+            gate, into, activation, scaled.abs() * weights.out_rows.norm(dim=-1),
+            places=[(batch[run][0], pos) for run, pos in at],
+            beginnings=[mine[: pos + 1] for mine, (_, pos) in zip(ids, at, strict=True)],
+        )  # fmt: skip
+        for row, (run, pos) in enumerate(at):
+            if pos == len(ids[row]) - 1:
                 seen.last[run] = scaled[row].clone(), strength[row].clone(), want[row].clone()
 
     def _writes(
