@@ -64,7 +64,7 @@ def contrast_directions(
     how the vector arrives (see `reach`). NaN where that, or a frozen scale, is not defined."""
     if factor is None:
         return torch.full(finals.shape, torch.nan, dtype=torch.float32)
-    both = directions(model, finals, torch.as_tensor(objects))
+    both = directions(model, finals, torch.as_tensor(objects).reshape(-1, 2))
     return (both[:, 0] - both[:, 1]) * factor
 
 
