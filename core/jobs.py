@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import Cancelled, ExpertScopeError, OutOfMemory
+from .logs import event
 from .progress import Progress
 from .room import ran_out
 
@@ -152,6 +153,7 @@ class Job:
                 return
             self.state, self._begun = RUNNING, self._clock()
             work = self._work
+        event(log, "job begun", job=self.id, lane=self.lane or "trace", private={"title": self.title})
         try:
             result = work(_JobProgress(self))
         except Cancelled as error:
@@ -159,12 +161,17 @@ class Job:
         except ExpertScopeError as error:
             outcome = {"state": FAILED, "error": error}
         except BaseException as error:  # the worker must outlive whatever a job raises
-            log.exception("job %r failed", self.title)
+            log.exception("job failed", extra={"fields": {"job": self.id, "private": {"title": self.title}}})
             outcome = {"state": FAILED, "error": _in_words(error)}
         else:
             outcome = {"state": DONE, "result": result}
         with self._lock:
             self._end(**outcome)
+        event(
+            log, "job ended", job=self.id, lane=self.lane or "trace", state=self.state,
+            seconds=round(self._finished - self._begun, 3), error=type(self.error).__name__ if self.error else None,
+            private={"title": self.title},
+        )  # fmt: skip
 
 
 class _JobProgress(Progress):

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any, overload
 
 from . import catalog
+from .deployment import allowed, check_allowed, is_allowed, listed
 from .derived import DerivedRequest, DerivedResult, derive
 from .derived import from_store as derived_from_store
 from .errors import ExpertScopeError, ModelError, StoreError
 from .fact_lists import FactListDesk
 from .identity import locate
 from .jobs import Job, JobRegistry
+from .logs import event
 from .progress import Pausing, Progress
 from .quantisation import INT8, INT8_BYTES, described
 from .requests import Fact, ModelSpec, TraceRequest
@@ -143,7 +145,9 @@ class Workbench:
     @overload
     def lookup(self, request: DerivedRequest) -> DerivedResult | None: ...
     def lookup(self, request: Request) -> TraceResult | DerivedResult | None:
-        """The stored answer, or None. Raises ExpertScopeError for a fact that has none (no such subject, ...)."""
+        """The stored answer, or None. Raises ExpertScopeError for a fact that has none (no such subject, ...), and for
+        a model that viewers may not load."""
+        check_allowed(request.model)
         with self._lock:
             if request in self._results:
                 self._results.move_to_end(request)
@@ -208,11 +212,14 @@ class Workbench:
     def _load(self, spec: ModelSpec, progress: Progress) -> Any:
         if self._model is not None and self._model_spec == spec:
             return self._model
+        check_allowed(spec)
         self._model, self._model_spec = None, None  # one at a time: the old one goes before the new one comes
         gc.collect()
         progress.update(0, 1, f"loading {spec.name}")
+        begun = time.monotonic()
         self._model = self._engine.load_model(**dataclasses.asdict(spec), progress=progress, store=self._store)
         self._model_spec = spec
+        event(log, "model loaded", model=spec.name, seconds=round(time.monotonic() - begun, 1))
         return self._model
 
     def _keep(self, request: Request, result: Any) -> Any:
@@ -229,10 +236,17 @@ class Workbench:
 
     def catalogue(self) -> list[catalog.CatalogEntry]:
         """The bundled model, the known ones, and what else is on this machine."""
-        return catalog.catalogue()
+        entries = allowed()
+        if entries is None:
+            return catalog.catalogue()
+        known = [entry for entry in catalog.catalogue() if is_allowed(entry.id, entries)]
+        names = {entry.id for entry in known}
+        return known + [catalog.entry(name) for name in listed(entries) if name not in names]
 
     def model_state(self, spec: ModelSpec) -> ModelState:
         """Where the model is; reads folders only."""
+        if not is_allowed(spec.name, allowed()):
+            return ModelState(NOT_HERE, "This dashboard does not load it.", None)
         entry = catalog.entry(spec.name, revision=spec.revision)
         memory = entry.memory(INT8_BYTES if spec.quantisation == INT8 else None)
         if self._model_spec == spec:
@@ -259,6 +273,7 @@ class Workbench:
         )  # fmt: skip
 
     def _tokenizer(self, spec: ModelSpec) -> tuple[Any, int | None]:
+        check_allowed(spec)
         folder = locate(spec)
         files = [] if folder is None else [p for p in Path(folder).glob("tokenizer*") if p.is_file()]
         if not files:
@@ -275,7 +290,7 @@ class Workbench:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except Exception as error:
-            log.exception("tokenizer of %s", spec.name)
+            log.exception("tokenizer cannot be read", extra={"fields": {"model": spec.name}})
             raise ModelError(f"The tokenizer of {spec.name} cannot be read ({type(error).__name__}).") from error
         found = tokenizer, _context(Path(folder))
         with self._lock:
@@ -333,7 +348,7 @@ def _import_engine() -> None:
         importlib.import_module("transformers").AutoTokenizer  # noqa: B018 - resolves a lazy import
     except Exception:  # the job that needs it meets the same error and reports it
         log.exception("warm-up failed")
-    log.info("engine imported in %.1f s", time.monotonic() - begun)
+    event(log, "engine imported", seconds=round(time.monotonic() - begun, 1))
 
 
 def _context(folder: Path) -> int | None:

@@ -153,7 +153,7 @@ def test_any_other_error_becomes_a_sentence_and_the_worker_lives_on(registry, ca
     assert status.state == FAILED
     assert "secret detail" not in status.error + status.error_next
     assert ("memory" in status.error) == isinstance(error, MemoryError)
-    assert any("the title" in record.getMessage() and record.exc_info for record in caplog.records)
+    assert any(record.exc_info and record.fields["private"]["title"] == "the title" for record in caplog.records)
     assert ended(registry.submit("y", "y", lambda progress: "alive")).result == "alive"
 
 

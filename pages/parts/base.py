@@ -7,7 +7,7 @@ import functools
 
 import streamlit as st
 
-from core import facts
+from core import facts, logs
 from core.errors import ExpertScopeError
 from core.fact_sets import BUNDLED, FactSet, choose
 from core.requests import Fact
@@ -38,6 +38,7 @@ def end_page() -> None:
 @st.cache_resource(show_spinner=False)
 def workbench() -> Workbench:
     """The process's workbench, shared by all sessions."""
+    logs.configure()
     bench = open_workbench()
     atexit.register(bench.close)
     return bench

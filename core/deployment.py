@@ -1,0 +1,64 @@
+"""What whoever runs a shared dashboard fixes for its viewers: which models and folders may be loaded.
+
+`EXPERTSCOPE_MODELS` lists them, separated by commas: `demo`, hub ids (`org/name`, or `org/*` for all of one owner), and
+folders (absolute; every model in or below one). Not set: anything may be loaded. The command line is not bound by it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import ModelError
+from .identity import DEMO
+from .requests import ModelSpec
+
+VARIABLE = "EXPERTSCOPE_MODELS"
+
+
+def allowed(environ: Mapping[str, str] = os.environ) -> tuple[str, ...] | None:
+    """The entries of the setting; None where everything is allowed. Set but empty: nothing is."""
+    text = environ.get(VARIABLE)
+    return None if text is None else tuple(entry.strip() for entry in text.split(",") if entry.strip())
+
+
+def is_allowed(name: str, entries: tuple[str, ...] | None) -> bool:
+    """Whether a model may be loaded under this name. What counts of a folder is where it really lies."""
+    if entries is None or name in entries:
+        return True
+    try:
+        folder = Path(name).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, ValueError, RuntimeError):  # no folder's name
+        return False
+    if is_folder:
+        real = folder.resolve()
+        roots = [root for entry in entries if (root := Path(entry).expanduser()).is_absolute()]
+        return any(real.is_relative_to(root.resolve()) for root in roots)
+    owner, slash, rest = name.partition("/")
+    return bool(slash and rest) and f"{owner}/*" in entries
+
+
+def listed(entries: tuple[str, ...]) -> list[str]:
+    """The models that the entries name: hub ids as they are, of a folder of models each model in it."""
+    out = []
+    for entry in entries:
+        folder = Path(entry).expanduser()
+        if not folder.is_absolute():
+            out += [] if entry.endswith("/*") else [entry]
+        elif (folder / "config.json").is_file():
+            out.append(entry)
+        elif folder.is_dir():
+            out += sorted(str(path.parent) for path in folder.glob("*/config.json"))
+    return out
+
+
+def check_allowed(spec: ModelSpec, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises ModelError for a model that this dashboard does not load."""
+    entries = allowed(environ)
+    if is_allowed(spec.name, entries):
+        return
+    named = [entry for entry in entries or () if entry == DEMO or not Path(entry).expanduser().is_absolute()]
+    choose = f"Choose one of: {', '.join(named)}." if named else "Ask whoever runs it."
+    raise ModelError(f"This dashboard does not load {spec.name}.", choose)

@@ -1,0 +1,63 @@
+"""The server's log: one JSON object per line, without what viewers typed.
+
+`EXPERTSCOPE_LOG` sets the level (`info` unless given; `off` for none). `EXPERTSCOPE_LOG_PROMPTS=1` lets prompts,
+subjects and messages that may quote them in; else errors are logged by their kind and place. Knows `logging` only.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+OURS = ("core", "cache", "pages")
+"""The loggers that it is about."""
+
+
+def configure(environ: Mapping[str, str] = os.environ, stream: TextIO | None = None) -> None:
+    """Send our loggers' messages to `stream` (stderr). Calling it again replaces what it did before."""
+    level = environ.get("EXPERTSCOPE_LOG", "info").strip().lower()
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(Lines(prompts=environ.get("EXPERTSCOPE_LOG_PROMPTS", "") == "1"))
+    for name in OURS:
+        logger = logging.getLogger(name)
+        for old in [h for h in logger.handlers if isinstance(h.formatter, Lines)]:
+            logger.removeHandler(old)
+        logger.propagate = False
+        logger.setLevel(LEVELS.get(level, logging.CRITICAL + 1 if level == "off" else logging.INFO))
+        logger.addHandler(handler)
+
+
+def event(logger: logging.Logger, what: str, **fields: Any) -> None:
+    """Log that something happened. `fields`: short JSON values; `private`: a mapping that is left out unless prompts
+    may be logged."""
+    logger.info(what, extra={"fields": fields})
+
+
+class Lines(logging.Formatter):
+    """Records as JSON lines: time (UTC), level, module, event, its fields, and of an error the kind and the places."""
+
+    def __init__(self, *, prompts: bool) -> None:
+        super().__init__()
+        self._prompts = prompts
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        fields = dict(getattr(record, "fields", {}))
+        private = fields.pop("private", {})
+        line = {"time": when, "level": record.levelname.lower(), "module": record.name, "event": record.getMessage()}
+        line |= fields | (private if self._prompts else {})
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            line["error"] = type(error).__name__
+            places = traceback.extract_tb(error.__traceback__)
+            line["at"] = [f"{place.filename}:{place.lineno} {place.name}" for place in places]
+            if self._prompts:
+                line["message"] = str(error)
+        return json.dumps(line, default=str)
