@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..prompts import subject_span
 from ..requests import Fact
 from ..results import Provenance, TraceResult
+from ..roles import roles_of
 from ..views import token_label, visible
 
 
@@ -66,6 +67,12 @@ def align(a: TraceResult, b: TraceResult) -> Alignment:
     if not any(c.a is not None and c.b is not None and not c.subject for c in columns):
         return Alignment((), why_not="The tokenizers cut the prompts differently, so their tokens do not correspond.")
     return Alignment(columns)
+
+
+def same_role(a: TraceResult, pos: int, b: TraceResult) -> int:
+    """The position of b that plays the part in its prompt that `pos` plays in a's; the last one where none does."""
+    left, right = (roles_of(len(r.provenance.tokens), r.provenance.subject_positions) for r in (a, b))
+    return next((i for i in reversed(range(len(right))) if right[i] == left[pos]), len(right) - 1)
 
 
 def around(fact: Fact) -> tuple[str, str]:

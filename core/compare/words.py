@@ -158,8 +158,8 @@ def numbers(compared: Compared) -> tuple[list[str], list[list[str]], list[str]]:
     """(headings, rows, what each row means) of the table of numbers: of a, of b, and b − a."""
     values = [(r.clean_contrast, r.corrupt_contrast, r.drop, *views.p_true(r)) for r in (compared.a, compared.b)]
     rows = [
-        [name, number(left, 3, True), number(right, 3, True), number(right - left, 3, True)]
-        for name, left, right in zip(QUANTITIES, *values, strict=True)
+        [name, *(number(value, 3, not name.startswith("P(")) for value in pair), number(pair[1] - pair[0], 3, True)]
+        for name, *pair in zip(QUANTITIES, *values, strict=True)
     ]
     return ["", "a", "b", "b − a"], rows, list(QUANTITIES.values())
 

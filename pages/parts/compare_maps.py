@@ -9,6 +9,7 @@ import streamlit as st
 
 from core import charts, views
 from core.compare import charts as compare_charts
+from core.compare.align import same_role
 from core.compare.link import SIDES, Pair
 from core.compare.tables import COMPARED, ONLY_A, ONLY_B, Compared
 from core.links import MEASURES, View
@@ -71,7 +72,8 @@ def draw(compared: Compared, pair: Pair) -> None:
 
 
 def _place(compared: Compared, pair: Pair) -> Place | None:
-    """The cell that the link names, by default a's best. None without cells.
+    """The cell that the link names; by default a's last token, where the expert patches are there already, and the
+    layer that restores most of it. None without cells.
 
     What is not in the results is dropped; where tokens correspond, the one position implies the other.
     """
@@ -80,13 +82,17 @@ def _place(compared: Compared, pair: Pair) -> Place | None:
     pos = {s: p if p is not None and p < len(prov[s].tokens) else None for s, p in asked.items()}
     layer = pair.a.view.layer if pair.a.view.layer is not None else pair.b.view.layer
     if layer is None or not any(layer in prov[side].moe_layers for side in SIDES) or set(pos.values()) == {None}:
-        best = views.best_cell(compared.a)
-        if best is None:
+        cells = pictures.kept(views.layer_cells, compared.a)
+        pos = {"a": views.last_pos(compared.a), "b": None}
+        here = cells[cells.pos == pos["a"]]
+        if here.empty:
             return None
-        layer, pos = best[0], {"a": best[1], "b": None}
+        layer = int(here.loc[here.rescue.idxmax(), "layer"])
     if not compared.alignment.columns:
-        last = {side: views.last_pos(compared.side(side)) for side in SIDES}
-        return Place(layer, *(last[side] if pos[side] is None else pos[side] for side in SIDES))
+        for one, other in (("a", "b"), ("b", "a")):
+            if pos[other] is None:
+                pos[other] = same_role(compared.side(one), pos[one], compared.side(other))  # type: ignore[arg-type]
+        return Place(layer, pos["a"], pos["b"])
     if pos["a"] is not None:
         return Place(layer, pos["a"], compared.alignment.partner("a", pos["a"]))
     return Place(layer, compared.alignment.partner("b", pos["b"]), pos["b"])  # type: ignore[arg-type]

@@ -17,11 +17,10 @@ FACTOR = 1.3
 """How much larger."""
 _ON, _SEEN, _WIDGET = "es_large", "es_large_seen", "es_large_switch"
 _NAME, _LARGE = "type", "large"
-# Streamlit's own sizes are in rem, and so are ours; a table is drawn on a canvas, which only zooming enlarges
+# Streamlit's own sizes are in rem, those of its tables too, and so are ours
 _STYLE = f"""<style>
 html {{ font-size: {16 * FACTOR:g}px !important; }}
 #vg-tooltip-element {{ font-size: {13 * FACTOR:g}px !important; }}
-[data-testid="stDataFrame"] {{ zoom: {FACTOR}; }}
 </style>"""
 
 

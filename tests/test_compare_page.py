@@ -1,0 +1,169 @@
+"""The Compare page without a browser: two questions, what the sidebar changes, what cannot be compared. Made-up results
+stand for the engine's."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import re
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+import pytest
+import test_trace_page
+from fake_results import FRANCE, fake_result
+from streamlit.testing.v1 import AppTest
+from test_trace_page import JAPAN, bench, engine, finished, params_of, shown  # noqa: F401 - the fixtures
+
+from core import views
+from core.compare import words
+from core.compare.link import Pair, from_query, to_query
+from core.compare.tables import Compared
+from core.links import Link, View
+from core.links import to_query as trace_query
+from core.requests import ModelSpec, TraceRequest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = TraceRequest(fact=FRANCE)
+
+
+@pytest.fixture(autouse=True)
+def small(engine):  # noqa: F811
+    engine.shape |= {"n_layers": 3, "n_experts": 4}
+
+
+def pair_of(a=BASE, b=BASE, **more) -> Pair:
+    return Pair(Link(a, View(), True), Link(b, View(), True), **more)
+
+
+def opened(pair: Pair | dict[str, str] | None = None):
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).switch_page("pages/Compare.py")
+    params = pair if isinstance(pair, dict) else to_query(pair) if pair else {}
+    for name, value in params.items():
+        page.query_params[name] = value
+    return page.run()
+
+
+def compared_of(bench, pair: Pair) -> Compared:  # noqa: F811
+    return Compared(bench.lookup(pair.a.request), bench.lookup(pair.b.request), pair.same_model)
+
+
+def charts(page) -> list[str]:
+    return [chart.proto.spec for chart in page.get("vega_lite_chart")]
+
+
+def button(page, label):
+    return next(b for b in page.button if b.label == label)
+
+
+def read(page) -> Pair:
+    return from_query(params_of(page), bundled={17: FRANCE, 18: JAPAN}.get, default=FRANCE)
+
+
+def test_two_noise_levels_stand_side_by_side(bench, engine):  # noqa: F811
+    pair = pair_of(b=BASE.replace(noise=1.0, draws=2))
+    page = finished(opened(pair), bench)
+    assert engine.asked == [pair.a.request, pair.b.request]
+    assert params_of(page) == to_query(pair)
+    compared = compared_of(bench, pair)
+    text = html.unescape(shown(page))
+    for sentence in words.sentences(compared):
+        assert sentence in text
+    for row in words.numbers(compared)[1]:
+        assert all(value in text for value in row)
+    assert len(charts(page)) == 8
+    last = compared.cells[compared.cells.pos_a == views.last_pos(compared.a)]
+    row = last.loc[last.rescue_a.idxmax()]
+    assert re.search(f"Layer patch at layer {row.layer}: a at “.*is.*5.*” rescue", text)
+    assert f"b − a rescue {row.rescue_difference:+.3f}".replace("-", "−") in text
+
+
+def test_the_sidebar_changes_one_side_and_the_address_says_so(bench, engine):  # noqa: F811
+    page = finished(opened(pair_of()), bench)
+    assert any("Both sides ask the same question" in info.value for info in page.info)
+    assert engine.asked == [BASE], "the same question is asked once"
+    next(n for n in page.number_input if n.label == "Noise level").set_value(1.5).run()
+    page = finished(page, bench)
+    assert engine.asked == [BASE, BASE.replace(noise=1.5)]
+    assert params_of(page)["b.noise"] == "1.5"
+    next(c for c in page.segmented_control if c.label == "Settings of").set_value("a").run()
+    next(n for n in page.number_input if n.label == "Seed").set_value(7).run()
+    page = finished(page, bench)
+    assert read(page).a.request == BASE.replace(seed=7) and read(page).b.request == BASE.replace(noise=1.5)
+    assert params_of(page)["edit"] == "a"
+    button(page, "Swap").click().run()
+    page = finished(page, bench)
+    assert read(page).a.request == BASE.replace(noise=1.5) and read(page).b.request == BASE.replace(seed=7)
+    assert len(engine.asked) == 3, "swapping asks nothing new"
+
+
+def test_another_fact_lets_go_of_the_chosen_cell(bench, engine):  # noqa: F811
+    view = View(pos=5, layer=2)
+    page = finished(opened(to_query(Pair(Link(BASE, view, True), Link(BASE, view, True)))), bench)
+    assert "Layer patch at layer 2" in shown(page)
+    box = next(b for b in page.selectbox if b.label == "Fact")
+    box.select(18).run()
+    page = finished(page, bench)
+    assert engine.asked[-1].fact == JAPAN
+    back = read(page)
+    assert (back.a.request.fact, back.b.request.fact) == (FRANCE, JAPAN)
+    assert (back.a.view.pos, back.b.view.pos) == (None, None)
+
+
+def test_each_side_opens_on_the_trace_page(bench, engine):  # noqa: F811
+    pair = pair_of(b=BASE.replace(fact=JAPAN, noise=2.0))
+    page = finished(opened(pair), bench)
+    links = [dict(parse_qsl(e.proto.query_string)) for e in page.get("page_link") if "Open on" in e.proto.label]
+    assert links == [trace_query(link.request, link.view, bundled=True) for link in (pair.a, pair.b)]
+
+
+def test_the_trace_page_leads_here_with_its_question_twice(bench, engine):  # noqa: F811
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    for name, value in trace_query(BASE.replace(noise=2.5), View(pos=5, layer=2, expert=1), bundled=True).items():
+        page.query_params[name] = value
+    page = finished(page.run(), bench)
+    (found,) = [e.proto.query_string for e in page.get("page_link") if e.proto.label.startswith("Compare with")]
+    pair = from_query(dict(parse_qsl(found)), bundled={17: FRANCE}.get, default=FRANCE)
+    assert pair.a.request == pair.b.request == BASE.replace(noise=2.5)
+    assert (pair.a.view.layer, pair.a.view.pos) == (2, 5) and not pair.problems
+
+
+def test_two_models_say_why_and_can_be_declared_versions(bench, engine, monkeypatch):  # noqa: F811
+    def answered(*, request, **shape):
+        found = fake_result(request=request, **shape)
+        marks = dataclasses.replace(found.provenance, fingerprint=request.model.name)
+        return dataclasses.replace(found, provenance=marks)
+
+    monkeypatch.setattr(test_trace_page, "fake_result", answered)
+    other = ModelSpec("org/other")
+    pair = pair_of(b=BASE.replace(model=other))
+    page = opened(pair)
+    for job in bench.jobs.all():
+        assert job.wait(10)
+    assert engine.asked == [BASE], "another model is not loaded without a click"
+    button(page.run(), "Load the model and trace").click().run()
+    page = finished(page, bench)
+    assert engine.loaded == ["demo", "org/other"]
+    text = shown(page)
+    assert "two different models do not correspond" in text
+    assert len(charts(page)) == 3
+    next(t for t in page.toggle if t.label.startswith("Two versions")).set_value(True).run()
+    page = finished(page, bench)
+    assert params_of(page)["same_model"] == "1"
+    assert len(charts(page)) == 8
+
+
+def test_a_wrong_link_is_answered_with_sentences(bench, engine):  # noqa: F811
+    page = finished(opened({"a.fact": "17", "b.noise": "-3", "a.pos": "999", "a.layer": "77"}), bench)
+    assert any("noise" in w.value for w in page.warning)
+    assert len(charts(page)) == 8, "what is not there is not chosen"
+
+
+def test_the_script_and_the_report_are_about_what_is_shown(bench, engine):  # noqa: F811
+    pair = pair_of(b=BASE.replace(noise=1.0))
+    page = finished(opened(pair), bench)
+    codes = [code.value for code in page.code]
+    assert any(urlencode(to_query(pair)) in code and code.startswith("python -m core compare") for code in codes)
+    assert any("noise=1.0" in code and "import core" in code for code in codes)
+    noted = page.session_state["es_parts"]
+    assert len(noted) == 8 and all(part.picture is not None and part.table is not None for part in noted.values())
