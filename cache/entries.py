@@ -24,7 +24,9 @@ _JSON_COLUMN = {"manifests": "manifest", "verdicts": "verdict"}
 _TABLES = ("runs", "row_sets", "manifests", "verdicts", "derived")
 
 
-def put_runs(cursor: Cursor, model: str, runs: Mapping[str, tuple[bytes, str, pd.DataFrame]], tick: Tick) -> None:
+def put_runs(
+    cursor: Cursor, model: str, runs: Mapping[str, tuple[bytes | None, str, pd.DataFrame]], tick: Tick
+) -> None:
     """Add those runs, key → (payload, info as JSON, normalised routing), that are not there; mark the others used."""
     query = "SELECT key, id FROM runs WHERE key IN $keys"
     known = dict(cursor.execute(query, {"keys": list(runs)}).fetchall())
@@ -33,7 +35,11 @@ def put_runs(cursor: Cursor, model: str, runs: Mapping[str, tuple[bytes, str, pd
     if not ids:
         return
     shelf = tick()
-    shelves.put(cursor, shelf, [(run, runs[key][0]) for key, run in ids.items()])
+    payloads = [(run, runs[key][0]) for key, run in ids.items()]
+    if any(payload is not None for _, payload in payloads):
+        shelves.put(cursor, shelf, [(run, payload) for run, payload in payloads if payload is not None])
+    else:
+        shelf = -shelf
     _insert_heads(
         cursor,
         "runs",
@@ -44,7 +50,7 @@ def put_runs(cursor: Cursor, model: str, runs: Mapping[str, tuple[bytes, str, pd
                 "model": model,
                 "shelf": shelf,
                 "info": runs[key][1],
-                "bytes": len(runs[key][0]) + len(runs[key][1]) + _ROW_BYTES * len(runs[key][2]),
+                "bytes": len(runs[key][0] or b"") + len(runs[key][1]) + _ROW_BYTES * len(runs[key][2]),
             }
             for key, run in ids.items()
         ],

@@ -3,7 +3,8 @@
 DuckDB keeps a table's last 122,880 rows in one unit that it rewrites at every checkpoint, so one table of a few
 hundred large BLOBs would be rewritten, whole, with every answer, take twice its room, and not shrink on DELETE
 (measured: 0.8 s and 914 MB at 120 payloads of 3.9 MB; with shelves 0.05 s and 504 MB). Its default ZSTD makes point
-reads of BLOBs slow, hence uncompressed. Knows SQL and bytes; not keys, not models.
+reads of BLOBs slow, hence uncompressed. A negative number is that of a write without any payload: there is no table.
+Knows SQL and bytes; not keys, not models.
 """
 
 from __future__ import annotations
@@ -25,14 +26,23 @@ def put(cursor: Cursor, shelf: int, payloads: Sequence[tuple[int, bytes]]) -> No
 
 
 def get(cursor: Cursor, shelf: int, run: int) -> bytes | None:
-    """The payload of a run on a shelf."""
+    """The payload of a run on a shelf, or None."""
+    if shelf < 0:
+        return None
     found = cursor.execute(f"SELECT payload FROM {_name(shelf)} WHERE run = ?", [run]).fetchall()
     return bytes(found[0][0]) if found else None
 
 
 def drop(cursor: Cursor, shelf: int) -> None:
     """Remove a shelf with all that is on it; its space is reused."""
-    cursor.execute(f"DROP TABLE IF EXISTS {_name(shelf)}")
+    if shelf >= 0:
+        cursor.execute(f"DROP TABLE IF EXISTS {_name(shelf)}")
+
+
+def take(cursor: Cursor, shelf: int, runs: Sequence[int]) -> None:
+    """Remove the payloads of some runs from a shelf that others use too."""
+    if shelf >= 0:
+        cursor.execute(f"DELETE FROM {_name(shelf)} WHERE run IN $runs", {"runs": list(runs)})
 
 
 def insert(cursor: Cursor, table: str, rows: pa.Table) -> None:

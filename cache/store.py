@@ -119,7 +119,7 @@ class Store:
         return self._get_json("manifests", key)
 
     def get_run(self, key: str) -> StoredRun | None:
-        """One run with its payload, or None."""
+        """One run with its payload, or None (also for one that was stored without)."""
         self._check_open()
 
         def work(cursor: Cursor) -> tuple[int, StoredRun] | None:
@@ -205,20 +205,25 @@ class Store:
         self,
         *,
         model: str,
-        runs: Iterable[tuple[str, bytes, dict[str, Any], pd.DataFrame]] = (),
+        runs: Iterable[tuple[str, bytes | None, dict[str, Any], pd.DataFrame]] = (),
         rows: Iterable[tuple[str, str, pd.DataFrame, dict[str, Any]]] = (),
         manifests: Iterable[tuple[str, dict[str, Any]]] = (),
     ) -> None:
         """Store one answer in one transaction: all of it is there afterwards, or, if this raises, nothing.
 
         `model`: display name and fingerprint, by which the store is shown and cleared. `runs`: (key, payload, info,
-        routing); `rows`: (pair key, part, frame, provenance); `manifests`: (key, manifest). A run or row set whose key
-        is there already stays as it is (equal keys mean equal numbers); a manifest is replaced. Then the least
-        recently used of the rest is dropped until the contents fit the limit.
+        routing), payload None where the activations are not to be had; `rows`: (pair key, part, frame, provenance);
+        `manifests`: (key, manifest). A run or row set whose key is there already stays as it is (equal keys mean equal
+        numbers); a manifest is replaced. Then the least recently used of the rest is dropped until the contents fit
+        the limit.
         """
         self._check_open()
         new_runs = {
-            key: (bytes(payload), _dump(info), frames.normalise(routing, frames.ROUTING_COLUMNS))
+            key: (
+                None if payload is None else bytes(payload),
+                _dump(info),
+                frames.normalise(routing, frames.ROUTING_COLUMNS),
+            )
             for key, payload, info, routing in runs
         }
         new_rows = {

@@ -119,6 +119,11 @@ def recall_identity(store: Any, spec: ModelSpec) -> str | None:
     return None if noted is None else noted["identity"]
 
 
+def imported_key(request: TraceRequest) -> str:
+    """The key of an answer that came from elsewhere: by the model as it was asked for there, whatever it is here."""
+    return manifest_key(request, digest("imported", dataclasses.asdict(request.model)))
+
+
 def manifest_key(request: TraceRequest, identity: str) -> str:
     """The key of an answer: everything in the request that can change a number, and the model's identity.
 

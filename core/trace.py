@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .answers import assemble, parts_of
 from .asking import check_tokens, prepare_for
 from .errors import InputError, StoreError
-from .identity import manifest_key, recall_identity
+from .identity import imported_key, manifest_key, recall_identity
 from .progress import SILENT, Progress
 from .prompts import PreparedFact
 from .requests import Fact, TraceRequest
@@ -102,15 +102,22 @@ def trace_prepared(
 
 
 def from_store(store: Any, request: TraceRequest) -> TraceResult | None:
-    """The stored answer to a request, or None. Needs no loaded model and imports no torch."""
+    """The stored answer to a request, or None. Needs no loaded model and imports no torch.
+
+    One that was imported from elsewhere (see `core.trace_archive`) is given where there is none of this machine.
+    """
     identity = recall_identity(store, request.model)
-    if identity is None:
-        return None
-    manifest = store.get_manifest(manifest_key(request, identity))
-    return None if manifest is None else _recalled(store, request, manifest)
+    keys = [] if identity is None else [manifest_key(request, identity)]
+    for key in (*keys, imported_key(request)):
+        manifest = store.get_manifest(key)
+        found = None if manifest is None else recalled(store, request, manifest)
+        if found is not None:
+            return found
+    return None
 
 
-def _recalled(store: StoreLike, request: TraceRequest, manifest: dict[str, Any]) -> TraceResult | None:
+def recalled(store: StoreLike, request: TraceRequest, manifest: dict[str, Any]) -> TraceResult | None:
+    """The answer that a manifest names, or None where a part of it is not there any more."""
     runs = [manifest["clean"], *manifest["corrupt"]]
     infos = store.get_many_run_info(runs)
     wanted = [(pair, part) for pair in manifest["pairs"] for part in manifest["parts"]]
@@ -151,7 +158,7 @@ def _answer(model: MoeModel, questions: Sequence[Question], store: Any, progress
         if store is not None:
             manifest = store.get_manifest(manifest_key(question.request, model.identity))
             if manifest is not None and _is_about(manifest, question.prepared):
-                results[i] = _recalled(store, question.request, manifest)
+                results[i] = recalled(store, question.request, manifest)
         if results[i] is None:
             open_questions.append(i)
     read_before = model.bytes_read

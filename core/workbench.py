@@ -34,6 +34,7 @@ from .progress import Pausing, Progress
 from .quantisation import INT8, INT8_BYTES, described
 from .requests import Fact, ModelSpec, TraceRequest
 from .results import TraceResult
+from .stored import StoredDesk
 from .study.desk import StudyDesk
 from .turns import GaveWay, Turns
 
@@ -104,10 +105,12 @@ class Workbench:
         jobs: JobRegistry | None = None,
         studies: Any = None,
         fact_lists: Any = None,
+        holdings: Any = None,
         store_error: str = "",
     ) -> None:
         """`store`: a `cache.store.Store`, or None (then nothing outlives the process and `store_error` says why); of
-        the same store or None: `studies` (`cache.studies.Studies`), `fact_lists` (`cache.fact_lists.FactLists`)."""
+        the same store or None: `studies` (`cache.studies.Studies`), `fact_lists` (`cache.fact_lists.FactLists`),
+        `holdings` (`cache.holdings.Holdings`)."""
         self.jobs = jobs or JobRegistry()
         self._store = store
         self._store_error = store_error
@@ -121,12 +124,14 @@ class Workbench:
         self._warm: threading.Thread | None = None
         self.studies = StudyDesk(studies, self.long_work, store_error=store_error)
         self.fact_lists = FactListDesk(fact_lists, store_error=store_error)
+        self.stored = StoredDesk(holdings, store, self._results.clear, store_error=store_error)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None) -> Workbench:
         """With the store at `path` (default: its usual place). A store that cannot be opened is reported, not fatal."""
         from cache import Store
         from cache.fact_lists import FactLists
+        from cache.holdings import Holdings
         from cache.lending import patiently
         from cache.studies import Studies
 
@@ -134,7 +139,7 @@ class Workbench:
         try:
             store = patiently(lambda: Store.open(path), OPEN_SECONDS, path=studies.path)
             store.lend()
-            return cls(store, studies=studies, fact_lists=FactLists(path))
+            return cls(store, studies=studies, fact_lists=FactLists(path), holdings=Holdings(path))
         except StoreError as error:
             return cls(None, store_error=str(error))
 
