@@ -61,6 +61,7 @@ KINDS: dict[str, Kind] = {
     "routing_comparison": Kind("Routing of two sets compared", 1, ".routing_kinds:answer_comparison"),
     "expert_rescue": Kind("Rescue of all experts", 1, ".expert_rescue:answer"),
     "expert_knockout": Kind("Knocking the expert out", 1, ".expert_knockout:answer"),
+    "validation": Kind("Validation of facts", 1, ".validation:answer"),
 }
 """Name → kind."""
 

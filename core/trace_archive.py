@@ -139,8 +139,8 @@ def _parcels(
             "pairs": [pairs[pair] for pair in manifest["pairs"]], "provenance": provenance, IMPORTED: now,
             "request": request.to_dict(),
         }  # fmt: skip
-        parcel.runs += [(keys[key], None, info, table) for key, (info, table) in mine.items()]
-        parcel.rows += [(pairs[pair], part, table, provenance) for (pair, part), table in its_rows.items()]
+        parcel.runs.extend((keys[key], None, info, table) for key, (info, table) in mine.items())
+        parcel.rows.extend((pairs[pair], part, table, provenance) for (pair, part), table in its_rows.items())
         parcel.manifests.append((new_key, new))
         if entry.get("label"):
             parcel.labels[new_key] = checked_label(str(entry["label"]))
