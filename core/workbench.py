@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import importlib
 import json
 import logging
@@ -25,7 +24,7 @@ from . import catalog
 from .deployment import allowed, check_allowed, is_allowed, listed
 from .derived import DerivedRequest, DerivedResult, derive
 from .derived import from_store as derived_from_store
-from .errors import ExpertScopeError, ModelError, StoreError
+from .errors import ExpertScopeError, InputError, ModelError, StoreError
 from .fact_lists import FactListDesk
 from .identity import locate
 from .jobs import Job, JobRegistry
@@ -34,6 +33,7 @@ from .progress import Pausing, Progress
 from .quantisation import INT8, INT8_BYTES, described
 from .requests import Fact, ModelSpec, TraceRequest
 from .results import TraceResult
+from .room import give_back
 from .stored import StoredDesk
 from .study.desk import StudyDesk
 from .turns import GaveWay, Turns
@@ -44,6 +44,8 @@ LOADED, ON_DISK, NOT_HERE = "loaded", "on disk", "not here"
 KEPT_RESULTS = 24
 DERIVED = "derived"
 """The queue of what is more than a trace."""
+MODELS = "models"
+"""The queue of loading and unloading by hand."""
 OPEN_SECONDS = 3.0
 """How long opening waits for a store that another process (a study on a command line) has open for a moment."""
 
@@ -218,14 +220,47 @@ class Workbench:
         if self._model is not None and self._model_spec == spec:
             return self._model
         check_allowed(spec)
-        self._model, self._model_spec = None, None  # one at a time: the old one goes before the new one comes
-        gc.collect()
+        self._drop()  # one at a time: the old one goes before the new one comes
         progress.update(0, 1, f"loading {spec.name}")
         begun = time.monotonic()
         self._model = self._engine.load_model(**dataclasses.asdict(spec), progress=progress, store=self._store)
         self._model_spec = spec
         event(log, "model loaded", model=spec.name, seconds=round(time.monotonic() - begun, 1))
         return self._model
+
+    @property
+    def loaded(self) -> ModelSpec | None:
+        """The model that is in memory, as it was asked for."""
+        return self._model_spec if self._model is not None else None
+
+    def load(self, spec: ModelSpec, *, owner: Hashable | None = None) -> Job:
+        """Have a model brought into memory, in place of the one that is there."""
+
+        def work(progress: Progress) -> None:
+            with self._turns.short(spec, progress):
+                self._load(spec, progress)
+
+        return self.jobs.submit(("load", spec), f"Loading {spec.name}", work, owner=owner, lane=MODELS)
+
+    def unload(self, *, owner: Hashable | None = None) -> Job:
+        """Have the memory that the model takes given back.
+
+        Raises `InputError` while something is computed, for that would load the model again.
+        """
+        busy = [job.title for job in self.jobs.all() if job.lane != MODELS and job.status().active]
+        busy += [f"the study {name}" for name in [self.studies.measuring()] if name]
+        if busy:
+            raise InputError(f"The model is at work: {busy[0]}.", "Cancel that first, or wait for its end.")
+
+        def work(progress: Progress) -> None:
+            with self._turns.short(None, progress):
+                self._drop()
+
+        return self.jobs.submit(("unload",), "Unloading", work, owner=owner, lane=MODELS)
+
+    def _drop(self) -> None:
+        self._model, self._model_spec = None, None
+        give_back()
 
     def _keep(self, request: Request, result: Any) -> Any:
         # the question is the one that was asked: the engine's copy names the loaded model's own settings

@@ -106,6 +106,32 @@ def test_another_number_format_is_another_model(bench, counting):
     assert counting.loads == ["demo", "demo"]
 
 
+def test_a_model_is_loaded_and_unloaded_by_hand(bench, counting):
+    assert bench.loaded is None
+    done(bench.load(OTHER.model))
+    assert bench.loaded == OTHER.model and len(counting.alive) == 1
+    done(bench.load(OTHER.model))
+    done(bench.submit(OTHER))
+    assert counting.loads == ["some/where"]
+    done(bench.load(ModelSpec()))
+    assert bench.loaded == ModelSpec() and counting.most_alive == 1
+    done(bench.unload())
+    assert bench.loaded is None and counting.alive == []  # nothing keeps it, not even the job
+    assert bench.lookup(OTHER) is not None
+    done(bench.submit(REQUEST))
+    assert bench.loaded == ModelSpec()
+
+
+def test_a_model_at_work_is_not_unloaded(bench):
+    go_on = threading.Event()
+    job = bench.jobs.submit("slow", "France → Paris", lambda progress: go_on.wait(WAIT))
+    with pytest.raises(InputError, match="at work: France → Paris"):
+        bench.unload()
+    go_on.set()
+    done(job)
+    done(bench.unload())
+
+
 def test_many_threads_asking_the_same_get_one_answer(bench, counting):
     start, results = threading.Barrier(8), []
 

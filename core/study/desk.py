@@ -162,6 +162,11 @@ class StudyDesk:
 
             run(self._stored(), model, name, progress=progress, between=between)
 
+    def measuring(self) -> str:
+        """The name of a study that this process works on or is about to, or empty."""
+        with self._lock:
+            return next((name for name, job in self._latest.items() if job.status().active), "")
+
     # -- results ------------------------------------------------------------------------------------------------
 
     def findings(self, name: str) -> Findings | None:
