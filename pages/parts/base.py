@@ -13,7 +13,7 @@ from core.fact_sets import BUNDLED, FactSet, choose
 from core.requests import Fact
 from core.workbench import Workbench
 
-from . import display, present
+from . import display, door, present
 
 DEFAULT_SUBJECT, DEFAULT_OBJECT = "France", "Paris"
 
@@ -26,6 +26,7 @@ def start_page(title: str) -> None:
         layout="wide",
         menu_items={"About": "ExpertScope: which experts of a sparse model carry a fact."},
     )
+    door.check()
     display.begin()
     present.begin()
 
