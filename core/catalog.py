@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .errors import ModelRefused
 from .quantisation import bytes_in_memory, stored
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "model"
@@ -212,6 +213,18 @@ def _count_header(file: Path, file_size: int, changed: int) -> tuple[int, int] |
         return (parameters, size) if file_size >= start + size else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises ModelRefused for a tokenizer that says it is code of its own: transformers would take another class in its
+    place, and with it perhaps other tokens."""
+    config = _json_file(folder / "tokenizer_config.json") or {}
+    code = config.get("auto_map")
+    if code and (not isinstance(code, dict) or "AutoTokenizer" in code):
+        raise ModelRefused(
+            "The model's tokenizer is code of its own (auto_map in tokenizer_config.json).",
+            "Code from model repositories is never run; only tokenizers that transformers itself has are supported.",
+        )
 
 
 def _snapshot(name: str, revision: str | None) -> Path | None:

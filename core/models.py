@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .catalog import DEMO_FOLDER, weight_files
+from .catalog import DEMO_FOLDER, check_tokenizer, weight_files
 from .checks import ensure_checked
 from .conversion import StoredWeights
 from .disk import load_from_disk
@@ -187,6 +187,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(f"The folder {folder} has no tokenizer.", "Copy tokenizer.json to it.")
+    check_tokenizer(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - tokenizer classes raise anything

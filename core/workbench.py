@@ -325,6 +325,7 @@ class Workbench:
         with self._lock:
             if key in self._tokenizers:
                 return self._tokenizers[key]
+        catalog.check_tokenizer(Path(folder))
         from transformers import AutoTokenizer
 
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from core.errors import ExpertScopeError, InputError, ModelError, ModelRefused
 from core.identity import locate, recall_identity
 from core.progress import Progress
 from core.requests import ModelSpec
+from core.workbench import Workbench
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,33 @@ def test_code_from_the_repository_is_never_run(copy: Path) -> None:
     (copy / "evil.py").write_text(f"open({str(witness)!r}, 'w')\n")
     with pytest.raises(ModelRefused, match="never run"):
         core.load_model(str(copy))
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("code", [{"AutoTokenizer": ["evil.Tokenizer", None]}, "evil.Tokenizer", ["evil"]])
+def test_a_tokenizer_that_is_code_is_refused_and_not_run(copy: Path, code) -> None:
+    path = copy / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(config | {"auto_map": code, "tokenizer_class": "EvilTokenizer"}))
+    witness = copy / "was_run"
+    (copy / "evil.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    with pytest.raises(ModelRefused, match="(?s)tokenizer is code.*never run"):
+        core.load_model(str(copy))
+    with pytest.raises(ModelRefused, match="tokenizer is code"):
+        Workbench(None)._tokenizer(ModelSpec(str(copy)))
+    assert not witness.exists()
+
+
+def test_pickles_beside_safetensors_are_never_opened(copy: Path) -> None:
+    witness = copy / "was_run"
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(witness), "w")
+
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
+        (copy / name).write_bytes(pickle.dumps(Evil()))
+    assert core.load_model(str(copy)).n_experts
     assert not witness.exists()
 
 
