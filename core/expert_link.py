@@ -26,14 +26,17 @@ ZERO, REROUTE = MODES = ("zero", "reroute")
 EVERYWHERE, LAST = PLACES = ("all", "last")
 """Where: at every position that is routed to it, or at the last one only."""
 
+NOBODY = Fact("", "", "")
+"""Stands where a question needs a fact and no fact is meant."""
 RESCUE_KIND, KNOCKOUT_KIND = "expert_rescue", "expert_knockout"
 _NAME = re.compile(r"[Ll]([0-9]{1,6})[Ee]([0-9]{1,6})")
-_NOBODY = Fact("", "", "")
-_ASKED = ("noise", "draws", "seed", "special_tokens", "object_tokens", "first_token", "corruption")
+_ASKED = (
+    "noise", "draws", "seed", "special_tokens", "object_tokens", "first_token", "corruption", "replacement",
+)  # fmt: skip
 """Fields of a `TraceRequest` that the page keeps: with them a fact has the same numbers on the Trace page."""
 _OF_TRACE = (
     "model", "revision", "dtype", "device", "quantisation", "placement", "noise", "draws", "seed", "special_tokens",
-    "object_tokens", "first_token", "corruption",
+    "object_tokens", "first_token", "corruption", "replacement",
 )  # fmt: skip
 
 
@@ -54,6 +57,7 @@ class ExpertView:
     object_tokens: str = "space"
     first_token: bool = False
     corruption: str = "noise"
+    replacement: tuple[str, ...] = ()
     section: str = SECTIONS[0]
     relation: str | None = None
     fact: int | None = None
@@ -115,7 +119,7 @@ def parse(name: str) -> tuple[int, int] | None:
 
 def to_query(view: ExpertView) -> dict[str, str]:
     """The parameters of the link, in a fixed order; a choice that equals its default is left out."""
-    out = links.to_query(view.trace(_NOBODY), View(), bundled=True)
+    out = links.to_query(view.trace(NOBODY), View(), bundled=True)
     del out["fact"]
     if view.chosen:
         out["expert"] = view.name
@@ -133,7 +137,7 @@ def to_query(view: ExpertView) -> dict[str, str]:
 def from_query(params: Mapping[str, str]) -> ExpertView:
     """Read a link's parameters. Never raises for what stands in them; unknown names are ignored."""
     asked = links.from_query(
-        {name: params[name] for name in _OF_TRACE if name in params}, bundled=lambda _: _NOBODY, default=_NOBODY
+        {name: params[name] for name in _OF_TRACE if name in params}, bundled=lambda _: NOBODY, default=NOBODY
     )
     read = Reader(params)
     view = ExpertView(

@@ -182,3 +182,12 @@ def test_the_facts_lead_to_the_trace_page_with_the_expert_marked(bench, rescue, 
 )
 def test_a_link_that_cannot_be_is_answered_in_words(bench, params, said):
     assert said in shown(opened(**params))
+
+
+def test_the_settings_in_the_sidebar_change_the_question(bench, some):
+    page = opened(some)
+    noise = next(box for box in page.number_input if box.label == "Noise level")
+    drawn(noise.set_value(2.0).run())
+    assert view_of(page) == expert_link.replace(some, noise=2.0)
+    kinds = [job.key.get()["noise"] for job in bench.jobs.all() if getattr(job.key, "kind", "") == "expert_rescue"]
+    assert kinds == [3.0, 2.0]

@@ -52,6 +52,8 @@ def draw() -> None:
     top = st.container()
     for problem in view.problems:
         st.warning(text.plain(problem))
+    if problem := st.session_state.pop("es_input_error", None):
+        st.error(text.plain(problem))
     facts = base.facts_of(view.facts)
     if facts:
         _dossier(view, facts, top)
