@@ -1,4 +1,4 @@
-"""The command line: `python -m core trace …`, `patch …`, `minimal …`, `compare …`, `study …` and `models`.
+"""The command line: `python -m core trace …`, `patch …`, `minimal …`, `compare …`, `averages …`, `study …`, `models`.
 
 Arguments → `TraceRequest`s → the engine → a table and a summary. Results go to stdout, progress and messages to
 stderr. Exit code 0, 2 for wrong input, 1 for a failure (130 when interrupted). Whatever is slow to import is imported
@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .cli_averages import add_averages
 from .cli_compare import add_compare
 from .cli_facts import Sieve
 from .cli_options import fact_options, load, open_store, template
@@ -95,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     add_patch(commands)
     add_minimal(commands)
     add_compare(commands)
+    add_averages(commands)
     add_study(commands)
     models = commands.add_parser("models", help="list known models", description="The models that are known by name.")
     models.set_defaults(run=run_models)

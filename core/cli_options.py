@@ -59,6 +59,11 @@ def fact_options(command: argparse.ArgumentParser) -> None:
     fact.add_argument("--fact", type=int, nargs="+", metavar="N", help="facts by case_id, bundled or of --facts")
     fact.add_argument("--facts", metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet")
 
+    method_options(command)
+
+
+def method_options(command: argparse.ArgumentParser) -> None:
+    """The options that say which corruption and which tokens."""
     method = command.add_argument_group("method")
     method.add_argument("--noise", type=float, default=3.0, metavar="X", help="noise level, × embedding std (3)")
     method.add_argument(

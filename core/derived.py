@@ -62,6 +62,8 @@ KINDS: dict[str, Kind] = {
     "expert_rescue": Kind("Rescue of all experts", 1, ".expert_rescue:answer"),
     "expert_knockout": Kind("Knocking the expert out", 1, ".expert_knockout:answer"),
     "validation": Kind("Validation of facts", 1, ".validation:answer"),
+    "averages": Kind("Averages over facts", 1, ".averages.measure:cells"),
+    "expert_averages": Kind("Experts over facts", 1, ".averages.measure:experts"),
 }
 """Name → kind."""
 

@@ -19,6 +19,8 @@ RESAMPLES, FLIPS, CONFIDENCE = 5000, 10000, 0.95
 
 _BLOCK = 4_000_000
 """Random numbers drawn at once, so that memory stays small whatever the number of units is."""
+_COLUMNS = 512
+"""Columns whose resampled means are held at once."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,7 @@ def bands(
         mean = np.where(there, table, 0.0).sum(axis=0) / np.where(n > 0, n, np.nan)
     sums, sizes = _by_unit(table, units)
     low, high = np.full(table.shape[1], np.nan), np.full(table.shape[1], np.nan)
-    patterns: dict[bytes, list[int]] = {}
-    for column in range(table.shape[1]):
-        patterns.setdefault((sizes[:, column] > 0).tobytes(), []).append(column)
-    for columns in patterns.values():
+    for columns in _alike(sizes):
         rows = sizes[:, columns[0]] > 0
         low[columns], high[columns] = _percentiles(
             sums[np.ix_(rows, columns)],
@@ -115,6 +114,47 @@ def bands(
             seed=seed,
         )
     return mean, low, high, n
+
+
+def ratio_bands(
+    table: np.ndarray,
+    whole: np.ndarray,
+    *,
+    least: float,
+    units: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ratio, ci_low, ci_high), each [m], of the means: every column of `table` [n_facts, m] ÷ `whole` [n_facts], both
+    over the facts that have a value in the column. Rows of both are resampled together, as in `bands`.
+
+    Missing where the mean of `whole` is below `least`; the interval also where that is so in any resample.
+    """
+    table, whole = np.asarray(table, dtype=float), np.asarray(whole, dtype=float)
+    both = ~np.isnan(table) & ~np.isnan(whole)[:, None]
+    table = np.where(both, table, np.nan)
+    below = np.where(both, whole[:, None], np.nan)
+    (sums, sizes), (parts, _) = _by_unit(table, units), _by_unit(below, units)
+    ratio = _ratio(sums.sum(0), parts.sum(0), sizes.sum(0), least)
+    low, high = np.full(table.shape[1], np.nan), np.full(table.shape[1], np.nan)
+    tail = 50 * (1 - confidence)
+    for columns in _alike(sizes):
+        rows = sizes[:, columns[0]] > 0
+        if rows.sum() < 2:
+            continue
+        some = np.ix_(rows, columns)
+        drawn = [
+            resampled_means(values[some], sizes[some], resamples=resamples, seed=seed) for values in (sums, parts)
+        ]
+        low[columns], high[columns] = np.percentile(_ratio(*drawn, 1.0, least), [tail, 100 - tail], axis=0)
+    return ratio, low, high
+
+
+def _ratio(sums: np.ndarray, parts: np.ndarray, sizes: np.ndarray | float, least: float) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        defined = (sizes > 0) & (parts / sizes >= least)
+        return np.where(defined, sums / np.where(defined, parts, np.nan), np.nan)
 
 
 def sign_flip(
@@ -175,6 +215,14 @@ def _percentiles(
     means = resampled_means(sums, sizes, resamples=resamples, seed=seed)
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
     return low, high
+
+
+def _alike(sizes: np.ndarray) -> list[list[int]]:
+    """The columns of `sizes` [u, m], grouped by which units they have, in blocks that keep resamples small."""
+    patterns: dict[bytes, list[int]] = {}
+    for column in range(sizes.shape[1]):
+        patterns.setdefault((sizes[:, column] > 0).tobytes(), []).append(column)
+    return [group[at : at + _COLUMNS] for group in patterns.values() for at in range(0, len(group), _COLUMNS)]
 
 
 def _by_unit(values: np.ndarray, units: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:

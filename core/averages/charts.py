@@ -1,0 +1,229 @@
+"""The pictures of averages: role × layer, each role over the layers, layer × expert at one role. Altair only.
+
+They draw tables of `core.averages.tables`. Missing is shown as missing; every mark says in its tooltip what it is, with
+its interval and of how many facts it speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from ..links import SHARED
+from ..marks import TITLES, dense_rows, diverging, gap, layer_axis, outline, rows_of, selection, shade, tooltip
+from ..palette import LIGHT, Palette
+from ..picture import Picture, Tables, finish, unchecked
+from ..results import expert_name
+from ..roles import BEFORE, FIRST_SUBJECT, FURTHER, LAST, LAST_SUBJECT, MIDDLE_SUBJECT, ROLES
+from ..tooltips import NONE, number
+from ..views import SHARED_INDEX
+
+CELL_TIPS = ["t_cell", "t_restoration", "t_rescue", "t_mean_drop", "t_above_0_in", "t_facts"]
+EXPERT_TIPS = [
+    "t_expert", "t_restoration", "t_rescue", "t_where_active", "t_clean-active_in", "t_router_weight", "t_facts",
+]  # fmt: skip
+ROW = 34
+"""Height of one role's row in pixels."""
+
+
+def role_label(role: str) -> str:
+    """A role as it stands beside a row."""
+    return role if role in (LAST, FURTHER) else f"{role} token" if role != BEFORE else role
+
+
+def role_colours(palette: Palette) -> dict[str, str]:
+    """One colour per role, told apart without hue too by their order in the legend and in the tooltip."""
+    return {
+        BEFORE: palette.grid, FIRST_SUBJECT: palette.low, MIDDLE_SUBJECT: palette.kept, LAST_SUBJECT: palette.high,
+        FURTHER: palette.joined, LAST: palette.expert,
+    }  # fmt: skip
+
+
+@unchecked
+def role_map(
+    table: pd.DataFrame,
+    *,
+    n_layers: int,
+    measure: str = "restoration",
+    layer: int | None = None,
+    role: str | None = None,
+    palette: Palette = LIGHT,
+) -> Picture:
+    """`role_table` as a heat map, layers from left to right. Selection `cell` with fields layer and role (its place in
+    `core.roles.ROLES`); `layer` and `role` are preset. A layer without the site is left blank."""
+    tables = Tables()
+    rows = _told(table)
+    rows["value"], rows["defined"] = shade(rows[measure])
+    roles = list(dict.fromkeys(table.role))
+    every = next(step for step in (1, 2, 4, 5, 10, 20, 50) if n_layers / step <= 26)
+    x = alt.X(
+        "layer:O", title="layer", scale=alt.Scale(domain=list(range(n_layers)), paddingInner=gap(n_layers)),
+        axis=alt.Axis(values=list(range(0, n_layers, every)), labelAngle=0, ticks=False, domain=False, labelPadding=6),
+    )  # fmt: skip
+    y = alt.Y(
+        "label:N", sort=None, title=None,
+        scale=alt.Scale(domain=[role_label(role) for role in roles], paddingInner=gap(len(roles))),
+        axis=alt.Axis(ticks=False, domain=False, labelPadding=8, labelLimit=160, labelColor=palette.ink),
+    )  # fmt: skip
+    marked = layer is not None and role is not None
+    chosen = selection("cell", {"layer": layer, "role": ROLES.index(role) if role else None}, marked)
+    base = alt.Chart(tables(rows[["layer", "role", "label", "value", "defined", *CELL_TIPS]]))
+    heat = base.mark_rect(cursor="pointer").encode(
+        x=x, y=y, color=diverging(rows.value, TITLES[measure], palette, palette.missing), tooltip=tooltip(CELL_TIPS)
+    )
+    chart = alt.layer(heat.add_params(chosen), outline(base, palette.mark).encode(x=x, y=y).transform_filter(chosen))
+    return rows_of(chart, tables, len(rows), len(roles), palette, step=ROW)
+
+
+@unchecked
+def role_curves(
+    table: pd.DataFrame,
+    *,
+    n_layers: int,
+    measure: str = "restoration",
+    role: str | None = None,
+    palette: Palette = LIGHT,
+) -> Picture:
+    """`role_table` as one line per role over the layers with the interval as a band; that of `role` stands out.
+    Selection `point` with fields layer and role (as in `role_map`)."""
+    tables = Tables()
+    rows = _told(table)
+    rows = rows[rows[measure].notna()].rename(columns={f"{measure}_low": "ci_low", f"{measure}_high": "ci_high"})
+    rows = rows.rename(columns={measure: "value"})
+    present = [name for name in ROLES if name in set(table.role)]
+    colors = role_colours(palette)
+    labels = [role_label(name) for name in present]
+    color = alt.Color(
+        "label:N", scale=alt.Scale(domain=labels, range=[colors[name] for name in present]),
+        legend=alt.Legend(
+            title=None, orient="top", columns=3, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1
+        ),
+    )  # fmt: skip
+    x = alt.X(
+        "layer:Q", title="layer", scale=alt.Scale(domain=[-0.3, n_layers - 0.7], nice=False),
+        axis=alt.Axis(tickMinStep=1, format="d"),
+    )  # fmt: skip
+    y = alt.Y("value:Q", title=TITLES[measure])
+    data = tables(rows[["layer", "role", "label", "value", "ci_low", "ci_high", *CELL_TIPS]])
+    base = alt.Chart(data)
+    zero = alt.Chart(tables(pd.DataFrame({"zero": [0.0]})))
+    strong = "true" if role is None else f"datum.label === '{role_label(role)}'"
+    chosen = selection("point", {"layer": None, "role": None}, False)
+    chart = alt.layer(
+        zero.mark_rule(stroke=palette.muted, strokeWidth=1, tooltip=None).encode(y="zero:Q"),
+        base.mark_area(tooltip=None).encode(
+            x=x, y=alt.Y("ci_low:Q", title=TITLES[measure]), y2="ci_high:Q", color=color,
+            opacity=alt.condition(strong, alt.value(0.2), alt.value(0.1)),
+        ),
+        base.mark_line(tooltip=None).encode(
+            x=x, y=y, color=color, strokeWidth=alt.condition(strong, alt.value(2.6), alt.value(1.6))
+        ),
+        base.mark_circle(size=46, opacity=1, cursor="pointer")
+        .encode(x=x, y=y, color=color, tooltip=tooltip(CELL_TIPS))
+        .add_params(chosen),
+    )  # fmt: skip
+    return finish(chart, tables, 3 * len(rows), 300, palette)
+
+
+@unchecked
+def expert_map(
+    table: pd.DataFrame,
+    *,
+    n_layers: int,
+    n_experts: int,
+    moe_layers: Sequence[int],
+    has_shared: bool = False,
+    n_facts: int = 0,
+    measure: str = "restoration",
+    layer: int | None = None,
+    expert: int | None = None,
+    palette: Palette = LIGHT,
+) -> Picture:
+    """`expert_table` as layer × expert heat map: mean over all facts, 0 where not clean-active. Blank: clean-active in
+    none of the `n_facts`. Selection `expert` with fields layer and expert (the shared one is `views.SHARED_INDEX`);
+    the row of `layer` is framed, its `expert` preset."""
+    tables = Tables()
+    experts = [*range(n_experts), *([SHARED_INDEX] if has_shared else [])]
+    columns = [SHARED if e == SHARED_INDEX else str(e) for e in experts]
+    grid = pd.MultiIndex.from_product([list(moe_layers), experts], names=["layer", "expert"]).to_frame(index=False)
+    grid = grid.merge(table, on=["layer", "expert"], how="left")
+    grid["active"] = grid.name.notna()
+    grid["column"] = grid.expert.map(dict(zip(experts, columns, strict=True)))
+    grid["value"], grid["defined"] = shade(grid[measure])
+    grid = pd.concat([grid, pd.DataFrame(_expert_told(grid, n_facts), columns=EXPERT_TIPS)], axis=1)
+    every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if n_experts / step <= 24)
+    shown = [str(e) for e in range(0, n_experts, every)] + ([SHARED] if has_shared else [])
+    x = alt.X(
+        "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=gap(len(columns))),
+        axis=alt.Axis(values=shown, labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6),
+    )  # fmt: skip
+    y = layer_axis(n_layers)
+    chosen = selection("expert", {"layer": layer, "expert": expert}, layer is not None and expert is not None)
+    base = alt.Chart(tables(grid[["layer", "expert", "column", "value", "defined", "active", *EXPERT_TIPS]]))
+    heat = base.mark_rect(cursor="pointer", strokeWidth=0.8 if n_experts <= 40 else 0.4).encode(
+        x=x, y=y, color=diverging(grid.value, TITLES[measure], palette, palette.blank), tooltip=tooltip(EXPERT_TIPS),
+        stroke=alt.when("datum.active").then(alt.value(palette.muted)).otherwise(alt.value(palette.blank)),
+    )  # fmt: skip
+    layers: list[alt.Chart] = [heat.add_params(chosen)]
+    undefined = grid[grid.active & ~grid.defined]
+    if len(undefined):
+        missing = alt.Chart(tables(undefined[["layer", "column", *EXPERT_TIPS]])).mark_rect(color=palette.missing)
+        layers.append(missing.encode(x=x, y=y, tooltip=tooltip(EXPERT_TIPS)))
+    if dense := [other for other in range(n_layers) if other not in moe_layers]:
+        blank, lines = dense_rows(dense, columns, palette, tables, "column")
+        layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
+    if layer is not None:
+        frame = alt.Chart(tables(pd.DataFrame({"layer": [layer]})))
+        layers.append(outline(frame, palette.mark, width=1.6).encode(y=y))
+    layers.append(outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
+    return rows_of(alt.layer(*layers), tables, len(grid), n_layers, palette)
+
+
+def interval(mean: float, low: float, high: float, sign: bool = False) -> str:
+    """A mean with the interval behind it; – where it is missing."""
+    if not np.isfinite(mean):
+        return NONE
+    ends = f" [{number(low, 3, sign)}, {number(high, 3, sign)}]" if np.isfinite(low) else ", no interval"
+    return number(mean, 3, sign) + ends
+
+
+def _told(table: pd.DataFrame) -> pd.DataFrame:
+    """With labels, the role's place in `ROLES` in its stead, and tooltips."""
+    rows = []
+    for c in table.itertuples():
+        facts = f"{c.n}" + (f", {c.n_missing} without such a token" if c.n_missing else "")
+        rows.append((
+            f"layer {c.layer}, {role_label(c.role)}",
+            interval(c.restoration, c.restoration_low, c.restoration_high),
+            f"{interval(c.rescue, c.rescue_low, c.rescue_high, True)} logits",
+            f"{number(c.mean_drop, 2, True)} logits",
+            f"{number(100 * c.positive_fraction, 0)} % of the facts" if c.n else NONE,
+            facts,
+        ))  # fmt: skip
+    tips = pd.DataFrame(rows, columns=CELL_TIPS)
+    rows = table.reset_index(drop=True)
+    labels, places = rows.role.map(role_label), rows.role.map(ROLES.index)
+    return pd.concat([rows.assign(label=labels, role=places), tips], axis=1)
+
+
+def _expert_told(grid: pd.DataFrame, n_facts: int) -> list[tuple[str, ...]]:
+    rows = []
+    for c in grid.itertuples():
+        name = expert_name(c.layer, None if c.expert == SHARED_INDEX else c.expert)
+        if not c.active:
+            rows.append((name, NONE, "0 in every fact", NONE, f"none of {n_facts} facts", NONE, str(n_facts)))
+            continue
+        missing = f", {c.n_missing:.0f} without such a token" if c.n_missing else ""
+        rows.append((
+            name,
+            interval(c.restoration, c.restoration_low, c.restoration_high),
+            f"{interval(c.rescue, c.rescue_low, c.rescue_high, True)} logits",
+            f"{number(c.rescue_active, 3, True)} logits",
+            f"{c.n_active:.0f} of {c.n:.0f} facts",
+            number(c.router_weight),
+            f"{c.n:.0f}{missing}",
+        ))  # fmt: skip
+    return rows

@@ -1,0 +1,192 @@
+"""What every fact of a set says: its contrasts, the rescue of every cell, the rescue of every expert at a role.
+
+Answers the kinds `averages` and `expert_averages`. Averages and intervals are made of these tables afterwards
+(`core.averages.tables`). Restoring the MoE output of one layer is what a trace does: those go through the store trace
+by trace, so that nothing known is computed again. Every other site, and experts at one role, are swept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..budget import Budget
+from ..derived import DerivedRequest
+from ..errors import InputError
+from ..fact_batches import in_batches, usable
+from ..missing import Question
+from ..moe import MoeModel
+from ..progress import SILENT, Progress
+from ..requests import Fact
+from ..results import TraceResult
+from ..roles import roles_of
+from ..trace import trace_many
+from . import role_sweep
+from .questions import SITE_MEANINGS, trace_request
+from .role_sweep import RoleExperts, role_experts
+from .site_sweep import SiteCells, layers_with, patched_tokens, site_cells
+
+FACT_COLUMNS = {
+    "fact": "int32", "case_id": "int64", "relation": "object", "subject": "object", "prompt": "object",
+    "true": "object", "foil": "object", "clean_contrast": "float64", "corrupt_contrast": "float64", "drop": "float64",
+}  # fmt: skip
+"""Table `facts`, one row per fact that the model can take. `fact`: its number in the request; `prompt` as the model
+gets it; `foil`: the token's piece where it was chosen automatically; contrasts in logits, mean over draws."""
+CELL_COLUMNS = {
+    "fact": "int32", "layer": "int16", "pos": "int32", "role": "object", "token": "object", "rescue": "float64",
+}  # fmt: skip
+"""Table `cells`, one row per fact, layer that has the site, and position: rescue in logits, mean over draws; `role` is
+one of `core.roles.ROLES`. Of `expert_averages`: MoE layers, and positions of the role."""
+EXPERT_COLUMNS = {
+    "fact": "int32", "layer": "int16", "pos": "int32", "expert": "int16", "router_weight": "float64",
+    "rescue": "float64",
+}  # fmt: skip
+"""Table `experts`, one row per fact, MoE layer, position of the role and expert that is clean-active there (the shared
+expert is −1, its router weight missing): rescue of its expert patch in logits, mean over draws."""
+
+
+def cells(
+    model: MoeModel, request: DerivedRequest, *, store: Any = None, progress: Progress = SILENT
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The tables `facts` and `cells`, and `left_out`; settings: see `core.averages.questions.cells_request`."""
+    settings = request.get()
+    site, window = settings["site"], settings["window"]
+    if not layers_with(model, site):
+        raise InputError(f"No layer of this model has {SITE_MEANINGS[site]}.", "Choose another site.", field="site")
+    questions, left_out = usable(model, [trace_request(request, f, model=model.spec) for f in request.facts])
+    facts, found = [], []
+    if site == "moe" and window == 1:
+        for number, result in _traced(model, questions, store, progress):
+            facts.append(_fact_of_trace(number, result))
+            found.append(_cells_of_trace(number, result))
+    else:
+        layers = layers_with(model, site)
+
+        def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
+            answers = site_cells(
+                model, [question for _, question in batch], site=site, window=window, budget=budget, progress=progress
+            )
+            for (number, _), answer in zip(batch, answers, strict=True):
+                facts.append(_fact_of_sweep(number, answer))
+                found.append(_cells_of_sweep(number, answer, layers))
+
+        _batched(model, questions, site, work, progress)
+    return {"facts": _facts(facts), "cells": _joined(found, CELL_COLUMNS)}, {"left_out": left_out}
+
+
+def experts(
+    model: MoeModel, request: DerivedRequest, *, store: Any = None, progress: Progress = SILENT
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The tables `facts`, `cells` (at the role) and `experts`, and `left_out`; a fact without a position of the role is
+    in `facts` alone."""
+    role = request.get()["role"]
+    questions, left_out = usable(model, [trace_request(request, f, model=model.spec) for f in request.facts])
+    facts, at_role, found = [], [], []
+
+    def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
+        answers = role_experts(model, [question for _, question in batch], role=role, budget=budget, progress=progress)
+        for (number, _), answer in zip(batch, answers, strict=True):
+            tokens = np.array(answer.prepared.tokens, dtype=object)
+            facts.append(_fact_of_sweep(number, answer))
+            at_role.append(answer.cells.assign(fact=number, role=role, token=tokens[answer.cells.pos.astype(int)]))
+            found.append(answer.experts.assign(fact=number))
+
+    in_batches(
+        model, questions, work=work, progress=progress, label="patching experts", tokens=_run_tokens,
+        rows=lambda question: role_sweep.patched_tokens(model, question, role),
+    )  # fmt: skip
+    tables = {
+        "facts": _facts(facts), "cells": _joined(at_role, CELL_COLUMNS), "experts": _joined(found, EXPERT_COLUMNS),
+    }  # fmt: skip
+    return tables, {"left_out": left_out}
+
+
+# ---- through traces ----------------------------------------------------------------------------------------------
+
+
+def _traced(
+    model: MoeModel, questions: Sequence[tuple[int, Question]], store: Any, progress: Progress
+) -> list[tuple[int, TraceResult]]:
+    """(number, trace) of every question, in batches."""
+    found: list[tuple[int, TraceResult]] = []
+
+    def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
+        requests = [question.request.replace(experts="none") for _, question in batch]
+        results = trace_many(model, requests, store=store, progress=progress)
+        found.extend((number, result) for (number, _), result in zip(batch, results, strict=True))
+
+    _batched(model, questions, "moe", work, progress)
+    return found
+
+
+def _batched(
+    model: MoeModel,
+    questions: Sequence[tuple[int, Question]],
+    site: str,
+    work: Callable[[list[tuple[int, Question]], Budget, Progress], None],
+    progress: Progress,
+) -> None:
+    in_batches(
+        model, questions, work=work, progress=progress, label="tracing", tokens=_run_tokens,
+        rows=lambda question: patched_tokens(model, question, site),
+    )  # fmt: skip
+
+
+def _run_tokens(question: Question) -> int:
+    return len(question.prepared.input_ids) * (1 + question.request.draws)
+
+
+def _fact_of_trace(number: int, result: TraceResult) -> tuple:
+    fact, foil = result.request.fact, result.provenance.foil_token
+    return _fact_row(number, fact, foil, result.clean_contrast, result.corrupt_contrast)
+
+
+def _cells_of_trace(number: int, result: TraceResult) -> pd.DataFrame:
+    prov, frame = result.provenance, result.frame
+    rows = frame[frame.kind == "layer"].astype({"layer": int, "pos": int})
+    rescue = rows.groupby(["layer", "pos"]).rescue.mean().reset_index()
+    roles = np.array(roles_of(len(prov.tokens), prov.subject_positions), dtype=object)
+    tokens = np.array(prov.tokens, dtype=object)
+    return rescue.assign(fact=number, role=roles[rescue.pos], token=tokens[rescue.pos])
+
+
+# ---- through sweeps ----------------------------------------------------------------------------------------------
+
+
+def _fact_of_sweep(number: int, cells: SiteCells | RoleExperts) -> tuple:
+    fact, foil = cells.prepared.fact, cells.prepared.foil_token
+    return _fact_row(number, fact, foil, cells.clean_contrast, cells.corrupt_contrast)
+
+
+def _cells_of_sweep(number: int, cells: SiteCells, layers: Sequence[int]) -> pd.DataFrame:
+    fact, length = cells.prepared, len(cells.prepared.input_ids)
+    positions = np.tile(np.arange(length), len(layers))
+    roles = np.array(roles_of(length, fact.subject_positions), dtype=object)
+    return pd.DataFrame({
+        "fact": number, "layer": np.repeat(np.asarray(layers), length), "pos": positions, "role": roles[positions],
+        "token": np.array(fact.tokens, dtype=object)[positions], "rescue": cells.rescue.ravel(),
+    })  # fmt: skip
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+def _fact_row(number: int, fact: Fact, foil: str, clean: float, corrupt: float) -> tuple:
+    shown = foil.strip() if fact.foil is None or fact.foil_auto else fact.foil
+    return (
+        number, fact.case_id, fact.relation, fact.subject, fact.text, fact.true, shown, clean, corrupt, clean - corrupt,
+    )  # fmt: skip
+
+
+def _facts(rows: Sequence[tuple]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(FACT_COLUMNS)).astype(FACT_COLUMNS)
+    return table.sort_values("fact", ignore_index=True)
+
+
+def _joined(parts: Sequence[pd.DataFrame], types: dict[str, str]) -> pd.DataFrame:
+    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(types))
+    order = [name for name in ("fact", "layer", "pos", "expert") if name in types]
+    return whole[list(types)].astype(types).sort_values(order, ignore_index=True)

@@ -1,0 +1,92 @@
+"""The two questions about many facts: every cell of a site, and every expert at a role. Values only, no model.
+
+A question holds nothing of how its answer is averaged or looked at: which facts count, and by which measure, is for
+`core.averages.tables` to say, so that it can change without computing anything again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..derived import DerivedRequest
+from ..errors import InputError
+from ..requests import Fact, ModelSpec, TraceRequest
+from ..roles import BEFORE, LAST, ROLES
+
+CELLS, EXPERTS = "averages", "expert_averages"
+"""The kinds (see `core.derived.KINDS`)."""
+
+SITES = ("moe", "attention", "layer", "residual")
+SHORT_NAMES = {"moe": "MoE", "attention": "attention", "layer": "layer output", "residual": "residual"}
+SITE_NAMES = {
+    "moe": "MoE output", "attention": "attention output", "layer": "layer output", "residual": "residual stream",
+}  # fmt: skip
+SITE_MEANINGS = {
+    "moe": "the output of the MoE block",
+    "attention": "the output of the attention sublayer",
+    "layer": "the outputs of both sublayers",
+    "residual": "the residual stream after the layer",
+}
+SHOWN_ROLES = tuple(role for role in ROLES if role != BEFORE)
+"""The five of ROME's figure. What stands before the subject is the same in the clean and in the corrupt run."""
+
+MAX_WINDOW = 1000
+NOBODY = Fact("", "", "")
+"""Stands for the fact in a request of which only the settings count."""
+ASKED = ("noise", "draws", "seed", "special_tokens", "object_tokens", "first_token", "corruption", "replacement")
+"""The fields of a `TraceRequest` that hold for all facts."""
+
+
+def cells_request(
+    asked: TraceRequest, facts: Sequence[Fact], *, site: str = SITES[0], window: int = 1
+) -> DerivedRequest:
+    """Every cell of `facts`: `site` restored at each layer and position, on a window of so many layers around it.
+
+    Of `asked` the model and the settings count. Raises `InputError` for a site or a window that there is not.
+    """
+    if site not in SITES:
+        raise InputError(f"site is {site!r}.", f"Choose one of: {', '.join(SITES)}.", field="site")
+    if not 1 <= window <= MAX_WINDOW:
+        raise InputError(f"window is {window}.", f"Give a number of layers from 1 to {MAX_WINDOW}.", field="window")
+    return _request(CELLS, asked, facts, site=site, window=int(window))
+
+
+def experts_request(asked: TraceRequest, facts: Sequence[Fact], *, role: str = LAST) -> DerivedRequest:
+    """The expert patch of every routed expert of `facts`, at the positions of one role in every layer.
+
+    Raises `InputError` for a role that there is not.
+    """
+    if role not in SHOWN_ROLES:
+        raise InputError(f"role is {role!r}.", f"Choose one of: {', '.join(SHOWN_ROLES)}.", field="role")
+    return _request(EXPERTS, asked, facts, role=role)
+
+
+def trace_settings(request: DerivedRequest) -> dict[str, Any]:
+    """What of the request is about each fact's runs: fields of a `TraceRequest`."""
+    given = request.get()
+    settings = {name: given[name] for name in ASKED if name in given}
+    return settings | {"replacement": tuple(given.get("replacement", ()))}
+
+
+def trace_request(request: DerivedRequest, fact: Fact, *, model: ModelSpec | None = None, **more: Any) -> TraceRequest:
+    """The trace of one fact with the settings of the request; `model`: in another one's place."""
+    return TraceRequest(fact, request.model if model is None else model, **trace_settings(request), **more)
+
+
+def window_layers(layers: Sequence[int], window: int) -> dict[int, tuple[int, ...]]:
+    """{layer: the layers restored together} for each of `layers` (those that have the site): those of them from
+    l − ⌊w/2⌋ to l + ⌈w/2⌉ − 1, as in Meng et al. 2022; cut where the model ends."""
+    return {
+        layer: tuple(other for other in layers if layer - window // 2 <= other < layer + (window + 1) // 2)
+        for layer in layers
+    }
+
+
+def _request(kind: str, asked: TraceRequest, facts: Sequence[Fact], **settings: Any) -> DerivedRequest:
+    held = {name: getattr(asked, name) for name in ASKED}
+    if asked.corruption == "replace":
+        del held["noise"]  # no number depends on it
+    if not asked.replacement:
+        del held["replacement"]
+    return DerivedRequest.of(kind, asked.model, facts=facts, **settings, **held)

@@ -1,0 +1,105 @@
+"""The Averages page: the role-averaged maps of many facts, and the experts at one role."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from core.averages import tables
+from core.averages.link import AveragesView, check
+from core.averages.questions import SITE_MEANINGS, cells_request
+from core.derived import DerivedResult
+from core.requests import Fact
+
+from . import address, averages_sidebar, base, store_panel, text
+from . import averages_state as state
+from .answers import answer
+
+AUTO_RUNS = 160
+"""Up to so many corrupt runs of the demo start without a click."""
+
+
+def draw() -> None:
+    """The whole page."""
+    base.start_page("Averages")
+    view = state.HERE.begin()
+    averages_sidebar.draw(view)
+    state.HERE.write()
+    top = st.container()
+    for problem in view.problems:
+        st.warning(text.plain(problem))
+    if problem := st.session_state.pop("es_input_error", None):
+        st.error(text.plain(problem))
+    facts = base.facts_of(view.facts)
+    if facts:
+        _averages(view, facts, top)
+    else:
+        _title(top)
+        st.info("There is no fact in this set. Choose others in the sidebar.")
+    with st.sidebar:
+        store_panel.draw()
+    address.end()
+    base.end_page()
+
+
+def starts(view: AveragesView, facts: tuple[Fact, ...]) -> bool:
+    """Whether it is quick enough to start without a click."""
+    return view.asked.model.name == "demo" and len(facts) * view.asked.draws <= AUTO_RUNS
+
+
+def _averages(view: AveragesView, facts: tuple[Fact, ...], top: Any) -> None:
+    request = cells_request(view.asked, facts, site=view.site, window=view.window)
+    result, fresh = answer(request, "averages", auto=starts(view, facts))
+    _title(top, result, fresh)
+    if result is None:
+        return
+    where = result.provenance
+    layers = sorted(int(layer) for layer in result.tables["cells"].layer.unique())
+    view, problems = check(
+        view, layers=layers, moe_layers=where["moe_layers"], n_layers=where["n_layers"],
+        n_experts=where["n_experts"], shared=where["has_shared"],
+    )  # fmt: skip
+    for problem in problems:
+        st.warning(text.plain(problem))
+    with top:
+        _what(view, result)
+    if not tables.count(result, min_drop=view.min_drop).kept:
+        st.info("None of these facts is left to average. Choose others in the sidebar, or a smaller least drop.")
+        return
+    from . import averages_experts, averages_maps  # charts take most of a second to import: the head is there by then
+
+    averages_maps.draw(view, result, facts)
+    averages_experts.draw(view, facts, auto=starts(view, facts))
+    with st.expander("Where these numbers come from"):
+        st.json({"request": result.request.to_dict(), "provenance": where}, expanded=1)
+
+
+def _title(place: Any, result: DerivedResult | None = None, fresh: bool = False) -> None:
+    """The page's name, where the answer came from, the link."""
+    with place, st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            st.subheader("Averages", anchor=False, width="content")
+            if result is not None and fresh:
+                st.badge("computed just now", color="green", icon=":material/bolt:")
+            elif result is not None:
+                when = str(result.provenance["created"]).replace("T", " ")[:16]
+                st.badge("from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC).")
+        with st.popover("Link", icon=":material/link:"):
+            st.caption("Opens exactly this: model, facts, settings, site, cell and expert.")
+            st.code(state.address(), language=None, wrap_lines=True)
+
+
+def _what(view: AveragesView, result: DerivedResult) -> None:
+    """In words: what was done, over how many facts, which were left out and why."""
+    around = f" on a window of {view.window} layers around each" if view.window > 1 else " at each layer"
+    st.markdown(
+        f"In the corrupt run of every fact, {SITE_MEANINGS[view.site]} is put back to its clean value at one position"
+        f"{around}; averaged over the facts by the role of that position."
+    )
+    said = tables.facts_in_words(tables.count(result, min_drop=view.min_drop), min_drop=view.min_drop)
+    st.markdown(text.plain(said))
+    left_out = tables.left_out(result, min_drop=view.min_drop)
+    if len(left_out):
+        with st.expander(f"{len(left_out)} fact{'s' if len(left_out) != 1 else ''} left out"):
+            st.dataframe(left_out, hide_index=True, alt="Facts that are left out, and why")
