@@ -73,7 +73,7 @@ def assemble(
     an info has `log_normaliser` (log Σ exp of the logits) and `top` ([[token id, piece, probability], ...]).
     """
     prov = provenance_from_dict(provenance)
-    frame = _frame(request.fact.case_id, prov.tokens, prov.token_ids, draws)
+    frame = long_frame(request.fact.case_id, prov.tokens, prov.token_ids, draws)
     names = [("clean", None), *(("corrupt", j) for j in range(len(draws)))]
     routing = pd.concat(
         [table.assign(run=run, draw=_draw(draw)) for (run, draw), table in zip(names, routings, strict=True)],
@@ -99,8 +99,11 @@ def _draw(draw: int | None) -> Any:
     return pd.NA if draw is None else draw
 
 
-def _frame(case_id: int, tokens: list[str], ids: list[int], draws: Sequence[Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """The long table: clean row once, then each draw's corrupt row and patches."""
+def long_frame(
+    case_id: int, tokens: list[str], ids: list[int], draws: Sequence[Sequence[pd.DataFrame]]
+) -> pd.DataFrame:
+    """The long table (`FRAME_COLUMNS`): clean row once, then each draw's corrupt row and patches. Every draw's row sets
+    have a clean row, a corrupt row, and the columns of `_TYPES`."""
     frame = pd.concat([part for parts in draws for part in parts], ignore_index=True).astype(_TYPES)
     draw = np.repeat(np.arange(len(draws)), [sum(map(len, parts)) for parts in draws])
     contrast = (frame.true_logit - frame.foil_logit).to_numpy()

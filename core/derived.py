@@ -53,6 +53,11 @@ class Answer(Protocol):
 
 
 KINDS: dict[str, Kind] = {
+    "site_map": Kind("Layer × token at another site", 1, ".cells.site_map:answer"),
+    "coalition": Kind("Coalition of experts", 1, ".cells.coalition:answer"),
+    "minimal_set": Kind("Minimal set", 1, ".cells.minimal_set:answer"),
+    "cell_knockouts": Kind("Knockouts of a cell's experts", 1, ".cells.knockouts:answer"),
+    "cell_controls": Kind("Controls of an expert", 1, ".cells.controls:answer"),
     "expert_writes": Kind("What an expert writes", 1, ".writes:answer"),
     "expert_size": Kind("Size of an expert's output", 1, ".expert_size:answer"),
     "expert_neurons": Kind("Neurons of an expert", 1, ".neurons:answer"),

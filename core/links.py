@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from .errors import InputError
@@ -26,9 +26,13 @@ from .requests import (
     ModelSpec,
     TraceRequest,
 )
+from .trace_view import SHARED, VIEW_NAMES, View, check_view, read_view, view_query
 
-MEASURES = ("restoration", "rescue")
-SHARED = "shared"
+__all__ = [
+    "MAX_TEXT", "NAMES", "SHARED", "Link", "Reader", "View", "check_view", "from_query", "link", "to_query",
+    "with_query",
+]  # fmt: skip
+
 MAX_TEXT = 4000
 """Longest text that is taken from a link, in characters."""
 
@@ -37,24 +41,9 @@ NAMES = (
     "model", "revision", "dtype", "device", "quantisation", "placement",
     "fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation",
     "corruption", "replacement", "noise", "draws", "seed", "special_tokens", "object_tokens", "first_token",
-    "show", "pos", "layer", "expert", "strip",
+    *VIEW_NAMES,
 )  # fmt: skip
 """Every query parameter that a link may have."""
-
-
-@dataclass(frozen=True)
-class View:
-    """What is looked at in one result. None: nothing chosen.
-
-    `measure`: what colours the maps; `pos`, `layer`: the chosen cell; `expert`: an expert of that layer (an index,
-    or `shared`); `strip`: the routing strip's layer where it is not the cell's.
-    """
-
-    measure: str = "restoration"
-    pos: int | None = None
-    layer: int | None = None
-    expert: int | str | None = None
-    strip: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,12 +94,7 @@ def to_query(request: TraceRequest, view: View, *, bundled: bool) -> dict[str, s
             out[name] = getattr(request, name)
     if request.first_token:
         out["first_token"] = "1"
-    if view.measure != MEASURES[0]:
-        out["show"] = view.measure
-    for name in ("pos", "layer", "expert", "strip"):
-        if getattr(view, name) is not None:
-            out[name] = str(getattr(view, name))
-    return out
+    return out | view_query(view)
 
 
 def link(base: str, request: TraceRequest, view: View, *, bundled: bool) -> str:
@@ -151,40 +135,8 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
         corruption=read.choice("corruption", CORRUPTIONS, CORRUPTIONS[0]),  # type: ignore[arg-type]
     )
     request = _with_replacement(read, request)
-    view = View(
-        measure=read.choice("show", MEASURES, MEASURES[0]),
-        pos=read.whole("pos", None, low=0),
-        layer=read.whole("layer", None, low=0),
-        expert=SHARED if params.get("expert") == SHARED else read.whole("expert", None, low=0),
-        strip=read.whole("strip", None, low=0),
-    )
-    if view.expert is not None and view.layer is None:
-        read.problems.append("The link names an expert but no layer, so no expert is marked.")
-        view = replace(view, expert=None)
+    view = read_view(read)
     return Link(request, view, is_bundled, tuple(read.problems))
-
-
-def check_view(
-    view: View, *, n_tokens: int, moe_layers: list[int], n_layers: int, n_experts: int, shared: bool
-) -> tuple[View, list[str]]:
-    """The view with everything dropped that this result does not have, and a sentence about each."""
-    problems = []
-    if view.pos is not None and view.pos >= n_tokens:
-        problems.append(f"There is no position {view.pos}: the prompt has {n_tokens} tokens (0 to {n_tokens - 1}).")
-        view = replace(view, pos=None, layer=None, expert=None)
-    for name in ("layer", "strip"):
-        layer = getattr(view, name)
-        if layer is not None and layer not in moe_layers:
-            why = f"the model has {n_layers} (0 to {n_layers - 1})" if layer >= n_layers else "it is dense"
-            problems.append(f"Layer {layer} has no experts to show: {why}.")
-            view = replace(view, **{name: None} | ({"expert": None} if name == "layer" else {}))
-    if view.expert == SHARED and not shared:
-        problems.append("This model has no shared expert.")
-        view = replace(view, expert=None)
-    if isinstance(view.expert, int) and view.expert >= n_experts:
-        problems.append(f"There is no expert {view.expert}: each layer has {n_experts} (0 to {n_experts - 1}).")
-        view = replace(view, expert=None)
-    return view, problems
 
 
 def _fact(read: Reader, params: Mapping[str, str], bundled, default: Fact) -> tuple[Fact, bool]:
@@ -233,7 +185,8 @@ class Reader:
         self._params = params
         self.problems: list[str] = []
 
-    def _odd(self, name: str, default: object, expected: str) -> None:
+    def odd(self, name: str, default: object, expected: str) -> None:
+        """Note that a parameter is not what it must be."""
         used = "it is left out" if default is None else f"{default} is used instead"
         shown = self._params[name]
         shown = shown if len(shown) <= 40 else shown[:40] + "…"
@@ -242,14 +195,14 @@ class Reader:
     def text(self, name: str, default: str) -> str:
         value = self._params.get(name, default)
         if len(value) > MAX_TEXT:
-            self._odd(name, default, f"at most {MAX_TEXT} characters long")
+            self.odd(name, default, f"at most {MAX_TEXT} characters long")
             return default
         return "".join(c for c in value if c.isprintable() or c in "\n\t")
 
     def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
         value = self._params.get(name, default)
         if value not in allowed:
-            self._odd(name, default, f"one of {', '.join(allowed)}")
+            self.odd(name, default, f"one of {', '.join(allowed)}")
             return default
         return value
 
@@ -261,7 +214,7 @@ class Reader:
         value = int(text) if text.isascii() and text.isdigit() and len(text) <= 19 else None
         if value is None or not low <= value <= high:
             expected = f"a whole number from {low}" + (f" to {high}" if high < 2**62 else "")
-            self._odd(name, default, expected)
+            self.odd(name, default, expected)
             return default
         return value
 
@@ -275,5 +228,5 @@ class Reader:
                 raise ValueError
             return TraceRequest(fact=Fact("", "", ""), noise=value).noise
         except (ValueError, InputError):
-            self._odd(name, default, "a number above 0, at most 100")
+            self.odd(name, default, "a number above 0, at most 100")
             return default

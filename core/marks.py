@@ -13,7 +13,7 @@ import pandas as pd
 from .palette import Palette
 from .picture import Picture, Tables, finish, limit
 
-TITLES = {"restoration": "restoration", "rescue": "rescue (logits)"}
+TITLES = {"restoration": "restoration", "rescue": "rescue (logits)", "rescue_sd": "sd over draws (logits)"}
 """What the colours show → the legend's title."""
 
 
@@ -82,7 +82,7 @@ def dense_rows(dense: list[int], labels: list[str], palette: Palette, tables: Ta
     """Rows of layers without experts: blank cells with a dashed line through, so that they pass for no value."""
     rows = pd.MultiIndex.from_product([dense, labels], names=["layer", field]).to_frame(index=False)
     rows["t_note"] = [f"layer {layer}" for layer in rows.layer]
-    rows["t_kind"] = "dense: no experts, nothing to patch"
+    rows["t_kind"] = "nothing to patch here"
     cells = alt.Chart(tables(rows)).mark_rect(color=palette.blank).encode(tooltip=tooltip(["t_note", "t_kind"]))
     lines = alt.Chart(tables(pd.DataFrame({"layer": dense}))).mark_rule(
         stroke=palette.missing, strokeWidth=2, strokeDash=[3, 4], tooltip=None

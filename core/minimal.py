@@ -241,6 +241,7 @@ class _Trial:
         sizes = [(length - min(c.pos for c in some)) * item for some in sets]
         batches = list(self._budget.batches(sizes))
         for i, batch in enumerate(batches):
+            progress.pause()
             patches = {(b, j): _patch(sets[b], corrupt=j + 1) for b in batch for j in range(draws)}
             outcome = sweep_in_parts(
                 self.model, self._runs, list(dict.fromkeys(patches.values())),

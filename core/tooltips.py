@@ -34,7 +34,7 @@ def cell_tooltips(result: TraceResult, cells: pd.DataFrame) -> pd.DataFrame:
                 _logit(c.true_logit, c.true_shift, corrupt[0], clean[0]),
                 _logit(c.foil_logit, c.foil_shift, corrupt[1], clean[1]),
                 reading(c.true_shift, c.foil_shift),
-                str(c.experts_clean),
+                c.experts_clean if isinstance(c.experts_clean, str) else NONE,
                 margin(c),
             )
         )

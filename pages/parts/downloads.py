@@ -32,6 +32,13 @@ FORMATS = {
 """Ending → what the button says, MIME type."""
 
 
+def header(title: str, name: str, result: export.Result, picture: Picture | None, table: pd.DataFrame) -> None:
+    """A picture's title and its download menu in one line."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(f"**{title}**", width="content")
+        menu(name, title, result, picture, table)
+
+
 def menu(name: str, title: str, result: export.Result, picture: Picture | None, table: pd.DataFrame) -> None:
     """A popover with five buttons (two where there is no picture). `name`: file stem and widget key."""
     present.record(name, title, picture, table)

@@ -1,34 +1,43 @@
-"""The maps of the Trace page: layer × token, layer × expert at one position, the cell's experts, the routing strip."""
+"""The maps of the Trace page: layer × token at any site, layer × expert at one position, the routing strip."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import pandas as pd
 import streamlit as st
 
-from core import charts, tooltips, views
-from core.links import MEASURES, SHARED, View
+from core import charts, sites, views
+from core.cells import tables
+from core.cells.asking import ask
+from core.derived import DerivedResult
+from core.links import SHARED, View
 from core.requests import digest
-from core.results import MIN_DROP, TraceResult, expert_name
+from core.results import MIN_DROP, TraceResult
+from core.trace_view import MEASURES, SHOWN, SPREAD
 
-from . import downloads, expert_state, pictures, state, text
+from . import cell, downloads, pictures, state
 from .answers import answer
 
-TOKEN_MAP = (
-    "One cell per MoE layer and token: the block's output there is put back to its clean value in the corrupt run. "
-    "Blue brings the answer back, orange drives it further away. Click a cell."
-)
+COLOURS = "Blue brings the answer back, orange drives it further away. Click a cell."
 EXPERT_MAP = (
     "Each coloured cell puts back one expert's update alone. Blank: not routed at this token. "
     "Ring: routed in the corrupt run only. Click an expert."
 )
+WINDOWS = (1, 2, 3, 5, 10, 20)
+COLOUR_NAMES = {"restoration": "restoration", "rescue": "rescue in logits", "rescue_sd": "spread over draws"}
+HELP_MEASURE = (
+    "restoration = mean rescue ÷ mean drop: 0 as corrupt, 1 as clean. rescue = contrast − corrupt contrast. Spread: "
+    "sample standard deviation of the rescue over the draws."
+)
+HELP_SITE = (
+    "What is put back to its clean value at each layer and token: the MoE block's output (the paper's layer patch), "
+    "the attention sublayer's output, both, or the residual stream after the layer."
+)
+HELP_WINDOW = (
+    "Patch this many neighbouring layers at once. One layer's loss can be made up for by the next; ROME's plots use 10."
+)
 VISIBLE_ROUNDING = 1e-3
 """From this noise floor on (logits) the maps say so."""
-DIRECT = (
-    "The part of the rescue that reaches the logits without a later layer, the final norm's scale as in the corrupt "
-    "run. The remainder is due to later layers and to that scale."
-)
 STRIP = (
     "Which experts each token goes to at this layer. Stronger colour: larger router weight. ≈ marks a near tie, where "
     "the choice could flip under rounding. Click to follow an expert."
@@ -47,15 +56,15 @@ def shown_view(result: TraceResult, view: View) -> View:
 
 
 def draw(result: TraceResult, view: View) -> None:
-    """All maps of a result."""
+    """All maps of a result, and everything about the chosen cell."""
     shown = shown_view(result, view)
     ident = digest(result.request.to_dict(), result.provenance.fingerprint, result.provenance.created)[:10]
     wide = len(result.provenance.tokens) > 26 or result.provenance.n_experts > 40
-    _switch(view)
+    _switches(result, view)
     at = None
     with st.container() if wide else st.grid(2, min_column_width=430, gap="medium"):
         with st.container():
-            _token_map(result, shown, ident)
+            here = _token_map(result, shown, ident)
         with st.container():
             if shown.layer is not None:
                 at = _experts(result, shown.pos)
@@ -64,8 +73,7 @@ def draw(result: TraceResult, view: View) -> None:
     if shown.layer is None:
         st.caption("This result has no cells.")
         return
-    if at is not None:
-        _cell(at, shown, ident)
+    cell.draw(at, here, shown, ident)
     _strip(result, shown, ident)
 
 
@@ -76,179 +84,106 @@ def _experts(result: TraceResult, pos: int) -> TraceResult | None:
     return answer(result.request.replace(experts=(pos,)), "experts")[0]
 
 
-def _switch(view: View) -> None:
-    key = state.key("measure")
+def _switches(result: TraceResult, view: View) -> None:
+    """What the colours show, what the layer × token map patches, and in how many layers at once."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        several = result.request.draws > 1 or view.measure == SPREAD
+        key = state.key("measure")
+        st.segmented_control(
+            "What the colours show", SHOWN if several else MEASURES, default=view.measure, key=key, required=True,
+            on_change=state.callback(key, lambda: state.look(measure=st.session_state[key] or MEASURES[0])),
+            format_func=COLOUR_NAMES.__getitem__, help=HELP_MEASURE,
+        )  # fmt: skip
+        site = state.key("site")
+        st.segmented_control(
+            "What layer × token patches", sites.SITES, default=view.site, key=site, required=True,
+            on_change=state.callback(site, lambda: state.look(site=st.session_state[site] or sites.MOE)),
+            format_func=sites.NAMES.__getitem__, help=HELP_SITE,
+        )  # fmt: skip
+        window = state.key("window")
+        options = sorted({w for w in WINDOWS if w <= result.provenance.n_layers} | {view.window})
+        st.selectbox(
+            "In a window of", options, index=options.index(view.window), key=window, width=125,
+            on_change=state.callback(window, lambda: state.look(window=st.session_state[window])),
+            format_func=lambda w: f"{w} layer{'s' if w > 1 else ''}", help=HELP_WINDOW,
+        )  # fmt: skip
 
-    def change() -> None:
-        state.look(measure=st.session_state[key] or MEASURES[0])
 
-    st.segmented_control(
-        "What the colours show", MEASURES, default=view.measure, key=key, required=True,
-        on_change=state.callback(key, change),
-        format_func=lambda m: "restoration" if m == "restoration" else "rescue in logits",
-        label_visibility="collapsed",
-        help="restoration = mean rescue ÷ mean drop: 0 as corrupt, 1 as clean. rescue = contrast − corrupt contrast.",
-    )  # fmt: skip
+def _site(result: TraceResult, shown: View, ident: str) -> tuple[TraceResult, TraceResult | DerivedResult] | None:
+    """The trace with the cells that the layer × token map shows, and the answer that they come from."""
+    if shown.is_base:
+        return result, result
+    found, _ = answer(ask("site_map", result.request, site=shown.site, window=shown.window), "sites")
+    if found is None:
+        return None
 
+    def at_site(found: DerivedResult, _: str) -> TraceResult:
+        return tables.at_site(result, found)
 
-def _header(title: str, name: str, result: TraceResult, picture, table: pd.DataFrame) -> None:
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.markdown(f"**{title}**", width="content")
-        downloads.menu(name, title, result, picture, table)
+    return pictures.kept(at_site, found, ident), found
 
 
-def _token_map(result: TraceResult, shown: View, ident: str) -> None:
-    cell = (shown.layer, shown.pos)
+def _token_map(result: TraceResult, shown: View, ident: str) -> TraceResult | None:
+    """The layer × token map; gives the result whose cells it shows, if it is there."""
+    title = "Layer × token" + ("" if shown.is_base else f", {sites.NAMES[shown.site]}")
+    title += f", {shown.window} layers at once" if shown.window > 1 else ""
+    there = _site(result, shown, ident)
+    if there is None:
+        st.caption(f"{title}. {sites.cell_meaning(shown.site, shown.window)}")
+        return None
+    here, origin = there
+    chosen = (shown.layer, shown.pos)
     followed = (shown.layer, shown.expert) if isinstance(shown.expert, int) else None
-    slot = pictures.slot("cells", (ident, shown.measure, pictures.theme().name, followed), cell)
+    what = (shown.site, shown.window)
+    slot = pictures.slot("cells", (ident, *what, shown.measure, pictures.theme().name, followed), chosen)
     layer, pos = slot.preset
-    view = dataclasses.replace(shown, layer=layer, pos=pos, strip=None)
-    picture = pictures.kept(charts.layer_token, result, view=view, palette=pictures.theme())
-    _header("Layer × token", "layer-token", result, picture, pictures.kept(views.layer_cells, result))
+    view = View(shown.measure, pos, layer, shown.expert)
+    picture = pictures.kept(charts.layer_token, here, view=view, palette=pictures.theme())
+    downloads.header(title, "layer-token", origin, picture, pictures.kept(views.layer_cells, here))
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["pos"])
-        if slot.picked != cell:
-            state.look(layer=mark["layer"], pos=mark["pos"], expert=None, strip=None)
+        if slot.picked != chosen:
+            state.go(mark["layer"], mark["pos"])
 
-    best = views.best_cell(result)
+    best = views.best_cell(here)
     alt = f"Layer by token heat map; the highest is layer {best[0]}, position {best[1]}" if best else "Empty map"
     pictures.show(picture, key=slot.key, selection="cell", on_pick=pick, alt=alt)
-    dense = result.provenance.n_layers - len(result.provenance.moe_layers)
-    note = f" Dashed: {dense} dense layer{'s' if dense > 1 else ''}, nothing to patch." if dense else ""
-    st.caption(TOKEN_MAP + note + _missing_note(result, shown) + _rounding_note(result))
+    without = result.provenance.n_layers - len(here.provenance.moe_layers)
+    kind = "dense layer" if shown.site == sites.MOE else "layer"
+    note = f" Dashed: {without} {kind}{'s' if without > 1 else ''}, nothing to patch." if without else ""
+    meaning = sites.cell_meaning(shown.site, shown.window)
+    st.caption(f"{meaning} {COLOURS}{note}{_missing_note(result, shown)}{_rounding_note(result)}")
+    return here
 
 
 def _expert_map(at: TraceResult, shown: View, ident: str) -> None:
     expert = (shown.layer, shown.expert)
     slot = pictures.slot("experts", (ident, shown.pos, shown.measure, pictures.theme().name, shown.layer), expert)
-    view = dataclasses.replace(shown, expert=slot.preset[1], strip=None)
+    view = View(shown.measure, shown.pos, shown.layer, slot.preset[1])
     picture = pictures.kept(charts.layer_expert, at, shown.pos, view=view, palette=pictures.theme())
     title = f"Layer × expert at “{views.token_labels(at)[shown.pos]}”"
-    _header(title, "layer-expert", at, picture, pictures.kept(views.expert_grid, at, shown.pos))
+    downloads.header(title, "layer-expert", at, picture, pictures.kept(views.expert_grid, at, shown.pos))
 
     def pick(mark: dict[str, int]) -> None:
         chosen = SHARED if mark["expert"] == views.SHARED_INDEX else mark["expert"]
         slot.picked = (mark["layer"], chosen)
-        state.look(layer=mark["layer"], pos=shown.pos, expert=chosen, strip=None)
+        state.go(mark["layer"], shown.pos, chosen)
 
     alt = f"Layer by expert heat map at position {shown.pos}, layer {shown.layer} framed"
     pictures.show(picture, key=slot.key, selection="expert", on_pick=pick, alt=alt)
     st.caption(EXPERT_MAP + _missing_note(at, shown) + _rounding_note(at))
 
 
-def _cell(at: TraceResult, shown: View, ident: str) -> None:
-    """The chosen cell: its active experts as a table and as bars."""
-    table = pictures.kept(views.active_experts, at, shown.layer, shown.pos)
-    cells = pictures.kept(views.layer_cells, at)
-    cell = cells[(cells.layer == shown.layer) & (cells.pos == shown.pos)].iloc[0]
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.markdown(f"##### Experts of layer {shown.layer} at “{text.plain(cell.label)}”", width="content")
-        _choose_cell(at, shown, ident)
-    restored = "restoration missing" if pd.isna(cell.restoration) else f"restoration {cell.restoration:.3f}"
-    st.markdown(
-        f"The whole layer patch here: rescue **{cell.rescue:+.3f}** logits, {restored}: "
-        f"{tooltips.reading(cell.true_shift, cell.foil_shift)}."
-    )
-    names = list(table.name)
-    chosen = (
-        None if shown.expert is None else expert_name(shown.layer, None if shown.expert == SHARED else shown.expert)
-    )
-    if chosen in names:
-        _chosen_expert(table[table.name == chosen].iloc[0])
-        expert_state.link_from_trace(at.request, shown.layer, shown.expert)
-    elif chosen is not None:
-        st.markdown(f":small[**{chosen}** is not routed at this token; the marks show where it is.]")
-    with st.grid(2, min_column_width=430, gap="medium"):
-        with st.container():
-            _table(table, at, shown, ident, chosen)
-        with st.container():
-            view = dataclasses.replace(shown, strip=None)
-            picture = pictures.kept(charts.expert_bars, at, shown.layer, shown.pos, view=view, palette=pictures.theme())
-            _header("Is the answer restored, or the foil put down?", "cell-experts", at, picture, table)
-            pictures.still(
-                picture, key=f"bars-{ident}", alt="Rescue of each active expert, split into true and foil logit"
-            )
-
-
-def _chosen_expert(row: pd.Series) -> None:
-    """One sentence with the marked expert's numbers."""
-    weights = ""
-    if not pd.isna(row.router_weight_clean):
-        weights = f", router weight {row.router_weight_clean:.3f} clean, {row.router_weight_corrupt:.3f} corrupt"
-    restored = "restoration missing" if pd.isna(row.restoration) else f"restoration {row.restoration:.3f}"
-    st.markdown(
-        f"**{row['name']}** alone: rescue **{row.rescue:+.3f}** logits, {restored}{weights}: "
-        f"{tooltips.reading(row.true_shift, row.foil_shift)}."
-    )
-
-
-def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen: str | None) -> None:
-    names = list(table.name)
-    slot = pictures.slot("table", (ident, shown.layer, shown.pos), chosen)
-    row = names.index(slot.preset) if slot.preset in names else None
-
-    def pick() -> None:
-        rows = (st.session_state.get(slot.key) or {}).get("selection", {}).get("rows") or []
-        slot.picked = names[rows[0]] if rows else None
-        value = None
-        if rows:
-            number = int(table.expert[rows[0]])
-            value = SHARED if number == views.SHARED_INDEX else number
-        state.look(layer=shown.layer, pos=shown.pos, expert=value)
-
-    columns = {
-        "name": st.column_config.TextColumn("expert", pinned=True, width=78),
-        "router_weight_clean": _number("w clean", "%.3f", 62, "Router weight in the clean run."),
-        "router_weight_corrupt": _number("w corrupt", "%.3f", 72, "Router weight, mean over the corrupt runs."),
-        "rescue": _number("rescue", "%+.3f", 62, "Contrast with this update put back − corrupt contrast, logits."),
-        "direct": _number("direct", "%+.3f", 62, DIRECT),
-        "restoration": _number("restoration", "%+.3f", 82, "Mean rescue ÷ mean drop."),
-        "share": _number("share", "%.0f %%", 60, "Share of the layer patch: rescue ÷ the layer patch's rescue."),
-        "rescue_sd": _number("sd", "%.3f", 55, "Sample standard deviation of the rescue over the draws."),
-        "status": st.column_config.TextColumn("routed in", width=130),
-    }
-    if at.request.draws == 1:
-        del columns["rescue_sd"]
-    if shown.pos != views.last_pos(at):  # 0 there, by definition
-        del columns["direct"]
-    st.dataframe(
-        table.assign(share=(100 * table.share).round() + 0.0),  # + 0.0: no −0 %
-        column_config=columns, column_order=list(columns), hide_index=True,
-        key=slot.key, on_select=state.callback(slot.key, pick),
-        selection_mode="single-row", selection_default={"selection": {"rows": [] if row is None else [row]}},
-        alt=f"Active experts of layer {shown.layer} at position {shown.pos}",
-        height=min(38 + 35 * len(table), 400),
-    )  # fmt: skip
-    st.caption("Tick a row to mark the expert everywhere on the page.")
-
-
-def _choose_cell(result: TraceResult, shown: View, ident: str) -> None:
-    """The same choice as a click on the map, for the keyboard."""
-    labels, layers = views.token_labels(result), result.provenance.moe_layers
-    with st.container(horizontal=True, width="content"):
-        for name, options, current in (("layer", layers, shown.layer), ("pos", list(range(len(labels))), shown.pos)):
-            key = f"es_{name}_{ident}_{current}"
-
-            def change(name: str = name, key: str = key) -> None:
-                both = {"layer": shown.layer, "pos": shown.pos} | {name: st.session_state[key]}
-                state.look(**both, expert=None, strip=None)
-
-            st.selectbox(
-                "Layer" if name == "layer" else "Token", options, index=options.index(current), key=key,
-                on_change=state.callback(key, change),
-                format_func="layer {}".format if name == "layer" else labels.__getitem__,
-                width=120 if name == "layer" else 170,
-                label_visibility="collapsed",
-            )  # fmt: skip
-
-
 def _strip(result: TraceResult, shown: View, ident: str) -> None:
     """Routing of every token at one layer, clean against corrupt."""
     layers = result.provenance.moe_layers
     layer = shown.layer if shown.strip is None else shown.strip
+    if layer not in layers:  # a dense layer's cell, at another site
+        layer = min(layers, key=lambda other: abs(other - layer))
     slot = pictures.slot("strip", (ident, layer, pictures.theme().name, shown.layer, shown.pos, shown.expert), None)
-    picture = pictures.kept(charts.routing_strip, result, layer, view=shown, palette=pictures.theme())
+    view = View(pos=shown.pos, layer=shown.layer, expert=shown.expert)
+    picture = pictures.kept(charts.routing_strip, result, layer, view=view, palette=pictures.theme())
     table = pictures.kept(views.routing_strip, result, layer)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"##### Routing at layer {layer}, clean against corrupt", width="content")
@@ -263,7 +198,7 @@ def _strip(result: TraceResult, shown: View, ident: str) -> None:
             downloads.menu("routing", f"Routing at layer {layer}", result, picture, table)
 
     def pick(mark: dict[str, int]) -> None:
-        state.look(layer=layer, pos=mark["pos"], expert=mark["expert"], strip=None)
+        state.go(layer, mark["pos"], mark["expert"])
 
     counts = table.change.value_counts()
     changed = int(counts.get(views.CLEAN_ONLY, 0)), int(counts.get(views.CORRUPT_ONLY, 0))
@@ -277,6 +212,8 @@ def _strip(result: TraceResult, shown: View, ident: str) -> None:
 
 
 def _missing_note(result: TraceResult, shown: View) -> str:
+    if shown.measure == SPREAD and result.request.draws == 1:
+        return " Grey: one draw has no spread; ask for more in the sidebar."
     if shown.measure == "restoration" and result.drop < MIN_DROP:
         return f" Grey: missing, because the drop is below {MIN_DROP:g} logits."
     return ""
@@ -288,7 +225,3 @@ def _rounding_note(result: TraceResult) -> str:
     if floor < VISIBLE_ROUNDING:
         return ""
     return f" Rescues below {floor:.2g} logits are within rounding ({result.provenance.dtype})."
-
-
-def _number(label: str, form: str, width: int, help_: str):
-    return st.column_config.NumberColumn(label, format=form, width=width, help=help_)

@@ -13,7 +13,9 @@ from core.requests import TraceRequest
 from . import base
 from .address import Address, callback, end, key, rerun, touch
 
-__all__ = ["address", "ask", "begin", "callback", "end", "key", "look", "request", "rerun", "touch", "view", "write"]
+__all__ = [
+    "address", "ask", "begin", "callback", "end", "go", "key", "look", "request", "rerun", "touch", "view", "write",
+]  # fmt: skip
 
 HERE: Address[Link] = Address(
     "trace",
@@ -39,7 +41,7 @@ def ask(request: TraceRequest, *, bundled: bool | None = None) -> None:
         current.request.fact,
         current.request.special_tokens,
     )
-    view = current.view if same else View(measure=current.view.measure)
+    view = current.view if same else current.view.elsewhere()
     HERE.change(Link(request, view, current.bundled if bundled is None else bundled))
 
 
@@ -47,6 +49,12 @@ def look(**changes: Any) -> None:
     """Look at something else in the same result."""
     current = HERE.value
     HERE.change(replace(current, view=replace(current.view, **changes), problems=()))
+
+
+def go(layer: int, pos: int, expert: int | str | None = None) -> None:
+    """Look at another cell of the same result, or at an expert in it."""
+    current = HERE.value
+    HERE.change(replace(current, view=current.view.at(layer, pos, expert), problems=()))
 
 
 def request() -> TraceRequest:

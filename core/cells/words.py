@@ -1,0 +1,103 @@
+"""The answers about cells in sentences, Markdown without anything that a person typed. In protocol.md's words."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from ..tooltips import number
+from . import tables
+from .tables import LAYER, SUM, TOGETHER, TOP_K, Specificity
+
+CLOSE = 0.1
+"""A joint rescue within this share of the sum of the singles counts as their sum."""
+
+
+def logits(value: float) -> str:
+    """A rescue or a cost."""
+    return number(value, 3, True)
+
+
+def coalition(rows: pd.DataFrame, *, floor: float = 0.0) -> str:
+    """What the ticked experts bring back together. `floor`: differences below it (logits) are within rounding."""
+    members = int((rows.role == tables.SINGLE).sum())
+    whole = tables.rescue_of(rows, LAYER)
+    if not members:
+        return (
+            f"No expert is ticked. The layer patch rescues {logits(whole)} logits, all clean-active experts together "
+            f"{logits(tables.rescue_of(rows, TOP_K))}."
+        )
+    together, total = tables.rescue_of(rows, TOGETHER), tables.rescue_of(rows, SUM)
+    restored = rows.loc[rows.role == TOGETHER, "restoration"].iloc[0]
+    words = f"**{members} expert{'s' if members > 1 else ''} together**: rescue **{logits(together)}** logits"
+    words += f", restoration {number(restored)}"
+    if abs(whole) >= 0.01:
+        words += f", {number(100 * together / whole, 0)} % of the layer patch ({logits(whole)})"
+    if members == 1:
+        return words + "."
+    extra = together - total
+    if abs(extra) <= max(CLOSE * abs(total), floor):
+        how = "so they add up"
+    else:
+        how = f"so together they do {number(abs(extra))} {'more' if extra > 0 else 'less'} than that"
+    return f"{words}. Their single rescues sum to {logits(total)}: {how}."
+
+
+def necessity(table: pd.DataFrame, *, clean_contrast: float, reroutable: bool) -> list[str]:
+    """Which expert suffices most, which is needed most, and what the reroute says."""
+    alone, together = table[table.expert.notna()], table[table.expert.isna()]
+    enough, needed = alone.loc[alone.rescue.idxmax()], alone.loc[alone.zero.idxmax()]
+    out = [
+        f"Most sufficient: **{enough['name']}**, rescue {logits(enough.rescue)} logits alone in the corrupt run. Most "
+        f"needed: **{needed['name']}**, without it the clean contrast of {number(clean_contrast)} loses "
+        f"{logits(needed.zero)} logits."
+    ]
+    if len(together):
+        out.append(
+            f"Without all {len(alone)} clean-active experts it loses {logits(together.zero.iloc[0])}. Later layers "
+            "make up for part of a loss, so a small cost does not show that an expert does nothing."
+        )
+    if not reroutable:
+        out.append("This family's router cannot be driven to reroute, so only the zero knockout is shown.")
+    return out
+
+
+def controls(found: Specificity, name: str) -> list[str]:
+    """The selected expert against its controls."""
+    if not found.active:
+        first = f"**{name}** is not clean-active here, so its rescue counts 0"
+    else:
+        first = f"**{name}**: rescue **{logits(found.selected)}** logits, rank {found.rank} of {found.of} clean-active"
+    if math.isnan(found.controls):
+        return [f"{first}. There is no other clean-active expert to compare it with."]
+    sd = "" if math.isnan(found.specificity_sd) else f" (sd {number(found.specificity_sd)} over draws)"
+    out = [
+        f"{first}; active-random controls {logits(found.controls)}. Specificity for this fact: "
+        f"**{logits(found.specificity)}**{sd}."
+    ]
+    if not math.isnan(found.matched):
+        out.append(
+            f"The gate-matched control, nearest in router weight, rescues {logits(found.matched)}. With both updates "
+            f"scaled to the smaller norm: {logits(found.equal_selected)} against {logits(found.equal_matched)}."
+        )
+    return out
+
+
+def minimal(curve: pd.DataFrame, *, scope: str, target: float, reached: bool) -> str:
+    """How many experts it takes, and how random sets of the same size do. `scope` is not escaped."""
+    if curve.empty:
+        return f"No set was found in {scope}."
+    last, n = curve.iloc[-1], len(curve)
+    so_far = f"{n} expert{'s' if n > 1 else ''} of {scope}"
+    words = (
+        f"{so_far} restore {number(last.restoration)}, the target of {target:g} is reached"
+        if reached
+        else f"{so_far} restore {number(last.restoration)}; the target of {target:g} is not reached"
+    )
+    if last.random_sets:
+        words += (
+            f". {last.random_sets:.0f} random sets of {n}: {number(last.random_restoration)} on average, "
+            f"{number(last.random_min)} to {number(last.random_max)}"
+        )
+    return words + "."

@@ -1,0 +1,166 @@
+"""The chosen cell of the Trace page: the layer patch in words, its active experts as a table and as bars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import charts, sites, tooltips, views
+from core.links import SHARED, View
+from core.results import TraceResult, expert_name
+
+from . import downloads, expert_state, pictures, state, text
+
+DIRECT = (
+    "The part of the rescue that reaches the logits without a later layer, the final norm's scale as in the corrupt "
+    "run. The remainder is due to later layers and to that scale."
+)
+
+
+def draw(at: TraceResult | None, here: TraceResult | None, shown: View, ident: str) -> None:
+    """Everything about the chosen cell. `at`: a result with the expert patches of its position; `here`: the one whose
+    cells the layer × token map shows; None for what is not there yet."""
+    if here is not None and not shown.is_base:
+        _other_site(here, shown)
+    if at is None:
+        return
+    if shown.layer in at.provenance.moe_layers:
+        _experts(at, shown, ident)
+    else:
+        with _title(f"##### Layer {shown.layer} is dense: it has no experts"):
+            _choose(at, shown, ident)
+
+
+def _other_site(here: TraceResult, shown: View) -> None:
+    """The number behind the marked cell of another site or window."""
+    if (found := _cell_of(here, shown)) is not None:
+        around = "" if shown.window == 1 else f", {shown.window} layers around it"
+        st.markdown(
+            f"**{sites.NAMES[shown.site]}** of layer {shown.layer}{around}, at “{text.plain(found.label)}”: "
+            f"{_effect(found)}."
+        )
+
+
+def _cell_of(result: TraceResult, shown: View) -> pd.Series | None:
+    cells = pictures.kept(views.layer_cells, result)
+    found = cells[(cells.layer == shown.layer) & (cells.pos == shown.pos)]
+    return found.iloc[0] if len(found) else None
+
+
+def _effect(row: pd.Series) -> str:
+    """Rescue and restoration in words, and what was lifted or put down."""
+    restored = "restoration missing" if pd.isna(row.restoration) else f"restoration {row.restoration:.3f}"
+    spread = "" if pd.isna(row.rescue_sd) else f", rescue sd {row.rescue_sd:.3f} over {row.draws:.0f} draws"
+    reading = tooltips.reading(row.true_shift, row.foil_shift)
+    return f"rescue **{row.rescue:+.3f}** logits, {restored}{spread}: {reading}"
+
+
+def _title(words: str) -> Any:
+    row = st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute")
+    row.markdown(words, width="content")
+    return row
+
+
+def _experts(at: TraceResult, shown: View, ident: str) -> None:
+    """The cell's active experts as a table and as bars."""
+    table = pictures.kept(views.active_experts, at, shown.layer, shown.pos)
+    cell = _cell_of(at, shown)
+    assert cell is not None
+    with _title(f"##### Experts of layer {shown.layer} at “{text.plain(cell.label)}”"):
+        _choose(at, shown, ident)
+    st.markdown(f"The whole layer patch here: {_effect(cell)}.")
+    names = list(table.name)
+    chosen = (
+        None if shown.expert is None else expert_name(shown.layer, None if shown.expert == SHARED else shown.expert)
+    )
+    if chosen in names:
+        _chosen_expert(table[table.name == chosen].iloc[0])
+        expert_state.link_from_trace(at.request, shown.layer, shown.expert)
+    elif chosen is not None:
+        st.markdown(f":small[**{chosen}** is not routed at this token; the marks show where it is.]")
+    with st.grid(2, min_column_width=430, gap="medium"):
+        with st.container():
+            _table(table, at, shown, ident, chosen)
+        with st.container():
+            view = View(layer=shown.layer, expert=shown.expert)
+            picture = pictures.kept(charts.expert_bars, at, shown.layer, shown.pos, view=view, palette=pictures.theme())
+            downloads.header("Is the answer restored, or the foil put down?", "cell-experts", at, picture, table)
+            pictures.still(
+                picture, key=f"bars-{ident}", alt="Rescue of each active expert, split into true and foil logit"
+            )
+
+
+def _chosen_expert(row: pd.Series) -> None:
+    """One sentence with the marked expert's numbers."""
+    weights = ""
+    if not pd.isna(row.router_weight_clean):
+        weights = f" (router weight {row.router_weight_clean:.3f} clean, {row.router_weight_corrupt:.3f} corrupt)"
+    st.markdown(f"**{row['name']}** alone{weights}: {_effect(row)}.")
+
+
+def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen: str | None) -> None:
+    names = list(table.name)
+    slot = pictures.slot("table", (ident, shown.layer, shown.pos), chosen)
+    row = names.index(slot.preset) if slot.preset in names else None
+
+    def pick() -> None:
+        rows = (st.session_state.get(slot.key) or {}).get("selection", {}).get("rows") or []
+        slot.picked = names[rows[0]] if rows else None
+        value = None
+        if rows:
+            number = int(table.expert[rows[0]])
+            value = SHARED if number == views.SHARED_INDEX else number
+        state.look(layer=shown.layer, pos=shown.pos, expert=value)
+
+    columns = {
+        "name": st.column_config.TextColumn("expert", pinned=True, width=78),
+        "router_weight_clean": _number("w clean", "%.3f", 62, "Router weight in the clean run."),
+        "router_weight_corrupt": _number("w corrupt", "%.3f", 72, "Router weight, mean over the corrupt runs."),
+        "rescue": _number("rescue", "%+.3f", 62, "Contrast with this update put back − corrupt contrast, logits."),
+        "direct": _number("direct", "%+.3f", 62, DIRECT),
+        "restoration": _number("restoration", "%+.3f", 82, "Mean rescue ÷ mean drop."),
+        "share": _number("share", "%.0f %%", 60, "Share of the layer patch: rescue ÷ the layer patch's rescue."),
+        "rescue_sd": _number("sd", "%.3f", 55, "Sample standard deviation of the rescue over the draws."),
+        "status": st.column_config.TextColumn("routed in", width=130),
+    }
+    if at.request.draws == 1:
+        del columns["rescue_sd"]
+    if shown.pos != views.last_pos(at):  # 0 there, by definition
+        del columns["direct"]
+    st.dataframe(
+        table.assign(share=(100 * table.share).round() + 0.0),  # + 0.0: no −0 %
+        column_config=columns, column_order=list(columns), hide_index=True,
+        key=slot.key, on_select=state.callback(slot.key, pick),
+        selection_mode="single-row", selection_default={"selection": {"rows": [] if row is None else [row]}},
+        alt=f"Active experts of layer {shown.layer} at position {shown.pos}",
+        height=min(38 + 35 * len(table), 400),
+    )  # fmt: skip
+    st.caption("Tick a row to mark the expert everywhere on the page.")
+
+
+def _choose(result: TraceResult, shown: View, ident: str) -> None:
+    """The same choice as a click on the map, for the keyboard."""
+    labels, layers = views.token_labels(result), result.provenance.moe_layers
+    if shown.site != sites.MOE:
+        layers = list(range(result.provenance.n_layers))
+    with st.container(horizontal=True, width="content"):
+        for name, options, current in (("layer", layers, shown.layer), ("pos", list(range(len(labels))), shown.pos)):
+            key = f"es_{name}_{ident}_{current}"
+
+            def change(name: str = name, key: str = key) -> None:
+                both = {"layer": shown.layer, "pos": shown.pos} | {name: st.session_state[key]}
+                state.go(**both)
+
+            st.selectbox(
+                "Layer" if name == "layer" else "Token", options, index=options.index(current), key=key,
+                on_change=state.callback(key, change),
+                format_func="layer {}".format if name == "layer" else labels.__getitem__,
+                width=120 if name == "layer" else 170,
+                label_visibility="collapsed",
+            )  # fmt: skip
+
+
+def _number(label: str, form: str, width: int, help_: str):
+    return st.column_config.NumberColumn(label, format=form, width=width, help=help_)
