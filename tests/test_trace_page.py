@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import threading
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 import pytest
+from fake_cells import fake_answer
 from fake_results import FRANCE, fake_result
 from streamlit.testing.v1 import AppTest
 
 from core import expert_link, views
+from core.derived import DerivedRequest
 from core.errors import InputError, ModelError
 from core.jobs import JobRegistry
 from core.links import View, to_query
@@ -29,6 +32,7 @@ class FakeEngine:
     def __init__(self, **shape) -> None:
         self.shape = shape
         self.asked: list[TraceRequest] = []
+        self.derived: list[DerivedRequest] = []
         self.loaded: list[str] = []
         self.stored: dict[TraceRequest, object] = {}
         self.error: Exception | None = None
@@ -52,6 +56,13 @@ class FakeEngine:
     def from_store(self, store, request):
         return self.stored.get(request)
 
+    def derive(self, model, request, *, store, progress):
+        self.derived.append(request)
+        return fake_answer(request, **self.shape)
+
+    def derived_from_store(self, store, request):
+        return self.stored.get(request)
+
 
 @pytest.fixture
 def engine():
@@ -61,7 +72,8 @@ def engine():
 @pytest.fixture
 def bench(engine, monkeypatch):
     jobs = JobRegistry()
-    made = Workbench(object(), engine=Engine(engine.load_model, engine.trace_many, engine.from_store), jobs=jobs)
+    functions = [getattr(engine, f.name) for f in dataclasses.fields(Engine)]
+    made = Workbench(object(), engine=Engine(*functions), jobs=jobs)
     monkeypatch.setattr(made, "store_status", lambda: StoreStatus(limit=10**9))
     monkeypatch.setattr(made, "warm_up", lambda: None)
     monkeypatch.setattr(base, "workbench", lambda: made)
