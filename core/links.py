@@ -26,10 +26,10 @@ from .requests import (
     ModelSpec,
     TraceRequest,
 )
-from .trace_view import SHARED, VIEW_NAMES, View, check_view, read_view, view_query
+from .trace_view import MEASURES, SHARED, VIEW_NAMES, View, check_view, read_view, view_query
 
 __all__ = [
-    "MAX_TEXT", "NAMES", "SHARED", "Link", "Reader", "View", "check_view", "from_query", "link", "to_query",
+    "MAX_TEXT", "MEASURES", "NAMES", "SHARED", "Link", "Reader", "View", "check_view", "from_query", "link", "to_query",
     "with_query",
 ]  # fmt: skip
 

@@ -82,7 +82,7 @@ def dense_rows(dense: list[int], labels: list[str], palette: Palette, tables: Ta
     """Rows of layers without experts: blank cells with a dashed line through, so that they pass for no value."""
     rows = pd.MultiIndex.from_product([dense, labels], names=["layer", field]).to_frame(index=False)
     rows["t_note"] = [f"layer {layer}" for layer in rows.layer]
-    rows["t_kind"] = "nothing to patch here"
+    rows["t_kind"] = "dense, or without this site: nothing to patch"
     cells = alt.Chart(tables(rows)).mark_rect(color=palette.blank).encode(tooltip=tooltip(["t_note", "t_kind"]))
     lines = alt.Chart(tables(pd.DataFrame({"layer": dense}))).mark_rule(
         stroke=palette.missing, strokeWidth=2, strokeDash=[3, 4], tooltip=None

@@ -61,6 +61,11 @@ class View:
         """The layer × token map is the trace's own: layer patches of one layer."""
         return self.site == MOE and self.window == 1
 
+    def own(self) -> View:
+        """The same cell and expert in the trace's own maps, coloured by a measure, for what knows no more."""
+        measure = self.measure if self.measure in MEASURES else MEASURES[0]
+        return View(measure, self.pos, self.layer, self.expert, self.strip)
+
     def elsewhere(self) -> View:
         """The same way to look, at no cell."""
         return View(self.measure, site=self.site, window=self.window, section=self.section, check=self.check)

@@ -101,7 +101,7 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
     a, b = (links.from_query(side, bundled=bundled, default=default) for side in (given["a"], merged))
     problems = [f"a: {problem}" for problem in a.problems]
     problems += [f"b: {problem}" for problem in b.problems if problem not in a.problems]
-    a, b = replace(a, problems=()), replace(b, problems=())
+    a, b = (replace(link, view=link.view.own(), problems=()) for link in (a, b))
     return Pair(a, b, edited, same_model, (*problems, *read.problems))
 
 

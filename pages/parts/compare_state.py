@@ -11,7 +11,7 @@ import streamlit as st
 
 from core.compare.link import Pair, from_query, to_query
 from core.compare.tables import Compared
-from core.links import Link, View, with_query
+from core.links import Link, with_query
 from core.requests import TraceRequest
 from core.results import TraceResult
 
@@ -63,7 +63,7 @@ def change(**changes: object) -> None:
 
 def beside(link: Link) -> dict[str, str]:
     """Query parameters of this page with a question of the Trace page beside a copy of itself."""
-    view = View(measure=link.view.measure, pos=link.view.pos, layer=link.view.layer)
+    view = replace(link.view.own(), expert=None, strip=None)
     one = Link(link.request, view, link.bundled)
     return to_query(Pair(one, one))
 

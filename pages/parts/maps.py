@@ -15,7 +15,7 @@ from core.requests import digest
 from core.results import MIN_DROP, TraceResult
 from core.trace_view import MEASURES, SHOWN, SPREAD
 
-from . import cell, downloads, pictures, state
+from . import cell, downloads, pictures, present, state
 from .answers import answer
 
 COLOURS = "Blue brings the answer back, orange drives it further away. Click a cell."
@@ -153,7 +153,7 @@ def _token_map(result: TraceResult, shown: View, ident: str) -> TraceResult | No
     kind = "dense layer" if shown.site == sites.MOE else "layer"
     note = f" Dashed: {without} {kind}{'s' if without > 1 else ''}, nothing to patch." if without else ""
     meaning = sites.cell_meaning(shown.site, shown.window)
-    st.caption(f"{meaning} {COLOURS}{note}{_missing_note(result, shown)}{_rounding_note(result)}")
+    present.caption(f"{meaning} {COLOURS}{note}{_missing_note(result, shown)}{_rounding_note(result)}")
     return here
 
 
@@ -172,7 +172,7 @@ def _expert_map(at: TraceResult, shown: View, ident: str) -> None:
 
     alt = f"Layer by expert heat map at position {shown.pos}, layer {shown.layer} framed"
     pictures.show(picture, key=slot.key, selection="expert", on_pick=pick, alt=alt)
-    st.caption(EXPERT_MAP + _missing_note(at, shown) + _rounding_note(at))
+    present.caption(EXPERT_MAP + _missing_note(at, shown) + _rounding_note(at))
 
 
 def _strip(result: TraceResult, shown: View, ident: str) -> None:
@@ -206,7 +206,7 @@ def _strip(result: TraceResult, shown: View, ident: str) -> None:
         picture, key=slot.key, selection="routed", on_pick=pick,
         alt=f"Routing at layer {layer}: {changed[0]} choices only in the clean run, {changed[1]} only in corrupt runs",
     )  # fmt: skip
-    st.caption(
+    present.caption(
         f"{STRIP} Here {changed[0]} of the choices are made in the clean run only, {changed[1]} in a corrupt run only."
     )
 
