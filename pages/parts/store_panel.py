@@ -6,13 +6,19 @@ import streamlit as st
 
 from core.errors import ExpertScopeError
 
-from . import address, base, text
+from . import address, base, study_state, text
 
+HEALTH = study_state.APP.parent / "pages" / "Health.py"
 _MB = 10**6
 
 
 def draw() -> None:
-    """One line, and a popover with what can be done."""
+    """One line, and a popover with what can be done; and the way to the server's health."""
+    _size()
+    st.page_link(HEALTH, label="Health", icon=":material/monitor_heart:")
+
+
+def _size() -> None:
     bench = base.workbench()
     status = bench.store_status()
     if status.error:

@@ -1,0 +1,81 @@
+"""How the process is: its model, its queue, its store, its memory. Values for a page or a monitor; nothing typed in it.
+
+Reading it takes milliseconds and waits for nobody's work.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from .errors import ExpertScopeError
+from .jobs import ACTIVE, RUNNING
+from .workbench import Workbench
+
+LANES = {"": "traces", "derived": "larger questions", "models": "models"}
+
+
+@dataclass(frozen=True)
+class Health:
+    """One look. Sizes in bytes, times in seconds. `jobs`: unfinished ones, without their titles, which quote what was
+    typed; `studies`: how many run or wait; `problems`: sentences about what is wrong, empty where nothing is."""
+
+    up: float
+    model: str
+    memory: int
+    memory_free: int
+    memory_total: int
+    store: dict[str, Any]
+    jobs: list[dict[str, Any]]
+    ended: dict[str, int]
+    studies: int
+    problems: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
+def look(bench: Workbench) -> Health:
+    """How things stand now."""
+    process, machine = psutil.Process(), psutil.virtual_memory()
+    statuses = [(job, job.status()) for job in bench.jobs.all()]
+    jobs = [
+        {
+            "job": job.id,
+            "queue": LANES.get(job.lane, job.lane),
+            "state": now.state,
+            "done": round(now.fraction, 3),
+            "seconds": round(now.elapsed, 1),
+            "seconds_left": None if now.seconds_left is None else round(now.seconds_left, 1),
+        }
+        for job, now in statuses
+        if now.state in ACTIVE
+    ]
+    jobs.sort(key=lambda job: job["state"] != RUNNING)
+    ended: dict[str, int] = {}
+    for _, now in statuses:
+        if now.state not in ACTIVE:
+            ended[now.state] = ended.get(now.state, 0) + 1
+    store = bench.store_status()
+    problems = [store.error] if store.error else []
+    try:
+        studies = sum(status.active for status in bench.studies.all())
+    except ExpertScopeError as error:
+        studies = 0
+        problems += [str(error)] if not store.error else []
+    return Health(
+        up=round(datetime.datetime.now().timestamp() - process.create_time(), 1),
+        model="" if (spec := bench.loaded) is None else spec.name,
+        memory=process.memory_info().rss,
+        memory_free=machine.available,
+        memory_total=machine.total,
+        store={"file": store.size, "contents": store.contents, "limit": store.limit},
+        jobs=jobs,
+        ended=ended,
+        studies=studies,
+        problems=problems,
+    )

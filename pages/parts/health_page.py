@@ -1,0 +1,60 @@
+"""The Health page: for whoever runs the server. Model, queue, store and memory, looked at anew every two seconds."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import streamlit as st
+
+from core import health
+
+from . import address, base, navigation, store_panel, text
+
+EVERY = 2.0
+"""Seconds between two looks."""
+
+
+def draw() -> None:
+    """The whole page."""
+    base.start_page("Health")
+    with st.sidebar:
+        navigation.draw()
+    st.subheader("Health", anchor=False)
+    st.caption("How this server is. It shows no prompts; a monitor may ask `/_stcore/health` whether it answers.")
+    _look()
+    with st.sidebar:
+        store_panel.draw()
+    address.end()
+    base.end_page()
+
+
+@st.fragment(run_every=EVERY)
+def _look() -> None:
+    now = health.look(base.workbench())
+    for problem in now.problems:
+        st.error(text.plain(problem))
+    running = sum(job["state"] == "running" for job in now.jobs)
+    with st.grid(4, min_column_width=190, gap="small"):
+        st.metric("model", text.plain(now.model) or "none loaded", border=True, help="The one model in memory.")
+        st.metric(
+            "queue", f"{running} running, {len(now.jobs) - running} waiting", border=True,
+            help="Traces and larger questions. Studies count beside them.",
+        )  # fmt: skip
+        st.metric("studies", f"{now.studies} running or waiting", border=True)
+        st.metric("up", text.seconds(now.up), border=True, help="Since the process began.")
+        st.metric("memory", text.size(now.memory), border=True, help="Resident memory of this process.")
+        free = f"{text.size(now.memory_free)} of {text.size(now.memory_total)}"
+        st.metric("memory free", free, border=True, help="Of the machine.")
+        st.metric(
+            "store", f"{text.size(now.store['contents'])} of {text.size(now.store['limit'])}", border=True,
+            help=f"The file takes {text.size(now.store['file'])}.",
+        )  # fmt: skip
+        ended = ", ".join(f"{count} {state}" for state, count in sorted(now.ended.items())) or "none"
+        st.metric("ended of late", ended, border=True, help="The last jobs, by how they ended.")
+    if now.jobs:
+        st.dataframe(pd.DataFrame(now.jobs), hide_index=True, alt="Unfinished jobs")
+    st.download_button(
+        "As JSON", json.dumps(now.to_dict(), indent=1), file_name="expertscope_health.json", mime="application/json",
+        icon=":material/download:", type="tertiary", on_click="ignore", key="es_health_json",
+    )  # fmt: skip
