@@ -1,4 +1,5 @@
-"""The command line: `python -m core trace …`, `patch …`, `minimal …`, `compare …`, `averages …`, `study …`, `models`.
+"""The command line: `python -m core trace …`, `patch …`, `minimal …`, `compare …`, `averages …`, `derive …`, `study …`
+and `models`.
 
 Arguments → `TraceRequest`s → the engine → a table and a summary. Results go to stdout, progress and messages to
 stderr. Exit code 0, 2 for wrong input, 1 for a failure (130 when interrupted). Whatever is slow to import is imported
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_averages import add_averages
 from .cli_compare import add_compare
+from .cli_derive import add_derive
 from .cli_facts import Sieve
 from .cli_options import fact_options, load, open_store, template
 from .cli_patch import add_minimal, add_patch
@@ -97,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add_minimal(commands)
     add_compare(commands)
     add_averages(commands)
+    add_derive(commands)
     add_study(commands)
     models = commands.add_parser("models", help="list known models", description="The models that are known by name.")
     models.set_defaults(run=run_models)

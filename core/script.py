@@ -7,13 +7,19 @@ the shell, and for Python by `repr`. Strings only; nothing is run.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
+from .compare.link import Pair, to_query
+from .compare.tables import Compared
 from .derived import DerivedRequest
+from .links import Link, View
 from .requests import Fact, ModelSpec, TraceRequest
+from .results import TraceResult
 
 Bundled = Callable[[int], Fact | None]
 """The bundled fact with a case_id, or None."""
@@ -21,11 +27,21 @@ Bundled = Callable[[int], Fact | None]
 
 @dataclass(frozen=True)
 class Script:
-    """`command`: one line for a POSIX shell, started in the project's folder (empty where no command does it);
-    `python`: a program."""
+    """`command`: lines for a POSIX shell, started in the project's folder; `python`: a program."""
 
     command: str
     python: str
+
+
+def of_result(result: Any, *, bundled: Bundled) -> Script:
+    """The script of whatever kind of result it is."""
+    if isinstance(result, Compared):
+        requests = result.a.request, result.b.request
+        a, b = (Link(request, View(), bundled(request.fact.case_id) == request.fact) for request in requests)
+        return of_comparison(urlencode(to_query(Pair(a, b, same_model=result.same_model))), *requests)
+    if isinstance(result, TraceResult):
+        return of_trace(result.request, bundled=bundled, chosen=result.provenance.replacements)
+    return of_derived(result.request, bundled=bundled)
 
 
 def of_trace(request: TraceRequest, *, bundled: Bundled, chosen: Sequence[str] = ()) -> Script:
@@ -81,7 +97,26 @@ def of_derived(request: DerivedRequest, *, bundled: Bundled) -> Script:
         "for name, table in result.tables.items():",
         "    print(name, table, sep='\\n')",
     ]
-    return Script("", "\n".join(lines) + "\n")
+    return Script(_command(["derive", question(request, bundled)]), "\n".join(lines) + "\n")
+
+
+def question(request: DerivedRequest, bundled: Bundled) -> str:
+    """The request as JSON for the command `derive`: facts of the bundled list by their numbers, the model without what
+    is as by default."""
+    data = request.to_dict()
+    fields = [(field.name, field.default) for field in dataclasses.fields(ModelSpec)]
+    model = {name: getattr(request.model, name) for name, _ in fields}
+    data["model"] = {name: model[name] for name, default in fields if name == "name" or model[name] != default}
+    data["facts"] = [
+        fact.case_id if bundled(fact.case_id) == fact else written
+        for fact, written in zip(request.facts, data["facts"], strict=True)
+    ]
+    return json.dumps(data, ensure_ascii=False)
+
+
+def together(scripts: Sequence[Script]) -> Script:
+    """Several scripts, one after the other."""
+    return Script("\n".join(s.command for s in scripts), "\n".join(s.python for s in scripts))
 
 
 _IMPORTS = "from dataclasses import asdict\n\nimport core\nfrom core import Fact, ModelSpec, TraceRequest"

@@ -165,5 +165,5 @@ def test_the_script_and_the_report_are_about_what_is_shown(bench, engine):  # no
     codes = [code.value for code in page.code]
     assert any(urlencode(to_query(pair)) in code and code.startswith("python -m core compare") for code in codes)
     assert any("noise=1.0" in code and "import core" in code for code in codes)
-    noted = page.session_state["es_parts"]
-    assert len(noted) == 8 and all(part.picture is not None and part.table is not None for part in noted.values())
+    noted = [one.part for one in page.session_state["es_noted"].values()]
+    assert len(noted) == 8 and all(part.picture is not None and part.table is not None for part in noted)

@@ -82,7 +82,7 @@ def _numbers(compared: Compared) -> str:
     parts = []
     for name, values in (("Clean contrast", (a.clean_contrast, b.clean_contrast)), ("drop", (a.drop, b.drop))):
         left, right = (number(value, 2, True) for value in values)
-        parts.append(f"{name} {left} → {right} ({number(values[1] - values[0], 2, True)})")
+        parts.append(f"{name} {left} → {right} ({_change(*values, 2)})")
     floors = [r.provenance.noise_floor for r in (a, b) if r.provenance.noise_floor]
     near = max(floors, default=0.0)
     change = max(abs(b.clean_contrast - a.clean_contrast), abs(b.drop - a.drop))
@@ -90,6 +90,11 @@ def _numbers(compared: Compared) -> str:
     if change == 0 and settings(compared):
         note = " Nothing changed there."
     return f"{', '.join(parts)} logits.{note}"
+
+
+def _change(a: float, b: float, digits: int) -> str:
+    """b − a; what rounds to nothing has no sign of its own."""
+    return number(round(b - a, digits) + 0.0, digits, True)
 
 
 def best(result: TraceResult) -> str:
@@ -158,7 +163,7 @@ def numbers(compared: Compared) -> tuple[list[str], list[list[str]], list[str]]:
     """(headings, rows, what each row means) of the table of numbers: of a, of b, and b − a."""
     values = [(r.clean_contrast, r.corrupt_contrast, r.drop, *views.p_true(r)) for r in (compared.a, compared.b)]
     rows = [
-        [name, *(number(value, 3, not name.startswith("P(")) for value in pair), number(pair[1] - pair[0], 3, True)]
+        [name, *(number(value, 3, not name.startswith("P(")) for value in pair), _change(*pair, 3)]
         for name, *pair in zip(QUANTITIES, *values, strict=True)
     ]
     return ["", "a", "b", "b − a"], rows, list(QUANTITIES.values())

@@ -18,7 +18,7 @@ from core.requests import digest
 from core.results import TraceResult
 from core.tooltips import number
 
-from . import address, compare_state, downloads, pictures, text
+from . import address, compare_state, downloads, pictures, present, text
 from .answers import answer
 from .compare_state import together
 
@@ -137,7 +137,7 @@ def _token_maps(compared: Compared, where: Place | None, measure: str) -> None:
             with st.container():
                 _difference(compared, where, measure)
     shared = compared.alignment.columns and not compared.alignment.same_tokens
-    st.caption(MAPS + (SHARED_COLUMNS if shared else "") + ("" if compared.no_cells else f" {DIFFERENCE}"))
+    present.caption(MAPS + (SHARED_COLUMNS if shared else "") + ("" if compared.no_cells else f" {DIFFERENCE}"))
     if compared.no_cells:
         st.info(f"There is no difference map. {text.plain(compared.no_cells)}")
 
@@ -242,7 +242,7 @@ def _experts(compared: Compared, where: Place, measure: str) -> None:
             pictures.still(picture, key=f"experts-difference-{ident}", alt="Layer by expert heat map of b − a")
     one = int(table["where"].isin([ONLY_A, ONLY_B]).sum())
     there = int((table["where"] != views.NOT_ROUTED).sum())
-    st.caption(f"{EXPERTS} {EXPERT_DIFFERENCE} Here {one} of {there} are routed on one side only.")
+    present.caption(f"{EXPERTS} {EXPERT_DIFFERENCE} Here {one} of {there} are routed on one side only.")
 
 
 def _with_experts(result: TraceResult, pos: int, side: str) -> TraceResult | None:
@@ -259,10 +259,10 @@ def _routing(compared: Compared) -> None:
             picture = pictures.kept(compare_charts.routing_map, compared, palette=theme)
             _header("Overlap of the sets of experts", "compare-routing", compared, picture, compared.routing)
             pictures.still(picture, key=f"compare-routing-{_ident(compared)}", alt="Layer by token map of the Jaccard")
-            st.caption(ROUTING)
+            present.caption(ROUTING)
         with st.container():
             picture = pictures.kept(compare_charts.routing_bars, compared, palette=theme)
             table = compared.routing_layers
             _header("By layer", "compare-routing-layers", compared, picture, table)
             pictures.still(picture, key=f"compare-bars-{_ident(compared)}", alt="Routing agreement of each layer")
-            st.caption(BARS)
+            present.caption(BARS)

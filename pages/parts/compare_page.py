@@ -111,7 +111,7 @@ def _head() -> DeltaGenerator:
 def _present(compared: Compared, pair: Pair) -> None:
     made = script.of_comparison(urlencode(to_query(pair)), pair.a.request, pair.b.request)
     title = f"{compared.a.request.fact.text.strip()} beside {compared.b.request.fact.text.strip()}"
-    present.draw("compare", title, compared, made, findings=words.sentences(compared))
+    present.draw("compare", title, [compared], made, findings=words.sentences(compared))
 
 
 def _side(side: str, link: Link) -> None:

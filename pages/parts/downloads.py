@@ -41,7 +41,7 @@ def header(title: str, name: str, result: export.Result, picture: Picture | None
 
 def menu(name: str, title: str, result: export.Result, picture: Picture | None, table: pd.DataFrame) -> None:
     """A popover with five buttons (two where there is no picture). `name`: file stem and widget key."""
-    present.record(name, title, picture, table)
+    present.note(name, title, picture, table, result)
     make = {"csv": functools.partial(export.csv, table, result, title)}
     make["parquet"] = functools.partial(export.parquet, table, result, title)
     if picture is not None:
@@ -56,7 +56,7 @@ def of_study(
     """The same for a figure and a table of a study. `name`: of the figure or of the table."""
     from core.study import report
 
-    present.record(name, title, picture, table)
+    present.note(name, title, picture, table, None)
     make: dict[str, Callable[[], bytes]] = {}
     if picture is not None:
         charts = {"png": report.figure_png, "svg": report.figure_svg, "html": report.figure_html}

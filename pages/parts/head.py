@@ -43,7 +43,7 @@ def _present(result: TraceResult) -> None:
         request = request.replace(experts=(pos,))
     made = script.of_trace(request, bundled=base.bundled().get, chosen=result.provenance.replacements)
     title = f"{request.fact.text.strip()} → {request.fact.true.strip()}"
-    present.draw("trace", title, result, made)
+    present.draw("trace", title, [result], made)
 
 
 def fact_line(fact: Fact, true: str, foil: str, first_token: bool) -> None:

@@ -1,0 +1,143 @@
+"""The scripts that pages show: both the command line and the Python program give the page's numbers again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_results import FRANCE, fake_result
+
+import core
+from core import cli, facts, script
+from core.cli_derive import read
+from core.compare import words
+from core.compare.link import Pair, to_query
+from core.compare.tables import Compared
+from core.derived import DerivedRequest
+from core.errors import InputError
+from core.links import Link, View
+from core.requests import Fact, ModelSpec, TraceRequest
+
+EVIL = '\'; rm -rf ~; echo "$HOME" `id` \\ <script>alert(1)</script> {x}'
+ODD = Fact(f"{EVIL} {{}}\n-- ☃", subject=f"-{EVIL}", true="a b", foil="--foil", occurrence=2, case_id=9)
+AUTO = Fact("{} is", "A", "b", foil_auto=True)
+BUNDLED = {FRANCE.case_id: FRANCE}
+REQUESTS = [
+    TraceRequest(fact=FRANCE),
+    TraceRequest(fact=FRANCE, noise=2.5, draws=3, seed=11, experts=(1, 3), special_tokens="off", first_token=True),
+    TraceRequest(fact=ODD, object_tokens="paper", experts="all"),
+    TraceRequest(fact=AUTO, model=ModelSpec("org/x y", "v1", "bfloat16", "cpu", "int8")),
+    TraceRequest(fact=FRANCE, corruption="replace", draws=2, seed=3),
+    TraceRequest(fact=ODD, corruption="replace", replacement=("Sri Lanka", EVIL)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_both_scripts_ask_the_very_question(request_, monkeypatch):
+    made = script.of_trace(request_, bundled=BUNDLED.get)
+    said = subprocess.run(["bash", "-c", f"printf '%s\\0' {made.command}"], capture_output=True, check=True).stdout
+    words_ = said.decode().split("\0")[:-1]
+    assert words_ == shlex.split(made.command) and words_[:4] == ["python", "-m", "core", "trace"]
+    asked = []
+    monkeypatch.setattr(facts, "bundled", lambda: list(BUNDLED.values()))
+    monkeypatch.setattr(cli, "run_trace", lambda arguments: asked.append(arguments) or 0)
+    assert cli.main(words_[3:]) == 0
+    (arguments,) = asked
+    from core.cli_facts import named_facts
+    from core.cli_options import template
+
+    (fact,) = named_facts(arguments)
+    back = template(arguments, experts=cli._experts(arguments.experts)).replace(fact=fact)
+    assert back == request_
+
+    ran = {}
+    monkeypatch.setattr(core, "load_model", lambda **spec: spec)
+    monkeypatch.setattr(core, "trace", lambda model, request: ran.update(model=model, request=request) or FAKE)
+    exec(made.python, {})  # noqa: S102 - that it runs is what is tested
+    assert ran["request"] == request_
+    assert ModelSpec(**ran["model"]) == request_.model
+
+
+FAKE = fake_result(n_layers=2)
+
+
+def test_chosen_subjects_are_named_where_the_choice_could_not_be_had_again():
+    typed = TraceRequest(fact=Fact("{} is", "A", "b", "c", relation="r"), corruption="replace", draws=2)
+    made = script.of_trace(typed, bundled=BUNDLED.get, chosen=["Spain", "Sri Lanka"])
+    assert "--replacement Spain 'Sri Lanka'" in made.command
+    listed = script.of_trace(typed.replace(fact=FRANCE), bundled=BUNDLED.get, chosen=["Spain", "Sri Lanka"])
+    assert "--replacement" not in listed.command and "--draws 2 --seed 0" in listed.command
+
+
+def test_a_derived_question_goes_through_the_command_line_unchanged():
+    settings = {"noise": 3.0, "text": EVIL, "list": [1, None, True]}
+    own = DerivedRequest.of("routing", ModelSpec("demo", dtype="float32"), facts=[FRANCE, ODD], **settings)
+    made = script.of_derived(own, bundled=BUNDLED.get)
+    arguments = shlex.split(made.command)
+    assert arguments[:4] == ["python", "-m", "core", "derive"] and len(arguments) == 5
+    assert json.loads(arguments[4])["facts"][0] == FRANCE.case_id
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(facts, "bundled", lambda: [FRANCE])
+        assert read(arguments[4]) == own
+    for wrong in ("{", "{}", '{"kind": "nothing"}', '{"kind": "routing", "facts": [{"x": 1}]}', "/no/such/file", "[1]"):
+        with pytest.raises(InputError):
+            read(wrong)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return core.load_model("demo", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def question():
+    spec = ModelSpec("demo", dtype="float32", device="cpu")
+    return TraceRequest(fact=facts.bundled()[40], model=spec, noise=2.0, draws=2, seed=5, experts=(1,))
+
+
+def test_the_scripts_of_a_trace_give_its_numbers(model, question, tmp_path, capsys):
+    expected = core.trace(model, question).frame
+    known = {fact.case_id: fact for fact in facts.bundled()}
+    fact = dataclasses.replace(question.fact, relation=None)  # no longer the bundled one
+    typed = question.replace(fact=fact)
+    for request in (question, typed):
+        made = script.of_trace(request, bundled=known.get)
+        out = tmp_path / f"{request is typed}.parquet"
+        assert cli.main([*shlex.split(made.command)[3:], "--no-cache", "--out", str(out)]) == 0
+        _same(pd.read_parquet(out), expected)
+        assert ("--prompt" in made.command) is (request is typed)
+    found = {}
+    exec(script.of_trace(question, bundled=known.get).python, found)  # noqa: S102
+    _same(found["result"].frame, expected)
+    assert "clean contrast" in capsys.readouterr().out
+
+
+def _same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    assert len(found) == len(expected)
+    for name in ("contrast", "rescue", "restoration", "router_weight_clean"):
+        left, right = (np.asarray(table[name], dtype=float) for table in (found, expected))
+        np.testing.assert_allclose(left, right, atol=1e-4, equal_nan=True)
+
+
+def test_the_scripts_of_a_comparison_give_its_numbers(model, question, tmp_path, capsys):
+    a, b = question.replace(experts="last"), question.replace(experts="last", noise=1.0, seed=6)
+    compared = Compared(core.trace(model, a), core.trace(model, b))
+    known = {fact.case_id: fact for fact in facts.bundled()}
+    made = script.of_result(compared, bundled=known.get)
+    out = tmp_path / "cells.csv"
+    assert cli.main([*shlex.split(made.command)[3:], "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    for sentence in words.sentences(compared):
+        assert sentence in said
+    table = pd.read_csv(out)
+    np.testing.assert_allclose(table.rescue_difference, compared.cells.rescue_difference, atol=1e-4)
+    found = {}
+    exec(made.python, found)  # noqa: S102
+    np.testing.assert_allclose(found["compared"].cells.rescue_difference, compared.cells.rescue_difference, atol=1e-4)
+    link = to_query(Pair(Link(a, View(), True), Link(b, View(), True)))
+    assert made == script.of_comparison("&".join(f"{name}={value}" for name, value in link.items()), a, b)
