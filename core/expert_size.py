@@ -81,6 +81,7 @@ def answer(
     sizes = _sizes(part, model.n_experts)
     return {"sizes": sizes, "tokens": _tokens(model, part, dict(questions), expert)}, {
         "layer": layer, "expert": expert, "facts": len(questions), "left_out": left_out, "ranks": _ranks(sizes, expert),
+        "caption": [f"experts of layer {layer} at every token of the clean runs of {len(questions)} facts"],
     }  # fmt: skip
 
 

@@ -84,10 +84,10 @@ def read_expert(
     index = torch.full((len(x), 1), expert, device=x.device)
     weight = torch.full((len(x), 1), _PROBE_WEIGHT, device=x.device, dtype=x.dtype)
     try:
-        raw = block.pattern.run(block, x, index, weight)[:, 0].float()
+        raw = block.pattern.run(block, x, index, weight)[:, 0].float().to(x.device)
     except (RuntimeError, IndexError) as error:
         raise NotReadable(f"The expert cannot be run alone ({type(error).__name__}).") from None
-    matrices, vectors = _weights_of(block.experts, expert, model.n_experts)
+    matrices, vectors = _weights_of(block.experts, expert, model.n_experts, x.device)
     limit = TOLERANCE if model.dtype == torch.float32 else TOLERANCE_HALF
     size, g = raw.norm(dim=-1).max().clamp_min(1e-30), weight[:, 0]
     best = float("inf")
@@ -110,7 +110,9 @@ def read_expert(
 # ---- the weights of one expert
 
 
-def _weights_of(experts: nn.Module, expert: int, n_experts: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _weights_of(
+    experts: nn.Module, expert: int, n_experts: int, device: torch.device
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """(matrices, vectors) among the module's parameters that may belong to one expert alone, fp32 copies."""
     n = min((p.shape[0] for p in experts.parameters() if p.ndim == 3), default=n_experts)
     if expert >= n:
@@ -121,23 +123,23 @@ def _weights_of(experts: nn.Module, expert: int, n_experts: int) -> tuple[list[t
         if parameter.device.type == "meta":
             raise NotReadable("Its weights are not in memory.")
         if parameter.ndim == 3:
-            matrices.append(_plain(parameter[expert]))
+            matrices.append(_plain(parameter[expert], device))
         elif parameter.ndim == 2 and parameter.shape[0] == n:
-            vectors.append(_plain(parameter[expert]))
+            vectors.append(_plain(parameter[expert], device))
         elif parameter.ndim == 2 and parameter.shape[0] % n == 0:  # experts one below the other
             rows = parameter.shape[0] // n
-            matrices.append(_plain(parameter[expert * rows : (expert + 1) * rows]))
+            matrices.append(_plain(parameter[expert * rows : (expert + 1) * rows], device))
     return matrices, vectors
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def _plain(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """fp32 numbers of their own, whatever number format they are stored in."""
     if type(tensor) not in (torch.Tensor, nn.Parameter):
         try:
             tensor = tensor.dequantize()
         except (RuntimeError, NotImplementedError, AttributeError):
             raise NotReadable(f"Its weights are quantised ({type(tensor).__name__}) and cannot be expanded.") from None
-    return tensor.to(torch.float32, copy=True)
+    return tensor.to(device, torch.float32, copy=True)
 
 
 # ---- readings
@@ -151,7 +153,7 @@ def _readings(
     for first, last in itertools.permutations(matrices, 2):
         for rows, out in itertools.product(_laid(first, d_in), _laid(last, d_out)):
             if len(rows) == 2 * len(out):
-                for split, gate_first, gate in [*_own_gate(block.experts, len(out)), *_products(gates)]:
+                for split, gate_first, gate in [*_own_gate(block.experts, len(out), out.device), *_products(gates)]:
                     for in_bias, out_bias in _biases(vectors, len(rows), d_out):
                         halves = split(rows.T), (None, None) if in_bias is None else split(in_bias)
                         parts = [(half.T, bias) for half, bias in zip(*halves, strict=True)]
@@ -196,13 +198,13 @@ def _together(split: Callable, one: torch.Tensor, two: torch.Tensor) -> torch.Te
     return torch.cat([one, two], -1) if split is _halves else torch.stack([one, two], -1).flatten(-2)
 
 
-def _own_gate(experts: nn.Module, m: int) -> list[tuple[Callable, bool, Gate]]:
+def _own_gate(experts: nn.Module, m: int, device: torch.device) -> list[tuple[Callable, bool, Gate]]:
     """How the experts' module itself makes m activations of 2 m pre-activations, where it has a method for that."""
     own = getattr(experts, "_apply_gate", None)
     if own is None:
         return []
     generator = torch.Generator().manual_seed(0)
-    values = (torch.rand(4, 2 * m, generator=generator) * 0.6 - 0.3).to(next(experts.parameters()).device)
+    values = (torch.rand(4, 2 * m, generator=generator) * 0.6 - 0.3).to(device)
     for split in (_halves, _interleaved):
 
         def apply(one: torch.Tensor, two: torch.Tensor, split: Callable = split) -> torch.Tensor:
@@ -275,13 +277,14 @@ def _in_block_space(
     block, raw = model.blocks[layer], found.raw_rows
     if model.structure.tail.get(layer, False):
         assert block_input is not None
-        out = torch.cat([_mapped(block, some, block_input) for some in raw.split(_COLUMNS_AT_ONCE)])
-        bias = None if found.out_bias is None else _mapped(block, found.out_bias[None], block_input)[0]
+        out = torch.cat([_mapped(block, some, block_input).to(x.device) for some in raw.split(_COLUMNS_AT_ONCE)])
+        bias = None if found.out_bias is None else _mapped(block, found.out_bias[None], block_input)[0].to(x.device)
     else:
         out, bias, block_input = raw, found.out_bias, None
     done = dataclasses.replace(found, out_rows=out, out_bias=bias)
     want = contributions(block, x, index, weight, block_input)[:, 0].float()
-    error = ((done.contribution(x, weight[:, 0]) - want).norm(dim=-1).max() / want.norm(dim=-1).max()).item()
+    size = want.norm(dim=-1).max().clamp_min(1e-30)
+    error = ((done.contribution(x, weight[:, 0]) - want).norm(dim=-1).max() / size).item()
     if not error <= limit:
         raise NotReadable(
             f"What follows the experts' sum in the block cannot be read neuron by neuron (relative difference "

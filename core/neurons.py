@@ -93,7 +93,10 @@ def answer(
         tokens=lambda q: len(q.prepared.input_ids), rows=lambda q: 0,
     )  # fmt: skip
     tables, values = gathered.answer(dict(questions))
-    return tables, {"layer": layer, "expert": expert, "facts": len(questions), "left_out": left_out, **values}
+    caption = [f"neurons of {expert_name(layer, expert)} at its tokens in the clean runs of {len(questions)} facts"]
+    return tables, {
+        "layer": layer, "expert": expert, "facts": len(questions), "left_out": left_out, "caption": caption, **values
+    }  # fmt: skip
 
 
 class _Tally:

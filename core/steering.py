@@ -31,7 +31,7 @@ import torch
 from .base import BaseLayer, Run
 from .budget import Budget
 from .derived import DerivedRequest
-from .expert_questions import ALL, LAST, trace_settings
+from .expert_questions import ALL, LAST, SUBJECT, trace_settings
 from .fact_batches import in_batches, usable
 from .fact_runs import with_best_foil_of
 from .head import all_logits
@@ -46,6 +46,7 @@ from .results import expert_name
 from .sweep import sweep
 
 TOP = 10
+PLACE_WORDS = {ALL: "at every position", LAST: "at the prompt's last position", SUBJECT: "at the subject's positions"}
 RUNS = CLEAN, SCALED = ("clean", "scaled")
 TOKENS = {
     "fact": "int64", "case_id": "int64", "run": "object", "rank": "int64", "token_id": "int64", "token": "object",
@@ -100,29 +101,31 @@ def answer(
     settings = request.get()
     steering = Steering(settings["layer"], settings["expert"], settings["factor"], settings["where"])
     check_expert(model, steering.layer, steering.expert)
+    name = expert_name(steering.layer, steering.expert)
     asked = [TraceRequest(fact, model.spec, experts="none", **trace_settings(settings)) for fact in request.facts]
     questions, left_out = usable(model, asked)
     rows: dict[str, list[tuple]] = {"tokens": [], "facts": [], "continuations": []}
 
     def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
-        for name, found in _steered(model, batch, steering, settings["continued"], budget, progress).items():
-            rows[name] += found
+        for table, found in _steered(model, batch, steering, settings["continued"], budget, progress).items():
+            rows[table] += found
 
     in_batches(
         model, questions, work=work, progress=progress,
-        label=f"scaling {expert_name(steering.layer, steering.expert)}",
+        label=f"scaling {name}",
         tokens=lambda q: 2 * (len(q.prepared.input_ids) + settings["continued"]),
         rows=lambda q: len(q.prepared.input_ids) + settings["continued"],
     )  # fmt: skip
     kinds = {"tokens": TOKENS, "facts": FACTS, "continuations": CONTINUATIONS}
-    tables = {name: pd.DataFrame(rows[name], columns=list(kinds[name])).astype(kinds[name]) for name in kinds}
-    tables = {
-        name: table.sort_values([c for c in ("fact", "run", "rank", "step") if c in table], ignore_index=True)
-        for name, table in tables.items()
-    }
+    tables = {}
+    for table, columns in kinds.items():
+        frame = pd.DataFrame(rows[table], columns=list(columns)).astype(columns)
+        order = [column for column in ("fact", "run", "rank", "step") if column in columns]
+        tables[table] = frame.sort_values(order, ignore_index=True)
     return tables, {
         "layer": steering.layer, "expert": steering.expert, "factor": steering.factor, "where": steering.where,
         "continued": settings["continued"], "facts": len(questions), "left_out": left_out,
+        "caption": [f"{name} × {steering.factor:g}, {PLACE_WORDS[steering.where]}"],
     }  # fmt: skip
 
 

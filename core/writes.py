@@ -94,6 +94,7 @@ def answer(
     return tables, {
         "layer": layer, "expert": expert, "facts": len(questions), "left_out": left_out, "reference": REFERENCE,
         "missing": missing,
+        "caption": [f"{expert_name(layer, expert)} over {len(questions)} facts", *([] if missing else [REFERENCE])],
     }  # fmt: skip
 
 
@@ -213,19 +214,30 @@ class _Gathered:
         look = _Look(places, self._expert, model.hidden)
         outcome = look_at(model, runs, self._layer, look, room=budget.chunk_tokens, objects=objects, progress=progress)
         assert outcome is not None
-        along = contrast_directions(model, outcome.final, objects.ids, self._factor)
+        along = self._along(look, places, outcome.final, objects.ids)
         rows = [
             self._row(number, fact, place, look, outcome.runs, along)
             for (number, _), fact, place in zip(batch, objects.facts, places, strict=True)
         ]
         self._rows += rows
-        self._frozen &= bool(along.isfinite().all())
+        self._frozen &= self._factor is None or bool(along.isfinite().all())
         for mean, total in look.sums.items():
             self._sums[mean].join(total)
         for (number, _), place in zip(batch, places, strict=True):
             if number < MOST_STATES:
                 self._states[CONTRIBUTION].append(outcome.final[place.clean].cpu())
                 self._states[UPDATE].append(outcome.final[place.draws.start].cpu())
+
+    def _along(
+        self, look: _Look, places: Sequence[_Place], finals: torch.Tensor, ids: Sequence[tuple[int, int]]
+    ) -> torch.Tensor:
+        """`core.direct.contrast_directions` of the runs that have something to attribute at the last position; for the
+        others 0. [runs, d]"""
+        routed = look.routed[LAST]
+        wanted = sorted(routed | {run for place in places if place.clean in routed for run in place.runs})
+        along = torch.zeros(finals.shape, dtype=torch.float32)
+        along[wanted] = contrast_directions(self._model, finals[wanted], [ids[run] for run in wanted], self._factor)
+        return along if self._factor is not None else along.fill_(torch.nan)
 
     @staticmethod
     def _row(
