@@ -6,6 +6,7 @@ by a default and named in a sentence. Knows no browser and no numbers.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,12 +14,14 @@ from typing import Any
 
 from . import links
 from .derived import DerivedRequest
+from .expert_questions import ALL, LEAST_FACTOR, MOST_FACTOR
+from .expert_questions import PLACES as STEERED
 from .fact_sets import FactSet
 from .links import Reader, View
 from .requests import Fact, ModelSpec, TraceRequest
 from .results import expert_name
 
-SECTIONS = ("routing", "rescue", "knockout")
+SECTIONS = ("routing", "rescue", "knockout", "writes", "size", "neurons", "steering")
 """What the page shows below its head, one at a time; the first is the default."""
 
 ZERO, REROUTE = MODES = ("zero", "reroute")
@@ -26,8 +29,11 @@ ZERO, REROUTE = MODES = ("zero", "reroute")
 EVERYWHERE, LAST = PLACES = ("all", "last")
 """Where: at every position that is routed to it, or at the last one only."""
 
-NOBODY = Fact("", "", "")
-"""Stands where a question needs a fact and no fact is meant."""
+WRITTEN = ("contribution_all", "contribution_last_subject", "contribution_last", "update_last_subject", "update_last")
+"""Whose tokens are shown of what it writes: the mean of its contribution or of its update, over which positions."""
+MEASURES = ("output_norm", "contribution_norm", "magnitude_ratio", "angle", "cosine", "router_weight")
+"""By which its size is compared (see `core.expert_size`)."""
+
 RESCUE_KIND, KNOCKOUT_KIND = "expert_rescue", "expert_knockout"
 _NAME = re.compile(r"[Ll]([0-9]{1,6})[Ee]([0-9]{1,6})")
 _ASKED = (
@@ -44,7 +50,8 @@ _OF_TRACE = (
 class ExpertView:
     """What the page shows. `layer`, `expert`: None where none is chosen yet (the page lists them all); `facts`: the
     set that everything is measured on; `relation`: whose facts are listed; `fact`: case_id of the ticked one; `place`:
-    where it is knocked out. `problems`: sentences about what in the link cannot be."""
+    where it is knocked out; `written`, `measure`, `neuron`: what of its writes, sizes and neurons is looked at;
+    `factor`, `where`: of the steering box. `problems`: sentences about what in the link cannot be."""
 
     model: ModelSpec = field(default_factory=ModelSpec)
     layer: int | None = None
@@ -62,6 +69,11 @@ class ExpertView:
     relation: str | None = None
     fact: int | None = None
     place: str = EVERYWHERE
+    written: str = WRITTEN[2]
+    measure: str = MEASURES[0]
+    neuron: int | None = None
+    factor: float = 2.0
+    where: str = ALL
     problems: tuple[str, ...] = ()
 
     @property
@@ -126,11 +138,10 @@ def to_query(view: ExpertView) -> dict[str, str]:
     out |= view.facts.to_query()
     if view.section != SECTIONS[0]:
         out["show"] = view.section
-    for name, value in (("relation", view.relation), ("fact", view.fact)):
-        if value is not None:
-            out[name] = str(value)
-    if view.place != EVERYWHERE:
-        out["place"] = view.place
+    default = ExpertView()
+    for name in ("relation", "fact", "place", "written", "measure", "neuron", "factor", "where"):
+        if getattr(view, name) != getattr(default, name):
+            out[name] = str(getattr(view, name)).removesuffix(".0")
     return out
 
 
@@ -147,6 +158,11 @@ def from_query(params: Mapping[str, str]) -> ExpertView:
         relation=read.text("relation", "") or None,
         fact=read.whole("fact", None, low=0),
         place=read.choice("place", PLACES, EVERYWHERE),
+        written=read.choice("written", WRITTEN, WRITTEN[2]),
+        measure=read.choice("measure", MEASURES, MEASURES[0]),
+        neuron=read.whole("neuron", None, low=0),
+        factor=_factor(read, params),
+        where=read.choice("where", STEERED, ALL),
         **{name: getattr(asked.request, name) for name in _ASKED},
     )
     if "expert" in params:
@@ -158,6 +174,21 @@ def from_query(params: Mapping[str, str]) -> ExpertView:
         else:
             view = replace(view, layer=named[0], expert=named[1])
     return replace(view, problems=(*asked.problems, *read.problems))
+
+
+def _factor(read: Reader, params: Mapping[str, str]) -> float:
+    """The factor of a link, within the slider's ends."""
+    default = ExpertView().factor
+    try:
+        value = float(params.get("factor", default))
+    except ValueError:
+        value = math.nan
+    if LEAST_FACTOR <= value <= MOST_FACTOR:
+        return round(value, 2)
+    allowed = f"a number from {LEAST_FACTOR:g} to {MOST_FACTOR:g}"
+    shown = params["factor"][:40]
+    read.problems.append(f"The link says factor={shown}, but factor must be {allowed}; {default:g} is used instead.")
+    return default
 
 
 def check(view: ExpertView, *, moe_layers: list[int], n_layers: int, n_experts: int) -> tuple[ExpertView, list[str]]:

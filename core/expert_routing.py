@@ -62,6 +62,11 @@ def top_prompts(tokens: pd.DataFrame, n: int = TOP_PROMPTS) -> pd.DataFrame:
     return best[columns].reset_index(drop=True)
 
 
+def pieces(tokens: pd.DataFrame) -> dict[tuple[int, str], list[str]]:
+    """The pieces of every prompt, by case_id and subject."""
+    return {key: list(rows.token) for key, rows in tokens.groupby(["case_id", "subject"], sort=False)}
+
+
 def clean_active(tokens: pd.DataFrame) -> dict[str, tuple[int, int]]:
     """(facts in which the expert is clean-active there, facts that have it) at the last position and at the last
     subject token (which is the last position where the subject ends there)."""

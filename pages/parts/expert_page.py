@@ -21,11 +21,23 @@ from . import address, base, expert_sidebar, expert_state, store_panel, text
 from .answers import answer
 from .expert_state import look
 
-TITLES = {"routing": "When it is routed", "rescue": "Rescue", "knockout": "Knockout"}
+TITLES = {
+    "routing": "When it is routed",
+    "rescue": "Rescue",
+    "knockout": "Knockout",
+    "writes": "What it writes",
+    "size": "Size",
+    "neurons": "Neurons",
+    "steering": "Steering box",
+}
 EXPLAINED = {
     "routing": "Where the router sends tokens to this expert, in the clean runs of the chosen facts.",
     "rescue": "What its update alone brings back when it is added in the corrupt run, at the last position.",
     "knockout": "What the clean runs lose without it: on its own facts, and on those of other relations.",
+    "writes": "Which tokens its output makes more and less probable, through the final norm and the unembedding.",
+    "size": "How large its output is, and how far it turns the block output, beside the other experts of its layer.",
+    "neurons": "The neurons of a gated expert: when each is active, what it reads and writes.",
+    "steering": "Scale what it contributes, and watch the next token and a short continuation change.",
 }
 
 

@@ -10,7 +10,17 @@ from core import expert_routing as counting
 from core.expert_tables import SHORT, Rescue
 from core.tooltips import NONE, number
 
-from . import expert_knockout, expert_rescue, expert_routing, pictures, text
+from . import (
+    expert_knockout,
+    expert_neurons,
+    expert_rescue,
+    expert_routing,
+    expert_size,
+    expert_steering,
+    expert_writes,
+    pictures,
+    text,
+)
 from .expert_pieces import Shown
 
 
@@ -54,4 +64,8 @@ SECTIONS: dict[str, Callable[[Shown], None]] = {
     "routing": expert_routing.draw,
     "rescue": expert_rescue.draw,
     "knockout": expert_knockout.draw,
+    "writes": expert_writes.draw,
+    "size": expert_size.draw,
+    "neurons": expert_neurons.draw,
+    "steering": expert_steering.draw,
 }

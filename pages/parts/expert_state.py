@@ -14,15 +14,16 @@ from core.requests import TraceRequest
 from . import study_state
 from .address import Address
 
+_SAME = {"model", "layer", "expert", "facts"}
 PAGE = study_state.APP.parent / "pages" / "Expert.py"
 HERE: Address[ExpertView] = Address("expert", read=from_query, write=to_query)
 
 
 def look(**changes: Any) -> None:
-    """Look at something else. Another expert, model or set of facts lets go of the ticked fact."""
+    """Look at something else. Another expert, model or set of facts lets go of the ticked fact and neuron."""
     current = HERE.value
-    if not set(changes) <= {"section", "relation", "fact", "place"}:
-        changes = {"fact": None} | changes
+    if not _SAME.isdisjoint(changes):
+        changes = {"fact": None, "neuron": None} | changes
     HERE.change(replace(current, problems=(), **changes))
 
 

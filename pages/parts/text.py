@@ -106,6 +106,12 @@ def prompts_table(rows: Sequence[tuple[str, str, str, str, str, str]]) -> str:
     return f'<table style="{table}">{"".join(lines)}</table>'
 
 
+def continuation(prompt: str, more: str) -> str:
+    """A prompt and what a model goes on with, which is marked."""
+    style = "font-size:.95rem;line-height:1.6;overflow-wrap:anywhere;white-space:pre-wrap"
+    return f'<div style="{style}">{escape(prompt)}<mark style="{_MARK};color:inherit">{escape(more)}</mark></div>'
+
+
 def size(n_bytes: float) -> str:
     """Bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -1,0 +1,126 @@
+"""The expert's neurons: signs of gate and input with examples, input–output cosines, writes to true − foil."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from core import expert_questions, expert_routing
+from core import expert_write_charts as charts
+from core.derived import DerivedResult
+
+from . import expert_state, pictures, text
+from .answers import answer
+from .expert_pieces import Column, Shown, figure, header, table
+from .expert_routing import tokens_of
+
+BARS = 12
+SHARE = "percent"
+NEURONS: dict[str, Column] = {
+    "neuron": ("neuron", "%d", "Index within the expert."),
+    "write": ("write", "%+.4f", "Direct part on true − foil at the last position, mean over own facts (logits)."),
+    "write_rank": ("rank", "%d", "By its size; 1 writes most."),
+    "in_out_cosine": ("in–out cosine", "%+.3f", "Above 0 enriching: it writes what it reads. Below 0 depleting."),
+    "gate_pos_in_pos": ("gate +, in +", SHARE, "Share of the expert's tokens with these signs."),
+    "gate_pos_in_neg": ("gate +, in −", SHARE, "The same."),
+    "gate_neg_in_pos": ("gate −, in +", SHARE, "The same."),
+    "gate_neg_in_neg": ("gate −, in −", SHARE, "The same."),
+    "mean_size": ("mean size", "%.4f", "Mean of |router weight × activation| × norm of its output column."),
+    "size_rank": ("size rank", "%d", "By that; 1 is the largest."),
+    "mean_activation": ("mean activation", "%+.4f", "Over the expert's tokens."),
+    "gate_out_cosine": ("gate–out cosine", "%+.3f", ""),
+    "gate_in_cosine": ("gate–in cosine", "%+.3f", ""),
+    "output_norm": ("column norm", "%.3f", "Norm of its output column."),
+}
+WRITES: dict[str, Column] = {
+    "subject": ("subject", None, ""),
+    "true_token": ("true", None, ""),
+    "foil_token": ("foil", None, ""),
+    "neuron": ("neuron", "%d", ""),
+    "rank": ("rank", "%d", "By size of its write in this fact."),
+    "write": ("write", "%+.4f", "Direct part on true − foil (logits)."),
+    "direct": ("whole expert", "%+.4f", "Direct part of the expert's whole contribution there."),
+    "case_id": ("case_id", "%d", ""),
+}
+COMBINATIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+MAP = (
+    "One dot per neuron. Right of 0 it enriches the stream with what it finds there, left of 0 it depletes it. Click a "
+    "neuron for its examples."
+)
+
+
+def draw(shown: Shown) -> None:
+    """The section."""
+    view = shown.view
+    request = expert_questions.neurons(
+        view.model, shown.facts, layer=shown.layer, expert=shown.expert, **view.settings
+    )  # fmt: skip
+    result, _ = answer(request, "expert neurons")
+    if result is None:
+        return
+    if not result.values["available"]:
+        st.info(text.plain(result.values["why"]))
+        return
+    if result.values["missing"]:
+        st.caption(text.plain(result.values["missing"]))
+    neurons, palette = result.tables["neurons"], pictures.theme()
+    by = "size_rank" if neurons.write.isna().all() else "write_rank"
+    neurons = neurons.sort_values(by, na_position="last", kind="stable").reset_index(drop=True)
+    figure(
+        "Input–output cosine and write", "neurons", result, charts.neuron_map(neurons, palette=palette), neurons, view,
+        caption=MAP, selection="neuron", on_pick=lambda mark: expert_state.look(neuron=mark["neuron"]),
+    )  # fmt: skip
+    table(
+        neurons, NEURONS, key=f"es_expert_neurons_{view.name}", alt="Neurons of the expert",
+        on_pick=lambda row: expert_state.look(neuron=int(neurons.neuron[row])),
+    )  # fmt: skip
+    strongest = neurons.head(BARS)
+    if strongest.gate_pos_in_pos.notna().any():
+        figure(
+            "Signs of gate and input", "neuron_signs", result, charts.sign_bars(strongest, palette=palette), strongest,
+            view, caption=f"The {len(strongest)} strongest neurons: how often their pre-activations have which signs.",
+        )  # fmt: skip
+    _examples(shown, result, int(strongest.neuron.iloc[0]) if view.neuron is None else view.neuron)
+    writes = result.tables["writes"]
+    if len(writes):
+        header("The neurons that write most, fact by fact", "neuron_writes", result, None, writes, view)
+        table(writes, WRITES, key=f"es_expert_neuron_writes_{view.name}", alt="Writes of neurons, fact by fact")
+
+
+def _examples(shown: Shown, result: DerivedResult, neuron: int) -> None:
+    """Tokens at which the neuron is most active, for each combination of signs."""
+    examples = result.tables["examples"]
+    mine = examples[examples.neuron == neuron]
+    header(f"Neuron {neuron}: tokens of each combination", "neuron_examples", result, None, examples, shown.view)
+    if mine.empty:
+        st.caption("Examples are kept of the strongest neurons only: tick or click one of them.")
+        return
+    with st.grid(2, min_column_width=430, gap="medium"):
+        for gate, inner in COMBINATIONS:
+            with st.container():
+                rows = mine[(mine.gate_sign == gate) & (mine.in_sign == inner)].sort_values("rank")
+                st.markdown(f"**gate {_sign(gate)}, in {_sign(inner)}**")
+                if rows.empty:
+                    st.caption("At no token.")
+                else:
+                    st.html(text.prompts_table(_rows(shown, rows)))
+
+
+def _sign(value: int) -> str:
+    return "+" if value > 0 else "−"
+
+
+def _rows(shown: Shown, rows: pd.DataFrame) -> list[tuple[str, str, str, str, str, str]]:
+    pieces = {} if shown.routing is None else pictures.kept(_pieces, shown.routing, shown.layer, shown.expert)
+    out = []
+    for row in rows.itertuples():
+        known = pieces.get((row.case_id, row.subject))
+        before, after = ("", "") if known is None else ("".join(known[: row.pos]), "".join(known[row.pos + 1 :]))
+        fact = shown.by_key.get((row.case_id, row.subject))
+        link = "" if fact is None else shown.trace_address(fact, int(row.pos))
+        out.append((before, row.token, after, f"{row.activation:+.3f}".replace("-", "−"), "", link))
+    return out
+
+
+def _pieces(routing: DerivedResult, layer: int, expert: int) -> dict[tuple[int, str], list[str]]:
+    return expert_routing.pieces(tokens_of(routing, layer, expert))

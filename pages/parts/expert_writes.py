@@ -1,0 +1,102 @@
+"""What the expert writes: tokens promoted and suppressed by its mean contribution or update, and its direct parts."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core import expert_questions
+from core import expert_write_charts as charts
+from core.expert_link import WRITTEN
+from core.tooltips import number
+
+from . import address, expert_state, pictures, text
+from .answers import answer
+from .expert_pieces import Column, Shown, figure, header, table
+
+LOGITS = "%+.3f"
+NAMES = {
+    "contribution_all": "contribution, every position",
+    "contribution_last_subject": "contribution, last subject token",
+    "contribution_last": "contribution, last position",
+    "update_last_subject": "update, last subject token",
+    "update_last": "update, last position",
+}
+HELP = (
+    "Contribution: router weight × output in the clean runs. Update: clean minus corrupt contribution, which is what "
+    "an expert patch adds. Means over the tokens that are routed to it."
+)
+VECTORS: dict[str, Column] = {
+    "vector": ("mean of its", None, ""),
+    "tokens": ("tokens", "%d", "Over how many tokens the mean is."),
+    "norm": ("norm of the mean", "%.3f", "‖mean vector‖."),
+    "mean_norm": ("mean norm", "%.3f", "Mean of the tokens' norms; equal to the other where all point the same way."),
+}
+FACTS: dict[str, Column] = {
+    "subject": ("subject", None, ""),
+    "true_token": ("true", None, "Token of the true object."),
+    "foil_token": ("foil", None, "Token of the foil."),
+    "direct": ("direct", LOGITS, "Direct part of its contribution on the clean contrast (direct logit attribution)."),
+    "direct_update": ("direct of update", LOGITS, "Direct part of its update on the corrupt contrast."),
+    "router_weight": ("w clean", "%.3f", "Router weight at the last position."),
+    "contribution_norm": ("‖c‖", "%.3f", "Norm of its contribution at the last position."),
+    "update_norm": ("‖δ‖", "%.3f", "Norm of its update there, mean over the draws."),
+    "clean_contrast": ("clean contrast", "%+.2f", ""),
+    "relation": ("relation", None, ""),
+    "case_id": ("case_id", "%d", ""),
+}
+
+
+def draw(shown: Shown) -> None:
+    """The section."""
+    view = shown.view
+    request = expert_questions.writes(
+        view.model, shown.facts, layer=shown.layer, expert=shown.expert, **view.settings
+    )  # fmt: skip
+    result, _ = answer(request, "expert writes")
+    if result is None:
+        return
+    _tokens(shown, result)
+    _direct(shown, result)
+
+
+def _tokens(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.DerivedResult
+    view = shown.view
+    key = address.key("expert written")
+    st.segmented_control(
+        "Mean of its", WRITTEN, default=view.written, key=key, required=True, format_func=NAMES.__getitem__, help=HELP,
+        on_change=address.callback(key, lambda: expert_state.look(written=st.session_state[key] or WRITTEN[2])),
+    )  # fmt: skip
+    what, _, where = view.written.partition("_")
+    vectors, tokens = result.tables["vectors"], result.tables["tokens"]
+    mean = vectors[(vectors.what == what) & (vectors["where"] == where)].iloc[0]
+    tokens = tokens[(tokens.what == what) & (tokens["where"] == where)]
+    if result.values["missing"]:
+        st.info(text.plain(result.values["missing"]))
+    elif tokens.empty:
+        st.info(f"No token is routed to {view.name} there: choose another mean, or more facts.")
+    else:
+        picture = charts.written_tokens(tokens, palette=pictures.theme())
+        said = f"Mean over {mean.tokens} tokens, norm {number(mean.norm)}. {result.values['reference']}"
+        figure("Tokens promoted and suppressed", view.written, result, picture, tokens, view, caption=said)
+    named = vectors.assign(vector=(vectors.what + "_" + vectors["where"]).map(NAMES))
+    header("The mean vectors", "vectors", result, None, vectors, view)
+    table(named, VECTORS, key=f"es_expert_vectors_{view.name}", alt="Mean vectors")
+
+
+def _direct(shown: Shown, result) -> None:  # noqa: ANN001
+    view, facts = shown.view, result.tables["facts"]
+    own = facts[facts.clean_active].reset_index(drop=True)
+    value, words = ("direct_update", "update") if view.written.startswith("update") else ("direct", "contribution")
+    if own.empty:
+        st.caption(f"{view.name} is clean-active at the last position of none of these facts: no direct part.")
+    if own[value].isna().all():
+        return
+    own["relation"] = own.relation.fillna("(no relation)")
+    picture = charts.direct_strip(own, value, palette=pictures.theme())
+    said = (
+        "True − foil, what reaches the logits from the last position without a later layer. Facts where it is clean-"
+        f"active: mean {number(own[value].mean(), 3, True)} logits (n {len(own)}). Pink tick: mean of the relation."
+    )
+    figure(f"Direct part of its {words}, fact by fact", value, result, picture, own, view, caption=said)
+    own = own.sort_values(value, ascending=False)
+    table(own, FACTS, key=f"es_expert_direct_{view.name}", alt="Direct parts by fact")
