@@ -34,6 +34,8 @@ WRITTEN = ("contribution_all", "contribution_last_subject", "contribution_last",
 MEASURES = ("output_norm", "contribution_norm", "magnitude_ratio", "angle", "cosine", "router_weight")
 """By which its size is compared (see `core.expert_size`)."""
 
+NOBODY = Fact("", "", "")
+"""Stands where a question needs a fact and no fact is meant."""
 RESCUE_KIND, KNOCKOUT_KIND = "expert_rescue", "expert_knockout"
 _NAME = re.compile(r"[Ll]([0-9]{1,6})[Ee]([0-9]{1,6})")
 _ASKED = (
