@@ -142,8 +142,9 @@ def to_query(view: ExpertView) -> dict[str, str]:
         out["show"] = view.section
     default = ExpertView()
     for name in ("relation", "fact", "place", "written", "measure", "neuron", "factor", "where"):
-        if getattr(view, name) != getattr(default, name):
-            out[name] = str(getattr(view, name)).removesuffix(".0")
+        value = getattr(view, name)
+        if value != getattr(default, name):
+            out[name] = f"{value:g}" if isinstance(value, float) else str(value)
     return out
 
 

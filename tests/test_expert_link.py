@@ -16,7 +16,7 @@ FULL = ExpertView(
     model=ModelSpec("org/name", revision="abc", dtype="bfloat16"), layer=44, expert=69,
     facts=FactSet(relations=("capital", "a|b"), n=None, seed=3), noise=2.5, draws=4, seed=11, special_tokens="off",
     object_tokens="paper", first_token=True, corruption="replace", section="knockout", relation="capital", fact=9,
-    place="last",
+    place="last", written="update_last", measure="angle", neuron=7, factor=-1.25, where="subject",
 )  # fmt: skip
 
 
@@ -32,10 +32,13 @@ def test_the_name_stands_in_the_link():
 
 
 def test_whatever_cannot_be_is_named_and_replaced():
-    view = from_query({"expert": "<b>", "show": "nothing", "fact": "-1", "noise": "-3", "n": "x", "place": "here"})
+    wrong = {"expert": "<b>", "show": "nothing", "fact": "-1", "noise": "-3", "n": "x", "place": "here"}
+    wrong |= {"factor": "5", "where": "nowhere", "neuron": "-2", "measure": "length", "written": "x"}
+    view = from_query(wrong)
     assert view == ExpertView(problems=view.problems)
-    for wrong in ("expert=<b>", "show=nothing", "fact=-1", "noise=-3", "n=x", "place=here"):
-        assert any(wrong in problem for problem in view.problems), wrong
+    for name, value in wrong.items():
+        assert any(f"{name}={value}" in problem for problem in view.problems), name
+    assert from_query({"factor": "nan"}).factor == from_query({"factor": "x"}).factor == 2.0
 
 
 def test_a_trace_leads_to_the_page_with_the_same_numbers():
