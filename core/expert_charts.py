@@ -9,9 +9,10 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
+from .charts import row_height
 from .expert_tables import OTHERS, OWN, SHORT
 from .palette import LIGHT, Palette
-from .picture import Picture, Tables, finish, unchecked
+from .picture import Picture, Tables, finish, limit, unchecked
 from .study.drawing import colours, intervals, names_axis, zero_line
 from .tooltips import number
 
@@ -87,6 +88,54 @@ def rescue_strip(facts: pd.DataFrame, relations: pd.DataFrame, *, palette: Palet
         .encode(x=alt.X("expert_rescue:Q"), y=y, tooltip=[alt.Tooltip("t_what:N", title="title"), *_tips("mean")]),
     )
     return finish(chart, data, len(dots), max(_STEP * len(order), 60), palette)
+
+
+@unchecked
+def expert_map(table: pd.DataFrame, *, moe_layers: list[int], n_experts: int, palette: Palette = LIGHT) -> Picture:
+    """Layer × expert: the all-case mean rescue of every expert (`core.expert_tables.every_expert`); blank: clean-active
+    in none of the facts. Selection `expert` with the fields layer and expert."""
+    data = Tables()
+    end = limit(table.mean_all)
+    shown = pd.DataFrame({
+        "layer": table.layer, "expert": table.expert, "column": table.expert.astype(str), "value": table.mean_all,
+        "t_expert": table.name,
+        "t_rescue": [f"{number(m, 3, True)} logits, all facts" for m in table.mean_all],
+        "t_where_active": [f"{number(m, 3, True)} logits" for m in table.mean_active],
+        "t_clean_active": [f"{a} of {n} facts" for a, n in zip(table.n_active, table.n, strict=True)],
+    })  # fmt: skip
+    columns = [str(e) for e in range(n_experts)]
+    every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if n_experts / step <= 24)
+    bare = {"ticks": False, "domain": False, "labelPadding": 6}
+    x = alt.X(
+        "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns),
+        axis=alt.Axis(values=columns[::every], labelAngle=0, labelOverlap="greedy", **bare),
+    )  # fmt: skip
+    y = alt.Y(
+        "layer:O", sort=None, title="layer", scale=alt.Scale(domain=moe_layers[::-1]),
+        axis=alt.Axis(labelOverlap="greedy", **bare),
+    )  # fmt: skip
+    color = alt.Color(
+        "value:Q",
+        scale=alt.Scale(domain=[-end, 0, end], range=[palette.low, palette.mid, palette.high], clamp=True),
+        legend=alt.Legend(
+            title="mean rescue, all facts (logits)", orient="top", direction="horizontal", gradientLength=170,
+            gradientThickness=9, values=[-end, 0, end], titleLimit=300,
+        ),
+    )  # fmt: skip
+    blanks = pd.MultiIndex.from_product([moe_layers, columns], names=["layer", "column"]).to_frame(index=False)
+    chosen = alt.selection_point(
+        name="expert", fields=["layer", "expert"], on="click", clear=False, toggle=False, empty=False
+    )
+    tips = [alt.Tooltip("t_expert:N", title="title"), *_tips("rescue", "where_active", "clean_active")]
+    chart = alt.layer(
+        alt.Chart(data(blanks)).mark_rect(color=palette.blank, tooltip=None).encode(x=x, y=y),
+        alt.Chart(data(shown))
+        .mark_rect(cursor="pointer", stroke=palette.muted, strokeWidth=0.5)
+        .encode(x=x, y=y, color=color, tooltip=tips)
+        .add_params(chosen),
+    )
+    height = max(row_height(len(moe_layers)) * len(moe_layers), 60)
+    return finish(chart, data, len(shown) + len(blanks), height, palette)
 
 
 @unchecked

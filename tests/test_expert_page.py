@@ -191,3 +191,39 @@ def test_the_settings_in_the_sidebar_change_the_question(bench, some):
     assert view_of(page) == expert_link.replace(some, noise=2.0)
     kinds = [job.key.get()["noise"] for job in bench.jobs.all() if getattr(job.key, "kind", "") == "expert_rescue"]
     assert kinds == [3.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("section", "charts", "words"),
+    [
+        ("rescue", 3, "Rescue by relation"),
+        ("knockout", 2, "Cost on its own facts"),
+        ("writes", 2, "Tokens promoted and suppressed"),
+        ("size", 1, "beside its layer's other experts"),
+        ("neurons", 2, "tokens of each combination"),
+        ("steering", 0, "next token, × -1.5"),
+    ],
+)
+def test_every_section_opens_cold_by_link_with_its_downloads(bench, some, section, charts, words):
+    page = opened(expert_link.replace(some, section=section, factor=-1.5))
+    text = shown(page)
+    assert words in text and not page.error and not page.warning
+    assert len(page.get("vega_lite_chart")) == charts
+    downloads = [b.proto.label for b in page.get("download_button")]
+    assert downloads.count("Table as CSV") >= 2 and downloads.count("Chart as SVG") == charts
+
+
+def test_the_steering_box_changes_the_question_and_shows_both_runs(bench, model, some):
+    page = opened(some, show="steering")
+    slider = next(s for s in page.slider if s.label == "Factor")
+    drawn(slider.set_value(0.0).run())
+    view = view_of(page)
+    assert (view.factor, view.section) == (0.0, "steering")
+    fact = next(box for box in page.selectbox if box.label == "Fact")
+    asked = [job.key for job in bench.jobs.all() if getattr(job.key, "kind", "") == "steering"][-1]
+    assert asked.get()["factor"] == 0.0 and asked.facts == (FACTS[fact.value],)
+    row = derive(model, asked).tables["facts"].iloc[0]
+    text = shown(page)
+    for value in (row.clean_contrast, row.scaled_contrast):
+        assert f"contrast **{number(value, 3, True)}** logits" in text
+    assert text.count("next token, ") == 2

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
 from core import expert_charts, expert_link, expert_tables
 from core.derived import DerivedResult
-from core.expert_link import EVERYWHERE, LAST, REROUTE
+from core.expert_link import EVERYWHERE, LAST, REROUTE, ZERO
+from core.tooltips import number
 
 from . import address, expert_state, numbers, pictures
 from .answers import answer
-from .expert_pieces import Column, Shown, figure, table
+from .expert_pieces import TRACE, Column, Shown, figure, header, table
 
 LOGITS = "%+.3f"
 PLACES = {EVERYWHERE: "at every position", LAST: "at the last position"}
@@ -32,6 +34,17 @@ RELATIONS: dict[str, Column] = {
     "ci_high": ("high", LOGITS, "Upper end of the interval."),
     "n": ("n", "%d", "Facts."),
     "n_own": ("own", "%d", "Facts of the relation in which it is clean-active at the last position."),
+}
+FACTS: dict[str, Column] = {
+    "subject": ("subject", None, ""),
+    "change": ("change", LOGITS, "Of the clean contrast (logits); below 0: the knockout costs."),
+    "clean_contrast": ("clean contrast", "%+.2f", "Without the knockout."),
+    "contrast": ("contrast", "%+.2f", "With it."),
+    "positions": ("positions", "%d", "At how many the expert was taken out."),
+    "clean_active": ("own", None, "Clean-active at the last position."),
+    "router_weight": ("w clean", "%.3f", "Router weight at the last position."),
+    "relation": ("relation", None, ""),
+    "case_id": ("case_id", "%d", ""),
 }
 NOTE = (
     "In the clean run. Zero mode subtracts what the expert contributes there, without renormalisation; reroute mode "
@@ -70,6 +83,7 @@ def draw(shown: Shown) -> None:
         "Cost on its own facts, side effects on others", f"knockout_{place}", result, picture, found.estimates, view,
         caption=_sentence(estimates),
     )  # fmt: skip
+    estimates = estimates.sort_values(["mode", "group"], ascending=[False, False], ignore_index=True)
     table(estimates, ESTIMATES, key=f"es_expert_knockout_{view.name}_{place}", alt="Knockout: own and other facts")
     relations = found.relations[found.relations.place == place].reset_index(drop=True)
     picture = expert_charts.knockout_relations(found.relations, place, palette=palette)
@@ -81,12 +95,22 @@ def draw(shown: Shown) -> None:
         relations.sort_values("mean", ignore_index=True), RELATIONS, alt="Knockout by relation",
         key=f"es_expert_knockout_relations_{view.name}_{place}",
     )  # fmt: skip
+    _facts(shown, result, found.facts[found.facts.place == place])
 
 
-def _sentence(estimates) -> str:  # noqa: ANN001 - a table
-    zero = estimates[estimates["mode"] == "zero"].set_index("group")
+def _sentence(estimates: pd.DataFrame) -> str:
+    zero = estimates[estimates["mode"] == ZERO].set_index("group")
     parts = []
     for group in (expert_tables.OWN, expert_tables.OTHERS):
         if zero.n[group]:
-            parts.append(f"{group}: {zero['mean'][group]:+.3f} logits (n {zero.n[group]})".replace("-", "−"))
-    return "Zero mode, mean change. " + "; ".join(parts) + "." if parts else ""
+            parts.append(f"{group} {number(zero['mean'][group], 3, True)} (n {zero.n[group]})")
+    return f"Mean change in zero mode, logits: {', '.join(parts)}." if parts else ""
+
+
+def _facts(shown: Shown, result: DerivedResult, rows: pd.DataFrame) -> None:
+    """Fact by fact, in zero mode, each with its way to the Trace page."""
+    rows = rows[rows["mode"] == ZERO].sort_values("change", kind="stable").reset_index(drop=True)
+    header("Fact by fact, zero mode", "knockout_facts", result, None, result.tables["knockouts"], shown.view)
+    listed = rows.assign(trace=[shown.trace_address(shown.facts[fact], None) for fact in rows.fact])
+    key = f"es_expert_knockout_facts_{shown.view.name}_{shown.view.place}"
+    table(listed, FACTS, key=key, alt="Knockout fact by fact", more={"trace": TRACE})

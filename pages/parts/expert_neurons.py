@@ -81,7 +81,7 @@ def draw(shown: Shown) -> None:
             view, caption=f"The {len(strongest)} strongest neurons: how often their pre-activations have which signs.",
         )  # fmt: skip
     _examples(shown, result, int(strongest.neuron.iloc[0]) if view.neuron is None else view.neuron)
-    writes = result.tables["writes"]
+    writes = result.tables["writes"].sort_values(["fact", "rank"], ignore_index=True)
     if len(writes):
         header("The neurons that write most, fact by fact", "neuron_writes", result, None, writes, view)
         table(writes, WRITES, key=f"es_expert_neuron_writes_{view.name}", alt="Writes of neurons, fact by fact")

@@ -23,6 +23,12 @@ Column = tuple[str, str | None, str]
 """Heading, number format (None: text), what it means."""
 
 
+TRACE = st.column_config.LinkColumn(
+    "Trace", display_text="open", width=60, pinned=True, help="Opens this fact on the Trace page, the expert marked."
+)
+"""The column `trace` of addresses."""
+
+
 @dataclass(frozen=True)
 class Shown:
     """What a section is drawn from: the view with an expert chosen, its facts, the rescue of all experts, of this one

@@ -11,7 +11,7 @@ from core.expert_link import ExpertView
 from core.expert_tables import Rescue
 
 from . import expert_state, numbers, pictures, study_state, text
-from .expert_pieces import Column, Shown, figure, header, table
+from .expert_pieces import TRACE, Column, Shown, figure, header, table
 
 LOGITS = "%+.3f"
 EVERYONE: dict[str, Column] = {
@@ -138,13 +138,7 @@ def _facts(shown: Shown, found: Rescue) -> None:
 
     table(
         listed, FACTS, key=f"es_expert_facts_{view.name}_{view.relation}", alt="Facts and the rescue of the expert",
-        on_pick=pick, height=460,
-        more={
-            "trace": st.column_config.LinkColumn(
-                "Trace", display_text="open", width=60, pinned=True,
-                help="Opens this fact on the Trace page, the expert marked.",
-            )
-        },
+        on_pick=pick, height=460, more={"trace": TRACE},
     )  # fmt: skip
     mine = rows[rows.case_id == view.fact]
     if view.fact is None or mine.empty:
@@ -161,11 +155,20 @@ def everyone(result: DerivedResult) -> None:
     found = pictures.kept(_everyone, result)
     view = expert_state.HERE.value
     n = len(result.tables["facts"])
-    header("All experts, strongest first", "experts", result, None, found, view)
     st.caption(
         f"Every expert that is clean-active at the last position of some of these {n} facts, by the mean rescue of its "
-        "patch there. Tick one to open its page. The best of many is there by luck too: judge it on other facts."
+        "patch there. Click one, or tick it in the table. The best of many is there by luck too: judge it on other "
+        "facts."
     )
+
+    where = result.provenance
+    shape = {"moe_layers": where["moe_layers"], "n_experts": where["n_experts"]}
+    picture = expert_charts.expert_map(found, palette=pictures.theme(), **shape)
+    header("All experts", "experts", result, picture, found, view)
+    pictures.show(
+        picture, key=f"es_expert_map_{pictures.theme().name}", selection="expert", alt="Mean rescue, layer by expert",
+        on_pick=lambda mark: expert_state.look(layer=mark["layer"], expert=mark["expert"]),
+    )  # fmt: skip
 
     def pick(row: int) -> None:
         expert_state.look(layer=int(found.layer[row]), expert=int(found.expert[row]))

@@ -9,9 +9,9 @@ from core.expert_questions import LEAST_FACTOR, MOST_FACTOR, PLACES
 from core.requests import Fact
 from core.tooltips import number
 
-from . import address, expert_state, facts_panel, text
+from . import address, downloads, expert_state, facts_panel, text
 from .answers import answer
-from .expert_pieces import Shown, header
+from .expert_pieces import Shown
 
 WHERE = {"all": "every position", "last": "the last position", "subject": "the subject"}
 HELP_FACTOR = "0 takes its contribution out, 1 changes nothing, 2 doubles it, −1 turns it round."
@@ -25,7 +25,7 @@ def draw(shown: Shown) -> None:
         _choose_fact(shown, fact)
         key = address.key("expert factor")
         st.slider(
-            "Factor", LEAST_FACTOR, MOST_FACTOR, view.factor, 0.25, key=key, help=HELP_FACTOR, width=320,
+            "Factor", LEAST_FACTOR, MOST_FACTOR, view.factor, 0.25, key=key, help=HELP_FACTOR, width=230,
             on_change=address.callback(key, lambda: expert_state.look(factor=float(st.session_state[key]))),
         )  # fmt: skip
         place = address.key("expert where")
@@ -48,7 +48,11 @@ def draw(shown: Shown) -> None:
 
 def _say(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.DerivedResult
     view, row, tokens = shown.view, result.tables["facts"].iloc[0], result.tables["tokens"]
-    header(f"{view.name} × {view.factor:g}", "steering", result, None, tokens, view)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"##### {view.name} × {view.factor:g}", width="content")
+        downloads.menu(f"{view.name}_steering_tokens", "Next tokens", result, None, tokens)
+        texts = result.tables["facts"]
+        downloads.menu(f"{view.name}_steering_texts", "Contrasts and continuations", result, None, texts)
     if not row.scaled_positions:
         st.caption(f"{view.name} is routed at none of these positions of the prompt, so nothing was scaled there.")
     options = {"true": row.true_token, "foil": row.foil_token}
@@ -92,7 +96,7 @@ def _choose_fact(shown: Shown, fact: Fact) -> None:
         return facts_panel.label(shown.facts[i]) + ("  ·  own" if i in own else "")
 
     st.selectbox(
-        "Fact", options, index=options.index(current), key=key, format_func=label, width=330,
+        "Fact", options, index=options.index(current), key=key, format_func=label, width=300,
         help="Own: the expert is clean-active at its last position.",
         on_change=address.callback(key, lambda: expert_state.look(fact=shown.facts[st.session_state[key]].case_id)),
     )  # fmt: skip

@@ -76,7 +76,7 @@ def _tokens(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.Deri
         st.info(f"No token is routed to {view.name} there: choose another mean, or more facts.")
     else:
         picture = charts.written_tokens(tokens, palette=pictures.theme())
-        said = f"Mean over {mean.tokens} tokens, norm {number(mean.norm)}. {result.values['reference']}"
+        said = f"Mean over {mean.tokens} tokens, norm {number(mean.norm)}. Effects with {result.values['reference']}."
         figure("Tokens promoted and suppressed", view.written, result, picture, tokens, view, caption=said)
     named = vectors.assign(vector=(vectors.what + "_" + vectors["where"]).map(NAMES))
     header("The mean vectors", "vectors", result, None, vectors, view)
