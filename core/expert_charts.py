@@ -9,8 +9,8 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from .charts import row_height
 from .expert_tables import OTHERS, OWN, SHORT
+from .marks import row_height
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, limit, unchecked
 from .study.drawing import colours, intervals, names_axis, zero_line
