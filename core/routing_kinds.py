@@ -16,7 +16,7 @@ import pandas as pd
 
 from .derived import DerivedRequest, DerivedResult, derive
 from .errors import InputError
-from .progress import Progress, Share
+from .progress import SILENT, Progress, Share
 from .requests import Fact, ModelSpec, TraceRequest
 from .roles import ALL
 from .routed import ALL_ROLES, RUNS, PlacedPrompt, collect, place, plain
@@ -96,17 +96,24 @@ def answer(
         model, prompts, noise=settings.get("noise", 3.0), draws=settings.get("draws", 1),
         seed=settings.get("seed", 0), progress=Share(progress, 0, 0.9, 1),
     )  # fmt: skip
-    tables = _raw_tables(routed, prompts, places)
     progress.update(0.9, 1, "statistics")
+    tables, values = parts_of_answer(routed, [prompt.fact for prompt in prompts], places, progress=progress)
+    return tables, values | {"left_out": left_out, "caption": [caption(request, len(prompts))]}
+
+
+def parts_of_answer(
+    routed: RoutedTokens, facts: Sequence[Fact], places: Sequence[int], *, progress: Progress = SILENT
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The tables and values of an answer from the raw routing of `facts`, the request's numbers `places`."""
+    tables = _raw_tables(routed, facts, places)
     tables["frequency"] = frequency_table(routed)
     tables["load"] = load_table(tables["frequency"])
     tables["information"] = information_table(routed, progress=progress)
     tables["clean_corrupt"] = _clean_corrupt(routed, progress)
-    values = {
+    return tables, {
         "layers": list(routed.layers), "n_experts": routed.n_experts, "top_k": int(routed.index.shape[2]),
-        "n_prompts": len(prompts), "left_out": left_out, "caption": [caption(request, len(prompts))],
+        "n_prompts": len(facts),
     }  # fmt: skip
-    return tables, values
 
 
 def _placed(
@@ -136,12 +143,9 @@ def _placed(
 # -- raw routing in tables ------------------------------------------------------------------------------------------
 
 
-def _raw_tables(
-    routed: RoutedTokens, prompts: Sequence[PlacedPrompt], places: Sequence[int]
-) -> dict[str, pd.DataFrame]:
+def _raw_tables(routed: RoutedTokens, facts: Sequence[Fact], places: Sequence[int]) -> dict[str, pd.DataFrame]:
     tokens = routed.tokens
     seen = tokens.drop_duplicates("token_id")
-    facts = [prompt.fact for prompt in prompts]
     columns = [f"L{layer}.{slot}" for layer in routed.layers for slot in range(routed.index.shape[2])]
     flat = (len(tokens), len(columns))
     return {
@@ -152,7 +156,7 @@ def _raw_tables(
             "relation": pd.array([fact.relation for fact in facts], dtype="str"),
             "subject": pd.array([fact.subject or None for fact in facts], dtype="str"),
             "text": pd.array([fact.text for fact in facts], dtype="str"),
-            "n_tokens": np.array([len(prompt.ids) for prompt in prompts], dtype=np.int32),
+            "n_tokens": np.bincount(tokens.fact[tokens.run == CLEAN], minlength=len(facts)).astype(np.int32),
         }),
         "tokens": pd.DataFrame({
             "fact": tokens.fact.to_numpy(np.int32),

@@ -15,12 +15,12 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from . import catalog
+from . import catalog, prompt_store
 from .deployment import allowed, check_allowed, is_allowed, listed
 from .derived import DerivedRequest, DerivedResult, derive
 from .derived import from_store as derived_from_store
@@ -122,6 +122,7 @@ class Workbench:
         self._model: Any = None
         self._model_spec: ModelSpec | None = None
         self._results: OrderedDict[Request, Any] = OrderedDict()
+        self._prompts: dict[str, tuple[str, ...]] = {}  # where there is no store
         self._tokenizers: dict[tuple[str, float], Any] = {}
         self._warm: threading.Thread | None = None
         self.studies = StudyDesk(studies, self.long_work, store_error=store_error)
@@ -336,6 +337,19 @@ class Workbench:
         found = tokenizer, _context(Path(folder))
         with self._lock:
             return self._tokenizers.setdefault(key, found)
+
+    def keep_prompts(self, prompts: Sequence[str]) -> str:
+        """Keep a list of pasted prompts under its content key, so that a link can name it; the key."""
+        key = prompt_store.key_of(prompts)
+        if self._store is None:
+            self._prompts[key] = tuple(prompts)
+        else:
+            prompt_store.keep(self._store, prompts)
+        return key
+
+    def prompts(self, key: str) -> tuple[str, ...] | None:
+        """The prompts under a key, or None where they are not kept here."""
+        return self._prompts.get(key) if self._store is None else prompt_store.find(self._store, key)
 
     # -- the store ----------------------------------------------------------------------------------------------
 

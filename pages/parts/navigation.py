@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from . import address, averages_state, compare_state, display, expert_state, state, study_state
+from . import address, averages_state, compare_state, display, expert_state, routing_state, state, study_state
 
 _PAGES = study_state.APP.parent / "pages"
 PAGES = (
     (study_state.APP, "Trace", ":material/biotech:", state.HERE),
     (averages_state.PAGE, "Averages", ":material/stacked_line_chart:", averages_state.HERE),
+    (routing_state.PAGE, "Routing", ":material/alt_route:", routing_state.HERE),
     (expert_state.PAGE, "Expert", ":material/hub:", expert_state.HERE),
     (compare_state.PAGE, "Compare", ":material/compare_arrows:", compare_state.HERE),
     (_PAGES / "Study.py", "Study", ":material/lab_research:", study_state.HERE),

@@ -1,0 +1,182 @@
+"""One expert on the Routing page: how often, where, and the tokens behind that, each open on the Trace page."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import streamlit as st
+
+from core.derived import DerivedResult
+from core.requests import Fact
+from core.results import expert_name
+from core.roles import ALL
+from core.routing_kinds import routed_of
+from core.routing_link import CHANGE
+from core.routing_sets import of_expert
+from core.tooltips import NONE
+from core.views import visible
+
+from . import address, downloads, expert_state, pictures, routing_state, study_state, text
+from .routing_shown import CLASS_NAMES, Shown
+from .routing_state import look
+
+MOST_ROWS = 300
+"""Tokens listed on the page; the download has all."""
+AROUND = 40
+"""Characters of the prompt shown on each side of a token."""
+
+
+def draw(shown: Shown) -> None:
+    """The expert that the view names."""
+    view, result = shown.view, shown.result
+    name = expert_name(shown.layer, view.expert)
+    table = pictures.kept(_tokens_behind, result, shown.layer, view.expert, view.run, view.position_class)
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            of = f" of set {shown.which.upper()}" if shown.which else ""
+            st.markdown(f"##### {name}: the tokens{of} behind it", width="content")
+            with st.container(horizontal=True, vertical_alignment="center", width="content"):
+                expert_state.page_link(routing_state.expert_view(view, shown.layer, view.expert))
+                nobody = {"expert": None, "fact": None}
+                st.button("Close", key=address.key(f"routing close {shown.which}"), on_click=look, kwargs=nobody)
+                title = f"Tokens{of} routed to {name}"
+                downloads.menu(f"routing-behind{shown.which}", title, result, None, table)
+        st.markdown(_sentence(shown, name))
+        if table.empty:
+            st.info("No token of this class is routed to it.", icon=":material/info:")
+            return
+        _list(shown, table)
+
+
+def _sentence(shown: Shown, name: str) -> str:
+    """Its frequency in every position class."""
+    table = shown.result.tables["frequency"]
+    mine = table[(table["name"] == name) & (table.position_class != ALL)]
+    parts = []
+    for position_class in shown.classes:
+        if position_class == ALL:
+            continue
+        by_run = mine[mine.position_class == position_class].set_index("run").frequency
+        shares = [f"{100 * by_run[run]:.1f} %" if run in by_run else NONE for run in ("clean", "corrupt")]
+        said = shares[0] if not shown.has_corrupt else f"{shares[0]} clean, {shares[1]} corrupt"
+        parts.append(f"{CLASS_NAMES[position_class].lower()} **{said}**")
+    return f"Frequency: {'; '.join(parts)}."
+
+
+def _tokens_behind(
+    result: DerivedResult, layer: int, expert: int, run: str, position_class: str
+) -> pd.DataFrame:
+    """The tokens of the shown set that are routed to the expert, largest router weight first, each in its prompt."""
+    routed = pictures.kept(routed_of, result)
+    found = of_expert(routed, layer, expert)
+    if run != CHANGE:
+        found = found[found.run == run]
+    if position_class != ALL:
+        found = found[found.position_class == position_class]
+    found = found.sort_values("router_weight", ascending=False, kind="stable")
+    place = result.tables["prompts"].place.to_numpy()
+    contexts = pictures.kept(_contexts, result)
+    rows = found.assign(
+        place=place[found.fact.to_numpy()],
+        context=[contexts(number) for number in found.index],
+        token=found.token.astype(str).map(visible),
+    )
+    columns = [
+        "fact", "place", "case_id", "relation", "subject", "run", "draw", "position_class", "pos", "token_id", "token",
+        "router_weight", "context",
+    ]  # fmt: skip
+    return rows[columns].reset_index(drop=True)
+
+
+def _contexts(result: DerivedResult):  # noqa: ANN202 - a function of a token's number
+    """A function that shows a token (by its number) in its prompt, between brackets."""
+    tokens = pictures.kept(routed_of, result).tokens
+    pieces = tokens.token.astype(str).to_numpy()
+    pos = tokens.pos.to_numpy()
+    ends = (pos == 0).nonzero()[0].tolist() + [len(tokens)]
+    following = dict(zip(ends, ends[1:], strict=False))
+
+    def show(number: int) -> str:
+        first = number - int(pos[number])
+        before, after = (whole_characters("".join(some)) for some in (
+            pieces[first:number], pieces[number + 1 : following[first]],
+        ))  # fmt: skip
+        left = f"…{before[-AROUND:]}" if len(before) > AROUND else before
+        right = f"{after[:AROUND]}…" if len(after) > AROUND else after
+        return f"{left}⟦{pieces[number]}⟧{right}".strip()
+
+    return show
+
+
+def whole_characters(text: str) -> str:
+    """Text made of decoded pieces with bytes such as <0xC3><0xB2> put together where they spell a character."""
+
+    def put_together(found: re.Match[str]) -> str:
+        try:
+            return bytes.fromhex(found[0].replace("<0x", "").replace(">", "")).decode()
+        except UnicodeDecodeError:
+            return found[0]
+
+    return re.sub(r"(?:<0x[0-9A-F]{2}>)+", put_together, text)
+
+
+def _list(shown: Shown, table: pd.DataFrame) -> None:
+    view = shown.view
+    top = table.head(MOST_ROWS)
+    facts = shown.result.request.facts
+    columns = {
+        "open": st.column_config.LinkColumn("open", display_text="open", width=50, help="On the Trace page, new tab."),
+        "router_weight": st.column_config.NumberColumn(
+            "weight", format="%.3f", width=60, help="Router weight: what multiplies the expert's output."
+        ),
+        "context": st.column_config.TextColumn("token in its prompt", width="large"),
+        "token": st.column_config.TextColumn("token", width=80),
+        "pos": st.column_config.NumberColumn("pos", width=40),
+        "relation": st.column_config.TextColumn("relation", width=110),
+        "run": st.column_config.TextColumn("run", width=60),
+        "position_class": st.column_config.TextColumn("positions", width=90),
+    }
+    if view.run != CHANGE:
+        del columns["run"]
+    if view.position_class != ALL:
+        del columns["position_class"]
+    if not facts:
+        del columns["open"], columns["relation"]
+    else:
+        top = top.assign(open=[_address(shown, facts[row.place], row.pos) for row in top.itertuples()])
+    base = (shown.result.request, view.run, view.position_class, shown.layer, view.expert)
+    slot = pictures.slot(f"routing-tokens{shown.which}", base, None)
+
+    def pick() -> None:
+        rows = (st.session_state.get(slot.key) or {}).get("selection", {}).get("rows") or []
+        look(fact=int(top.fact[rows[0]]) if rows else None)
+
+    options = {"on_select": address.callback(slot.key, pick), "selection_mode": "single-row"} if facts else {}
+    st.dataframe(
+        top, hide_index=True, column_order=list(columns), column_config=columns, key=slot.key, placeholder=NONE,
+        height=min(38 + 35 * len(top), 330), alt="Tokens routed to the expert", **options,
+    )  # fmt: skip
+    more = f" The first {MOST_ROWS} of {len(table):,}; the download has all." if len(table) > MOST_ROWS else ""
+    st.caption(f"{len(table):,} token{'s' if len(table) > 1 else ''}, largest router weight first.{more}")
+    if facts:
+        _one(shown, top)
+
+
+def _address(shown: Shown, fact: Fact, pos: int) -> str:
+    link = routing_state.trace_link(shown.view, fact, pos=int(pos), layer=shown.layer, expert=shown.view.expert)
+    return study_state.trace_address(link)
+
+
+def _one(shown: Shown, top: pd.DataFrame) -> None:
+    """The ticked fact, and the way to it in this tab."""
+    mine = top[top.fact == shown.view.fact]
+    if shown.view.fact is None or mine.empty:
+        st.caption("“open” shows the fact on the Trace page in another tab; tick a row to go there in this one.")
+        return
+    row = mine.iloc[0]
+    fact = shown.result.request.facts[int(row.place)]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"{text.plain(fact.text)} → **{text.plain(fact.true)}**", width="content")
+        link = routing_state.trace_link(shown.view, fact, pos=int(row.pos), layer=shown.layer, expert=shown.view.expert)
+        study_state.trace_link(link)

@@ -1,0 +1,122 @@
+"""The Routing page: where the tokens of many prompts go, clean against corrupt, one set against another."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from core import script
+from core.derived import DerivedResult
+from core.routing_link import FACTS, SECTIONS, RoutingView, check
+
+from . import address, base, present, routing_sidebar, routing_state, store_panel, text
+from .answers import answer
+from .routing_state import look
+
+TITLES = {
+    "frequency": "Frequency and load",
+    "relations": "Relations",
+    "co-activation": "Co-activation",
+    "compare": "Compare two sets",
+}
+EXPLAINED = {
+    "frequency": "How often each expert is routed: the share of the tokens that go to it. Every token goes to top-k "
+    "experts, so a layer's frequencies add up to k.",
+    "relations": "What the routing says about a fact's relation.",
+    "co-activation": "Which experts of a layer serve the same tokens.",
+    "compare": "How far two sets of prompts are routed differently, layer by layer, and which experts account for it.",
+}
+
+
+def draw() -> None:
+    """The whole page."""
+    base.start_page("Routing")
+    view = routing_state.HERE.begin()
+    routing_sidebar.draw(view)
+    routing_state.HERE.write()
+    top = st.container()
+    for problem in view.problems:
+        st.warning(text.plain(problem))
+    request = routing_state.request_of(view, view.a)
+    result, fresh = (None, False) if request is None else answer(request, "routing")
+    later = _title(top, result, fresh)
+    if request is None:
+        st.info(_nothing(view), icon=":material/info:")
+    elif result is not None:
+        _results(view, result, later)
+    with st.sidebar:
+        store_panel.draw()
+    address.end()
+    base.end_page()
+
+
+def _nothing(view: RoutingView) -> str:
+    if view.a.source == FACTS:
+        return "There is no fact in this set. Choose others in the sidebar."
+    return "Paste prompts in the sidebar, one per line, or upload a text file."
+
+
+def _title(place, result: DerivedResult | None, fresh: bool):  # noqa: ANN001, ANN202 - containers
+    """The page's name, where the answer came from, the link; the place for what presents the page."""
+    with place, st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            st.subheader("Routing", anchor=False, width="content")
+            if result is not None:
+                when = str(result.provenance["created"]).replace("T", " ")[:16]
+                if fresh:
+                    st.badge("computed just now", color="green", icon=":material/bolt:")
+                else:
+                    st.badge(
+                        "from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC)."
+                    )
+        with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            later = st.container(horizontal=True, vertical_alignment="center", width="content")
+            with st.popover("Link", icon=":material/link:"):
+                st.caption(
+                    "Opens exactly this: model, prompts, settings, section, layer and expert. Long lists of pasted "
+                    "prompts are in this machine's store, and the link names them by their content."
+                )
+                st.code(routing_state.address(), language=None, wrap_lines=True)
+    return later
+
+
+def _results(view: RoutingView, result: DerivedResult, later) -> None:  # noqa: ANN001 - a container
+    view, problems = check(view, layers=result.values["layers"], n_experts=result.values["n_experts"])
+    for problem in problems:
+        st.warning(text.plain(problem))
+    _left_out(result)
+    key = address.key("routing section")
+    st.segmented_control(
+        "Section", SECTIONS, default=view.section, key=key, required=True, format_func=TITLES.__getitem__,
+        on_change=address.callback(key, lambda: look(section=st.session_state[key] or SECTIONS[0])),
+        label_visibility="collapsed",
+    )  # fmt: skip
+    st.caption(EXPLAINED[view.section])
+    # charts take most of a second to import: the head is on the screen by then
+    from . import routing_compare, routing_sections, routing_shown
+
+    shown = routing_shown.Shown.of(view, result)
+    routing_shown.controls(shown, changes=view.section == "frequency")
+    presented: DerivedResult = result
+    if view.section == "compare":
+        presented = routing_compare.draw(shown) or result
+    else:
+        routing_sections.SECTIONS[view.section](shown)
+    with later:
+        made = script.of_derived(presented.request, bundled=base.bundled().get)
+        present.draw("routing", TITLES[view.section], presented, made, findings=presented.values["caption"])
+    with st.container(horizontal=True, vertical_alignment="center"):
+        with st.expander("Where these numbers come from"):
+            asked = {"model": view.model.name, "settings": result.request.get(), "facts": len(result.request.facts)}
+            st.json({"request": asked, "provenance": result.provenance}, expanded=1)
+
+
+def _left_out(result: DerivedResult) -> None:
+    """The prompts that the model cannot take, counted and listed."""
+    left_out = result.values["left_out"]
+    if left_out:
+        whole = len(left_out) + result.values["n_prompts"]
+        with st.expander(f"{len(left_out)} of {whole} prompts left out: the model cannot take them"):
+            st.dataframe(pd.DataFrame(left_out), hide_index=True, alt="Prompts left out and why")
+
+

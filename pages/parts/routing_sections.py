@@ -1,0 +1,262 @@
+"""The sections of the Routing page but the comparison: frequency and load, relations, co-activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import routing_charts as charts
+from core.derived import DerivedResult
+from core.picture import Picture
+from core.routing_kinds import PERMUTATIONS, routed_of
+from core.routing_link import CHANGE, CORRUPT
+from core.routing_sets import co_activation_table, expected_unused, random_lift, relation_table, wide_table
+from core.tooltips import number
+
+from . import address, pictures, present
+from .routing_shown import CLASS_NAMES, Shown, chosen_expert, divergence_words, header
+from .routing_state import look
+
+# -- frequency and load ----------------------------------------------------------------------------------------------
+
+
+def _wide(result: DerivedResult, position_class: str) -> pd.DataFrame:
+    return wide_table(result.tables["frequency"], position_class)
+
+
+def _frequency_map(result: DerivedResult, position_class: str, run: str, n_layers: int, **options: Any) -> Picture:
+    table = _wide(result, position_class)
+    tips = charts.frequency_tips(table)
+    title = {CHANGE: "frequency, corrupt − clean"}.get(run, f"frequency ({run})")
+    return charts.expert_map(
+        pd.concat([table.assign(value=table[run]), tips], axis=1), n_layers=n_layers,
+        n_experts=result.values["n_experts"], title=title, tips=list(tips), signed=run == CHANGE, **options,
+    )  # fmt: skip
+
+
+def _frequency_bars(result: DerivedResult, position_class: str, layer: int, **options: Any) -> Picture:
+    table = _wide(result, position_class)
+    mine = table[table.layer == layer].reset_index(drop=True)
+    return charts.frequency_bars(mine, layer=layer, n_experts=result.values["n_experts"], **options)
+
+
+def _load_lines(result: DerivedResult, position_class: str, **options: Any) -> Picture:
+    table = result.tables["load"]
+    return charts.load_lines(table[table.position_class == position_class], **options)
+
+
+def _clean_corrupt(result: DerivedResult, position_class: str, **options: Any) -> Picture:
+    table = result.tables["clean_corrupt"]
+    return charts.divergence_layers(table[table.position_class == position_class], **options)
+
+
+def frequency(shown: Shown) -> None:
+    view, result = shown.view, shown.result
+    table = pictures.kept(_wide, result, view.position_class)
+    header(f"Expert frequency: {shown.where}", "routing-frequency", shown, "expert", _frequency_map,
+           view.position_class, view.run, shown.n_layers, table=table, expert=view.expert)  # fmt: skip
+    tokens = int(table.clean_tokens.iloc[0])
+    present.caption(
+        f"Each cell: the share of {tokens:,} tokens ({CLASS_NAMES[view.position_class].lower()} of "
+        f"{result.values['n_prompts']:,} prompts, clean runs) that is routed to the expert. Click a cell to look at an "
+        "expert."
+    )
+    mine = table[table.layer == shown.layer]
+    header(f"Experts of layer {shown.layer}: {CLASS_NAMES[view.position_class].lower()}", "routing-bars", shown,
+           "expert", _frequency_bars, view.position_class, shown.layer, table=mine, expert=view.expert,
+           framed=False)  # fmt: skip
+    present.caption("Dashed: where every expert would be if the load were even. Click a bar to look at an expert.")
+    chosen_expert(shown)
+    _load(shown)
+    if shown.has_corrupt:
+        _changed(shown)
+
+
+def _load(shown: Shown) -> None:
+    view, result = shown.view, shown.result
+    load = result.tables["load"]
+    load = load[load.position_class == view.position_class].reset_index(drop=True)
+    header(f"Load entropy: {CLASS_NAMES[view.position_class].lower()}", "routing-load", shown, "layer", _load_lines,
+           view.position_class, table=load, expert=None, framed=False)  # fmt: skip
+    tokens, k = int(load.tokens.iloc[0]), result.values["top_k"]
+    chance = expected_unused(shown.n_experts, k, tokens)
+    present.caption(
+        "Entropy of the layer's load ÷ log₂(experts): 1 if all experts share alike, 0 if one takes everything. "
+        f"Unused: routed for no token of the class. With {tokens:,} tokens and {k} experts each, even random choices "
+        f"would leave about {number(chance, 1)} of {shown.n_experts} unused."
+    )
+    order = ["layer", "run", "load_entropy", "unused", "unused_names", "busiest", "busiest_frequency", "tokens"]
+    st.dataframe(
+        load, hide_index=True, column_order=order, height=min(38 + 35 * len(load), 330), alt="Load of every layer",
+        column_config={
+            "load_entropy": st.column_config.NumberColumn("load entropy", format="%.3f"),
+            "unused": st.column_config.NumberColumn("unused experts", format="%d", help="Routed for no token."),
+            "unused_names": st.column_config.TextColumn("which", width="medium"),
+            "busiest": st.column_config.TextColumn("busiest expert"),
+            "busiest_frequency": st.column_config.NumberColumn("its frequency", format="percent"),
+        },
+    )  # fmt: skip
+
+
+def _changed(shown: Shown) -> None:
+    view = shown.view
+    table = shown.result.tables["clean_corrupt"]
+    table = table[table.position_class == view.position_class].reset_index(drop=True)
+    header(f"Clean against corrupt: {CLASS_NAMES[view.position_class].lower()}", "routing-clean-corrupt", shown,
+           "layer", _clean_corrupt, view.position_class, table=table, expert=None, framed=False)  # fmt: skip
+    chance = f"if clean and corrupt traded places at random within each prompt ({PERMUTATIONS} times)"
+    present.caption(divergence_words(chance))
+
+
+# -- relations ------------------------------------------------------------------------------------------------------
+
+
+def _relations(result: DerivedResult, run: str, position_class: str, layer: int) -> pd.DataFrame:
+    return relation_table(pictures.kept(routed_of, result), run, position_class, layer)
+
+
+def _relation_map(result: DerivedResult, run: str, position_class: str, layer: int, **options: Any) -> Picture:
+    table = _relations(result, run, position_class, layer)
+    return charts.relation_map(table, layer=layer, n_experts=result.values["n_experts"], **options)
+
+
+def _information(result: DerivedResult, run: str, position_class: str) -> pd.DataFrame:
+    table = result.tables["information"]
+    return table[(table.run == run) & (table.position_class == position_class)].reset_index(drop=True)
+
+
+def _information_map(result: DerivedResult, run: str, position_class: str, n_layers: int, **options: Any) -> Picture:
+    table = _information(result, run, position_class)
+    tips = pd.DataFrame({
+        "t_expert": table["name"],
+        "t_information": [f"{number(v, 4)} bits" for v in table.information],
+        "t_permutation_baseline": [
+            f"{number(mean, 4)} on average, 95 % below {number(high, 4)}"
+            for mean, high in zip(table.baseline, table.high, strict=True)
+        ],
+        "t_above_the_baseline": [f"{number(v, 4, True)} bits" for v in table.above_baseline],
+    })  # fmt: skip
+    return charts.expert_map(
+        pd.concat([table.assign(value=table.above_baseline), tips], axis=1), n_layers=n_layers,
+        n_experts=result.values["n_experts"], title="information − baseline (bits)", tips=list(tips), signed=True,
+        **options,
+    )  # fmt: skip
+
+
+def relations(shown: Shown) -> None:
+    view = shown.view
+    information = pictures.kept(_information, shown.result, view.run, view.position_class)
+    by_relation = pictures.kept(_relations, shown.result, view.run, view.position_class, shown.layer)
+    if by_relation.empty:
+        st.info("These prompts have no relations.", icon=":material/info:")
+        return
+    header(f"Information about the relation: {shown.where}", "routing-information", shown, "expert", _information_map,
+           view.run, view.position_class, shown.n_layers, table=information, expert=view.expert,
+           there=not information.empty)  # fmt: skip
+    if information.empty:
+        all_positions = view.position_class == "all"
+        why = "Choose a position class other than all." if all_positions else "There is one relation only."
+        st.info(f"No information is counted here. {why}", icon=":material/info:")
+    else:
+        _informed(shown, information)
+    header(f"Frequency by relation: layer {shown.layer}, {shown.where}", "routing-relations", shown, "expert",
+           _relation_map, view.run, view.position_class, shown.layer, table=by_relation, expert=view.expert,
+           framed=False)  # fmt: skip
+    present.caption(
+        "Each row: the facts of a relation, n of them; each cell: the share of their tokens routed to the expert. "
+        "Click a cell to look at an expert."
+    )
+    chosen_expert(shown)
+
+
+def _informed(shown: Shown, table: pd.DataFrame) -> None:
+    facts, kinds = int(table.facts.iloc[0]), int(table.relations.iloc[0])
+    above = int((table.information > table.high).sum())
+    token = "one of the fact's other tokens" if shown.view.position_class == "others" else "the fact's token"
+    present.caption(
+        f"Mutual information between the relation ({kinds} of them, {facts:,} facts) and whether {token} is routed to "
+        "the expert, minus its permutation baseline. Counting alone finds some information in pure chance: the "
+        f"baseline is the mean of {PERMUTATIONS} random permutations of the relations. {above} of {len(table):,} "
+        f"experts lie above the 95th percentile of theirs; about {0.05 * len(table):.0f} would by chance."
+        + (" Of the corrupt runs the first draw counts." if shown.view.run == CORRUPT else "")
+    )
+    top = table.sort_values("above_baseline", ascending=False, kind="stable", ignore_index=True)
+    slot = pictures.slot("routing-informed", (shown.result.request, shown.view.run, shown.view.position_class), None)
+    bits = "%.4f"
+    st.dataframe(
+        top, hide_index=True, height=250, key=slot.key, alt="Experts by what they say about the relation",
+        column_order=["name", "information", "baseline", "high", "above_baseline"],
+        on_select=address.callback(slot.key, lambda: _ticked(slot, top)), selection_mode="single-row",
+        column_config={
+            "name": st.column_config.TextColumn("expert"),
+            "information": st.column_config.NumberColumn("information", format=bits, help="Bits, from the counts."),
+            "baseline": st.column_config.NumberColumn("baseline", format=bits, help="Mean over the permutations."),
+            "high": st.column_config.NumberColumn("95 % of chance", format=bits, help="Their 95th percentile."),
+            "above_baseline": st.column_config.NumberColumn("above the baseline", format="%+.4f"),
+        },
+    )  # fmt: skip
+
+
+def _ticked(slot: pictures.Slot, table: pd.DataFrame) -> None:
+    rows = (st.session_state.get(slot.key) or {}).get("selection", {}).get("rows") or []
+    if rows:
+        look(layer=int(table.layer[rows[0]]), expert=int(table.expert[rows[0]]), fact=None)
+
+
+# -- co-activation --------------------------------------------------------------------------------------------------
+
+
+def _pairs(result: DerivedResult, run: str, position_class: str, layer: int) -> pd.DataFrame:
+    table = co_activation_table(pictures.kept(routed_of, result), run, position_class, layer)
+    return table.assign(reference=random_lift(result.values["n_experts"], result.values["top_k"]))
+
+
+def _pair_map(result: DerivedResult, run: str, position_class: str, layer: int, **options: Any) -> Picture:
+    table = _pairs(result, run, position_class, layer)
+    return charts.pair_map(table, layer=layer, n_experts=result.values["n_experts"], **options)
+
+
+def co_activation(shown: Shown) -> None:
+    view = shown.view
+    k = shown.result.values["top_k"]
+    if k < 2:
+        st.info("Each token goes to one expert of a layer, so no two serve the same token.", icon=":material/info:")
+        return
+    table = pictures.kept(_pairs, shown.result, view.run, view.position_class, shown.layer)
+
+    def pick(mark: dict[str, int]) -> None:
+        look(layer=shown.layer, expert=mark["expert"], fact=None)
+
+    header(f"Co-activation at layer {shown.layer}: {shown.where}", "routing-pairs", shown, "pair", _pair_map,
+           view.run, view.position_class, shown.layer, table=table, expert=view.expert, framed=False,
+           on_pick=pick)  # fmt: skip
+    lift = random_lift(shown.n_experts, k)
+    present.caption(
+        "Lift = tokens routed to both ÷ expected, where expected = frequency × frequency × tokens. A token's choices "
+        f"exclude each other, so random choices of {k} among {shown.n_experts} have lift {number(lift, 2)}: blue pairs "
+        "serve the same tokens more often than that, orange ones less. Blank: fewer than one token expected. Click a "
+        "cell to look at its column's expert."
+    )
+    columns = ["name", "other_name", "together", "expected", "lift", "frequency", "other_frequency", "tokens"]
+    st.dataframe(
+        table, hide_index=True, height=320, column_order=columns, alt="Pairs of experts",
+        column_config={
+            "name": st.column_config.TextColumn("expert"), "other_name": st.column_config.TextColumn("and"),
+            "together": st.column_config.NumberColumn("tokens with both", format="%d"),
+            "expected": st.column_config.NumberColumn("expected", format="%.1f", help="If chosen independently."),
+            "lift": st.column_config.NumberColumn("lift", format="%.2f", help="Tokens with both ÷ expected."),
+            "frequency": st.column_config.NumberColumn("its frequency", format="percent"),
+            "other_frequency": st.column_config.NumberColumn("the other's", format="percent"),
+        },
+    )  # fmt: skip
+    chosen_expert(shown)
+
+
+SECTIONS: dict[str, Callable[[Shown], None]] = {
+    "frequency": frequency,
+    "relations": relations,
+    "co-activation": co_activation,
+}
