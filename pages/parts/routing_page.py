@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core import script
 from core.derived import DerivedResult
 from core.routing_link import FACTS, SECTIONS, RoutingView, check
 
@@ -103,8 +102,7 @@ def _results(view: RoutingView, result: DerivedResult, later) -> None:  # noqa: 
     else:
         routing_sections.SECTIONS[view.section](shown)
     with later:
-        made = script.of_derived(presented.request, bundled=base.bundled().get)
-        present.draw("routing", TITLES[view.section], presented, made, findings=presented.values["caption"])
+        present.of_page("routing", TITLES[view.section], findings=presented.values["caption"])
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.expander("Where these numbers come from"):
             asked = {"model": view.model.name, "settings": result.request.get(), "facts": len(result.request.facts)}
