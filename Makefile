@@ -4,6 +4,7 @@
 # make bench-engine  what the engine's own work costs (needs no peers)
 # make bench-disk    a model larger than the memory it may take (5 GB of disk, 11 GB of memory for the comparison)
 # make families  examine every MoE family of the installed transformers and write docs/families.md
+# make crashes  kill -9 at KILLS=200 random moments of everything that writes; compare what is left
 # make lint   ruff
 #
 # VENV=folder and PORT=8502 change where things go; ARGS="-k store" is passed to pytest (or to the benchmark);
@@ -24,7 +25,7 @@ TORCH_INDEX ?=
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: run test bench bench-engine bench-disk families lint chromium clean help
+.PHONY: run test bench bench-engine bench-disk families crashes lint chromium clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +42,11 @@ lint: $(VENV)/.installed-test
 
 families: $(VENV)/.installed-test
 	$(BIN)/python -m tests.matrix
+
+KILLS ?= 200
+crashes: $(VENV)/.installed-test
+	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/crashes.py "$$folder" $(KILLS) 0; status=$$?; \
+		rm -rf "$$folder"; exit $$status
 
 bench: bench/.venv/.installed
 	bench/.venv/bin/python -m bench $(ARGS)

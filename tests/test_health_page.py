@@ -37,7 +37,7 @@ def test_it_shows_model_queue_and_memory_and_no_prompt(bench, engine):  # noqa: 
     page = AppTest.from_file(str(APP), default_timeout=60).switch_page("pages/Health.py").run()
     assert not page.exception
     values = {metric.label: metric.value for metric in page.metric}
-    assert (values["model"], values["queue"], values["ended of late"]) == ("demo", "1 running, 1 waiting", "1 done")
+    assert (values["model"], values["queue"], values["ended of late"]) == ("demo", "1, 1 waiting", "1 done")
     assert "Zaphod" not in shown(page) + json.dumps(now.to_dict()) + str(page.dataframe[0].value)
     engine.gate.set()
     assert running.wait(WAIT) and waiting.wait(WAIT)

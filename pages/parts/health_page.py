@@ -38,10 +38,10 @@ def _look() -> None:
     with st.grid(4, min_column_width=190, gap="small"):
         st.metric("model", text.plain(now.model) or "none loaded", border=True, help="The one model in memory.")
         st.metric(
-            "queue", f"{running} running, {len(now.jobs) - running} waiting", border=True,
-            help="Traces and larger questions. Studies count beside them.",
+            "queue", f"{running}, {len(now.jobs) - running} waiting", border=True,
+            help="Traces and larger questions that are computed now, and those that wait. Studies count beside them.",
         )  # fmt: skip
-        st.metric("studies", f"{now.studies} running or waiting", border=True)
+        st.metric("studies", str(now.studies), border=True, help="Running or waiting.")
         st.metric("up", text.seconds(now.up), border=True, help="Since the process began.")
         st.metric("memory", text.size(now.memory), border=True, help="Resident memory of this process.")
         free = f"{text.size(now.memory_free)} of {text.size(now.memory_total)}"
