@@ -1,9 +1,9 @@
 """kill -9 at random moments of everything that writes: traces, studies, migrations, eviction, export.
 
-`python tests/crashes.py FOLDER KILLS SEED`. Every life is a forked process that says through a pipe what it has finished
-(what a person would have seen), and is killed after a random number of signs of life. After each death another process
-opens the store and compares: everything that was said is there and right, nothing is there by half. Prints one line per
-death and ends with an error at the first difference.
+`python tests/crashes.py FOLDER KILLS SEED`. Every life is a forked process that says through a pipe what it has
+finished (what a person would have seen), and is killed after a random number of signs of life. After each death another
+process opens the store and compares: everything that was said is there and right, nothing is there by half. Prints one
+line per death and ends with an error at the first difference.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def fork(work: Callable[[], None]) -> None:
-    """Do `work` in a forked process: this one never opens a store, so that no lock and no thread of one is inherited."""
+    """Do `work` in a forked process: this one never opens a store, so that none of its locks is inherited."""
     assert os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1]) == 0
 
 
