@@ -115,8 +115,10 @@ def question(request: DerivedRequest, bundled: Bundled) -> str:
 
 
 def together(scripts: Sequence[Script]) -> Script:
-    """Several scripts, one after the other."""
-    return Script("\n".join(s.command for s in scripts), "\n".join(s.python for s in scripts))
+    """Several scripts, one after the other; of those with the same command the first."""
+    unlike = {s.command: s.python for s in reversed(scripts)}
+    commands = list(dict.fromkeys(s.command for s in scripts))
+    return Script("\n".join(commands), "\n".join(unlike[command] for command in commands))
 
 
 _IMPORTS = "from dataclasses import asdict\n\nimport core\nfrom core import Fact, ModelSpec, TraceRequest"

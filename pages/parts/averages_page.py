@@ -85,9 +85,11 @@ def _title(place: Any, result: DerivedResult | None = None, fresh: bool = False)
             elif result is not None:
                 when = str(result.provenance["created"]).replace("T", " ")[:16]
                 st.badge("from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC).")
-        with st.popover("Link", icon=":material/link:"):
-            st.caption("Opens exactly this: model, facts, settings, site, cell and expert.")
-            st.code(state.address(), language=None, wrap_lines=True)
+        with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            present.place("averages", "Averages over facts")
+            with st.popover("Link", icon=":material/link:"):
+                st.caption("Opens exactly this: model, facts, settings, site, cell and expert.")
+                st.code(state.address(), language=None, wrap_lines=True)
 
 
 def _what(view: AveragesView, result: DerivedResult) -> None:

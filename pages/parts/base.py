@@ -33,6 +33,7 @@ def start_page(title: str) -> None:
 
 def end_page() -> None:
     """The last call of a page: it is drawn, so that fetching what computes no longer holds it up."""
+    present.end()
     workbench().warm_up()
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
-
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from core import script
 from core.compare import words
-from core.compare.link import SIDES, Pair, to_query
+from core.compare.link import SIDES, Pair
 from core.compare.tables import Compared
 from core.errors import InputError
 from core.links import Link
@@ -47,7 +43,7 @@ def draw() -> None:
     pair = compare_state.HERE.begin()
     _sidebar(pair)
     compare_state.HERE.write()
-    buttons = _head()
+    _head(pair)
     for problem in pair.problems:
         st.warning(text.plain(problem))
     if problem := st.session_state.pop("es_input_error", None):
@@ -63,8 +59,7 @@ def draw() -> None:
         from . import compare_maps  # charts take most of a second to import: the head is on the screen by then
 
         compared = compare_state.together(a, b, pair.same_model)
-        with buttons:
-            _present(compared, pair)
+        present.say(words.sentences(compared))
         _changed(compared, pair)
         compare_maps.draw(compared, pair)
     with st.sidebar:
@@ -92,12 +87,12 @@ def _sidebar(pair: Pair) -> None:
         settings_panel.tokens(side.request, asker)
 
 
-def _head() -> DeltaGenerator:
-    """The first line; the place in it for what there is once both answers are."""
+def _head(pair: Pair) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Compare", anchor=False, width="content")
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
-            later = st.container(horizontal=True, vertical_alignment="center", width="content")
+            texts = [side.request.fact.text.strip() for side in (pair.a, pair.b)]
+            present.place("compare", " beside ".join(dict.fromkeys(texts)))
             st.button(
                 "Swap", icon=":material/swap_horiz:", help="a becomes b and b becomes a.", key="es_swap",
                 on_click=lambda: compare_state.HERE.change(compare_state.HERE.value.swapped()),
@@ -105,13 +100,6 @@ def _head() -> DeltaGenerator:
             with st.popover("Link", icon=":material/link:"):
                 st.caption("Opens exactly this: both questions, the chosen cell.")
                 st.code(compare_state.address(), language=None, wrap_lines=True)
-    return later
-
-
-def _present(compared: Compared, pair: Pair) -> None:
-    made = script.of_comparison(urlencode(to_query(pair)), pair.a.request, pair.b.request)
-    title = f"{compared.a.request.fact.text.strip()} beside {compared.b.request.fact.text.strip()}"
-    present.draw("compare", title, [compared], made, findings=words.sentences(compared))
 
 
 def _side(side: str, link: Link) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core import script, views
+from core import views
 from core.errors import InputError
 from core.prompts import subject_span
 from core.requests import Fact
 from core.results import MIN_DROP, TraceResult
 
-from . import base, compare_state, present, state, text
+from . import compare_state, present, state, text
 from .compare_state import PAGE as COMPARE
 
 
@@ -29,21 +29,12 @@ def title(result: TraceResult | None, fresh: bool) -> None:
                     )
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             query = compare_state.beside(state.HERE.value)
-            if result is not None:
-                _present(result)
+            fact = state.HERE.value.request.fact
+            present.place("trace", f"{fact.text.strip()} → {fact.true.strip()}")
             st.page_link(COMPARE, label="Compare with …", icon=":material/compare_arrows:", query_params=query)
             with st.popover("Link", icon=":material/link:"):
                 st.caption("Opens exactly this: model, fact, settings, cell and expert.")
                 st.code(state.address(), language=None, wrap_lines=True)
-
-
-def _present(result: TraceResult) -> None:
-    request, pos = result.request, state.view().pos
-    if pos is not None and 0 <= pos < views.last_pos(result):  # the experts of another token are on the page
-        request = request.replace(experts=(pos,))
-    made = script.of_trace(request, bundled=base.bundled().get, chosen=result.provenance.replacements)
-    title = f"{request.fact.text.strip()} → {request.fact.true.strip()}"
-    present.draw("trace", title, [result], made)
 
 
 def fact_line(fact: Fact, true: str, foil: str, first_token: bool) -> None:

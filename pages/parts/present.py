@@ -18,12 +18,14 @@ import streamlit as st
 if TYPE_CHECKING:  # charts take most of a second to import: a page's head is on the screen by then
     import pandas as pd
 
+    from streamlit.delta_generator import DeltaGenerator
+
     from core import export
     from core.picture import Picture
     from core.present import Part
     from core.script import Script
 
-_NOTED, _LAST = "es_noted", "es_last_noted"
+_NOTED, _LAST, _PLACE = "es_noted", "es_last_noted", "es_present"
 HELP = "One HTML file of what is on this page: charts that stay interactive, captions, tables, settings. Works offline."
 
 
@@ -35,10 +37,21 @@ class Noted:
     result: export.Result | None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a page's buttons stand, and what its report is called and begins with."""
+
+    container: DeltaGenerator
+    name: str
+    title: str
+    findings: tuple[str, ...] = ()
+
+
 def begin() -> None:
     """At the top of every page: nothing is on it yet."""
     st.session_state[_NOTED] = {}
     st.session_state.pop(_LAST, None)
+    st.session_state.pop(_PLACE, None)
 
 
 def note(
@@ -61,37 +74,44 @@ def caption(text: str) -> None:
         _noted()[name] = Noted(part, last.result)
 
 
-def draw(
-    name: str, title: str, results: Sequence[export.Result], script: Script, *, findings: Sequence[str] = ()
-) -> None:
-    """The two buttons. `name`: of the page; `title`: of the report; `results`: what it is about; `findings`: its first
-    sentences. The parts are read when the report is asked for, so that the buttons may stand above them."""
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{name}_{title}").strip("_.-")[:100]
-    make = functools.partial(_page, title, _noted(), tuple(results), script, tuple(findings))
-    st.download_button(
-        "Report", make, file_name=f"{stem}.html", mime="text/html", on_click="ignore", help=HELP,
-        icon=":material/description:", key=f"es_report_{name}",
-    )  # fmt: skip
-    with st.popover("Script", icon=":material/terminal:", key=f"es_script_{name}"):
-        st.caption("The same numbers on the command line, in the project's folder:")
-        st.code(script.command, language="bash", wrap_lines=True)
-        st.caption("The same numbers in Python:")
-        st.code(script.python, language="python", wrap_lines=True)
+def place(name: str, title: str) -> None:
+    """Where the two buttons will stand: called in a page's head. `name`: of the page; `title`: of its report."""
+    spot = st.container(horizontal=True, vertical_alignment="center", width="content")
+    st.session_state[_PLACE] = Place(spot, name, title)
 
 
-def of_page(name: str, title: str, *, findings: Sequence[str] = ()) -> None:
-    """The two buttons for everything that was noted so far: called when the page is drawn to its end. A container that
-    was made at its top is the place for them."""
+def say(findings: Sequence[str]) -> None:
+    """Sentences with which the report begins."""
+    spot: Place = st.session_state[_PLACE]
+    st.session_state[_PLACE] = dataclasses.replace(spot, findings=tuple(findings))
+
+
+def end() -> None:
+    """At the end of every page: the buttons, if the page has a place for them and something to present. The parts are
+    read when the report is asked for: what a fragment draws anew is in it as it is then."""
+    spot: Place | None = st.session_state.pop(_PLACE, None)
+    noted = _noted()
+    results = list({id(one.result): one.result for one in noted.values() if one.result is not None}.values())
+    if spot is None or not results:
+        return
     from core import script
 
     from . import base
 
-    results = list({id(noted.result): noted.result for noted in _noted().values() if noted.result is not None}.values())
-    if not results:
-        return
     known = base.bundled().get
-    scripts = [script.of_result(result, bundled=known) for result in results]
-    draw(name, title, results, script.together(scripts), findings=findings)
+    made = script.together([script.of_result(result, bundled=known) for result in results])
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{spot.name}_{spot.title}").strip("_.-")[:100]
+    report = functools.partial(_page, spot.title, noted, tuple(results), made, spot.findings)
+    with spot.container:
+        st.download_button(
+            "Report", report, file_name=f"{stem}.html", mime="text/html", on_click="ignore", help=HELP,
+            icon=":material/description:", key=f"es_report_{spot.name}",
+        )  # fmt: skip
+        with st.popover("Script", icon=":material/terminal:", key=f"es_script_{spot.name}"):
+            st.caption("The same numbers on the command line, in the project's folder:")
+            st.code(made.command, language="bash", wrap_lines=True)
+            st.caption("The same numbers in Python:")
+            st.code(made.python, language="python", wrap_lines=True)
 
 
 def _noted() -> dict[str, Noted]:
