@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import re
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -22,6 +23,7 @@ from core.compare.tables import Compared
 from core.links import Link, View
 from core.links import to_query as trace_query
 from core.requests import ModelSpec, TraceRequest
+from pages.parts import display
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = TraceRequest(fact=FRANCE)
@@ -157,6 +159,23 @@ def test_a_wrong_link_is_answered_with_sentences(bench, engine):  # noqa: F811
     page = finished(opened({"a.fact": "17", "b.noise": "-3", "a.pos": "999", "a.layer": "77"}), bench)
     assert any("noise" in w.value for w in page.warning)
     assert len(charts(page)) == 8, "what is not there is not chosen"
+
+
+def test_large_type_is_one_switch_for_all_pages_and_in_the_link(bench, engine):  # noqa: F811
+    page = finished(opened(pair_of(b=BASE.replace(noise=1.0))), bench)
+    before = [json.loads(spec)["config"]["axis"]["labelFontSize"] for spec in charts(page)]
+    switch = next(t for t in page.toggle if t.label == "Large type")
+    page = finished(switch.set_value(True).run(), bench)
+    after = [json.loads(spec)["config"]["axis"]["labelFontSize"] for spec in charts(page)]
+    assert after == pytest.approx([display.FACTOR * size for size in before])
+    assert params_of(page)["type"] == "large"
+    assert f"font-size: {16 * display.FACTOR:g}px" in shown(page)
+    page = finished(page.switch_page(str(ROOT / "app.py")).run(), bench)
+    assert params_of(page)["type"] == "large", "it stays on from page to page"
+    page = finished(next(t for t in page.toggle if t.label == "Large type").set_value(False).run(), bench)
+    assert "type" not in params_of(page) and "font-size: 20.8px" not in shown(page)
+    other = finished(opened(to_query(pair_of()) | {"type": "large"}), bench)
+    assert next(t for t in other.toggle if t.label == "Large type").value is True
 
 
 def test_the_script_and_the_report_are_about_what_is_shown(bench, engine):  # noqa: F811

@@ -12,7 +12,7 @@ from core.averages.questions import SITE_MEANINGS, cells_request
 from core.derived import DerivedResult
 from core.requests import Fact
 
-from . import address, averages_sidebar, base, store_panel, text
+from . import address, averages_sidebar, base, present, store_panel, text
 from . import averages_state as state
 from .answers import answer
 

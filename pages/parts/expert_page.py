@@ -17,7 +17,7 @@ from core.expert_link import SECTIONS, ExpertView
 from core.requests import Fact
 from core.results import expert_name
 
-from . import address, base, expert_sidebar, expert_state, store_panel, text
+from . import address, base, expert_sidebar, expert_state, present, store_panel, text
 from .answers import answer
 from .expert_state import look
 
@@ -122,9 +122,11 @@ def _title(
                     st.badge(
                         "from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC)."
                     )
-        with st.popover("Link", icon=":material/link:"):
-            st.caption("Opens exactly this: model, expert, facts, settings, section.")
-            st.code(expert_state.address(), language=None, wrap_lines=True)
+        with st.container(horizontal=True, vertical_alignment="bottom", width="content"):
+            present.place("expert", f"Expert {view.name}" if view.chosen else "Experts")
+            with st.popover("Link", icon=":material/link:"):
+                st.caption("Opens exactly this: model, expert, facts, settings, section.")
+                st.code(expert_state.address(), language=None, wrap_lines=True)
 
 
 def _pickers(view: ExpertView, shape: Shape | None) -> None:

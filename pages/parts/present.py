@@ -17,7 +17,6 @@ import streamlit as st
 
 if TYPE_CHECKING:  # charts take most of a second to import: a page's head is on the screen by then
     import pandas as pd
-
     from streamlit.delta_generator import DeltaGenerator
 
     from core import export
