@@ -11,7 +11,7 @@ from core import charts, sites, tooltips, views
 from core.links import SHARED, View
 from core.results import TraceResult, expert_name
 
-from . import downloads, expert_state, pictures, state, text
+from . import display, downloads, expert_state, pictures, state, text
 
 DIRECT = (
     "The part of the rescue that reaches the logits without a later layer, the final norm's scale as in the corrupt "
@@ -135,7 +135,7 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen
         key=slot.key, on_select=state.callback(slot.key, pick),
         selection_mode="single-row", selection_default={"selection": {"rows": [] if row is None else [row]}},
         alt=f"Active experts of layer {shown.layer} at position {shown.pos}",
-        height=min(38 + 35 * len(table), 400),
+        height=display.table_height(len(table), 400),
     )  # fmt: skip
     st.caption("Tick a row to mark the expert everywhere on the page.")
 

@@ -39,6 +39,11 @@ def large() -> bool:
     return st.session_state.get(_ON, False)
 
 
+def table_height(rows: int, most: int) -> int:
+    """Pixels that a table of so many rows takes, at most `most` (both as they are in normal type)."""
+    return round(min(38 + 35 * max(rows, 1), most) * (FACTOR if large() else 1))
+
+
 def query() -> dict[str, str]:
     """What the address says of it, beside the page's own parameters."""
     st.session_state[_SEEN] = _LARGE if large() else ""

@@ -17,7 +17,7 @@ from core.picture import Picture
 from core.requests import Fact
 from core.tooltips import NONE
 
-from . import address, base, downloads, pictures, study_state, text
+from . import address, base, display, downloads, pictures, study_state, text
 
 Column = tuple[str, str | None, str]
 """Heading, number format (None: text), what it means."""
@@ -127,5 +127,5 @@ def table(
     order = [name for name in (*(more or {}), *columns) if name in frame]
     st.dataframe(
         frame.assign(**ticks), hide_index=True, column_order=list(dict.fromkeys(order)), column_config=config,
-        placeholder=NONE, key=key, alt=alt, height=min(38 + 35 * max(len(frame), 1), height), **options,
+        placeholder=NONE, key=key, alt=alt, height=display.table_height(len(frame), height), **options,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import streamlit as st
 
 from core.tooltips import NONE
 
-from . import address
+from . import address, display
 
 _END = "End of the percentile-bootstrap interval."
 LOGITS, SHARE, P, COUNT = "%+.3f", "percent", "%.4f", "%d"
@@ -103,7 +103,7 @@ def show(
         config["quantity"] = st.column_config.TextColumn("quantity", width=235)
     st.dataframe(
         table.assign(**ticks), hide_index=True, column_order=order, column_config=config, placeholder=NONE, key=key,
-        alt=alt, height=min(38 + 35 * max(len(table), 1), height), **options,
+        alt=alt, height=display.table_height(len(table), height), **options,
     )  # fmt: skip
 
 

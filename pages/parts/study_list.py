@@ -10,7 +10,7 @@ import streamlit as st
 from core.study.desk import StudyStatus
 from core.study.link import StudyView
 
-from . import address, base, study_state
+from . import address, base, display, study_state
 
 WHAT = """
 A **study** asks what one fact cannot tell: whether an expert carries a relation, or only this fact. It is the paper's
@@ -98,7 +98,7 @@ def overview(studies: list[StudyStatus]) -> None:
             "list": st.column_config.TextColumn("list of facts"),
             "begun": st.column_config.DatetimeColumn("begun", format="YYYY-MM-DD HH:mm"),
         },
-        alt="All studies", height=min(38 + 35 * len(table), 360),
+        alt="All studies", height=display.table_height(len(table), 360),
     )  # fmt: skip
     st.caption("Tick a row to open the study.")
     with st.expander("What is a study?"):
