@@ -38,11 +38,11 @@ def draw() -> None:
         st.warning(text.plain(problem))
     request = routing_state.request_of(view, view.a)
     result, fresh = (None, False) if request is None else answer(request, "routing")
-    later = _title(top, result, fresh)
+    _title(top, result, fresh)
     if request is None:
         st.info(_nothing(view), icon=":material/info:")
     elif result is not None:
-        _results(view, result, later)
+        _results(view, result)
     with st.sidebar:
         store_panel.draw()
     address.end()
@@ -55,8 +55,8 @@ def _nothing(view: RoutingView) -> str:
     return "Paste prompts in the sidebar, one per line, or upload a text file."
 
 
-def _title(place, result: DerivedResult | None, fresh: bool):  # noqa: ANN001, ANN202 - containers
-    """The page's name, where the answer came from, the link; the place for what presents the page."""
+def _title(place, result: DerivedResult | None, fresh: bool) -> None:  # noqa: ANN001 - a container
+    """The page's name, where the answer came from, the link; report and script."""
     with place, st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             st.subheader("Routing", anchor=False, width="content")
@@ -69,17 +69,16 @@ def _title(place, result: DerivedResult | None, fresh: bool):  # noqa: ANN001, A
                         "from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC)."
                     )
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
-            later = st.container(horizontal=True, vertical_alignment="center", width="content")
+            present.place("routing", "Routing of many prompts")
             with st.popover("Link", icon=":material/link:"):
                 st.caption(
                     "Opens exactly this: model, prompts, settings, section, layer and expert. Long lists of pasted "
                     "prompts are in this machine's store, and the link names them by their content."
                 )
                 st.code(routing_state.address(), language=None, wrap_lines=True)
-    return later
 
 
-def _results(view: RoutingView, result: DerivedResult, later) -> None:  # noqa: ANN001 - a container
+def _results(view: RoutingView, result: DerivedResult) -> None:
     view, problems = check(view, layers=result.values["layers"], n_experts=result.values["n_experts"])
     for problem in problems:
         st.warning(text.plain(problem))
@@ -101,8 +100,7 @@ def _results(view: RoutingView, result: DerivedResult, later) -> None:  # noqa: 
         presented = routing_compare.draw(shown) or result
     else:
         routing_sections.SECTIONS[view.section](shown)
-    with later:
-        present.of_page("routing", TITLES[view.section], findings=presented.values["caption"])
+    present.say([TITLES[view.section], *presented.values["caption"]])
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.expander("Where these numbers come from"):
             asked = {"model": view.model.name, "settings": result.request.get(), "facts": len(result.request.facts)}
