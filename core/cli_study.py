@@ -56,13 +56,14 @@ def add_study(commands: Any) -> None:
     study.add_argument(
         "--batch-tokens", type=int, metavar="N", help="packed tokens per batch (a batch is committed whole)"
     )
+    _ray_options(study)
     _setting_options(study)
 
     actions = study.add_subparsers(metavar="ACTION", title="actions on studies that are there")
     _action(actions, "list", run_list, "all studies", name=False)
     show = _action(actions, "show", run_show, "what a study found")
     show.add_argument("--out", metavar="DIR", help="write all tables, figures and the report into this folder")
-    _action(actions, "resume", run_resume, "go on with a study that is not finished")
+    _ray_options(_action(actions, "resume", run_resume, "go on with a study that is not finished"))
     _action(actions, "cancel", run_cancel, "stop a running study; what is done is kept")
     _action(actions, "rename", run_rename, "give a study another name").add_argument("new", metavar="NEW")
     _action(actions, "delete", run_delete, "remove a study from the store")
@@ -78,6 +79,33 @@ def _action(actions: Any, word: str, run: Any, help_text: str, *, name: bool = T
         parser.add_argument("study", metavar="NAME")
     parser.set_defaults(run=run)
     return parser
+
+
+def _ray_options(parser: argparse.ArgumentParser) -> None:
+    """Who measures."""
+    group = parser.add_argument_group("workers (requirements-ray.txt)")
+    group.add_argument(
+        "--ray", metavar="ADDRESS", help="measure on a Ray cluster: its host:port, or local to start one here"
+    )
+    group.add_argument(
+        "--ray-workers",
+        type=int,
+        metavar="N",
+        help="each with the model in memory (as many as fit by cores and memory)",
+    )
+
+
+def _hiring(arguments: argparse.Namespace) -> Any:
+    """Who measures, as `core.study.run.run` takes it. Raises `InputError` before a model is loaded."""
+    if arguments.ray is None:
+        if arguments.ray_workers is not None:
+            raise InputError("--ray-workers says nothing without --ray.", "Add --ray local.", field="ray")
+        from .study.tasks import here
+
+        return here
+    from .study.ray_workers import RayWorkers
+
+    return RayWorkers(arguments.ray, arguments.ray_workers)
 
 
 def _setting_options(study: argparse.ArgumentParser) -> None:
@@ -119,6 +147,7 @@ def run_study(arguments: argparse.Namespace) -> int:
         raise InputError(f"--batch-tokens is {arguments.batch_tokens}.", "Give at least 1.", field="batch_tokens")
     from cache.studies import checked_name
 
+    hire = _hiring(arguments)
     book, name = _book(), checked_name(arguments.name)
     if book.find(name) is not None:
         raise InputError(
@@ -130,7 +159,7 @@ def run_study(arguments: argparse.Namespace) -> int:
     from .study.data import create
 
     create(book, name, settings, facts, batch_tokens=arguments.batch_tokens)
-    return _go(book, settings, name, fresh=True)
+    return _go(book, settings, name, hire=hire, fresh=True)
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
@@ -144,10 +173,10 @@ def run_resume(arguments: argparse.Namespace) -> int:
         return 0
     if state_of(book, record) in (QUEUED, RUNNING):
         raise running_already(record.name)
-    return _go(book, StudySettings.from_dict(record.settings), record.name)
+    return _go(book, StudySettings.from_dict(record.settings), record.name, hire=_hiring(arguments))
 
 
-def _go(book: Any, settings: StudySettings, name: str, *, fresh: bool = False) -> int:
+def _go(book: Any, settings: StudySettings, name: str, *, hire: Any, fresh: bool = False) -> int:
     """Load the model and do what is left of a study. A `fresh` one whose model cannot be had is not kept."""
     hint = f"What is done is kept: python -m core study resume {name}"
     progress = TerminalProgress()
@@ -160,7 +189,7 @@ def _go(book: Any, settings: StudySettings, name: str, *, fresh: bool = False) -
             raise
         from .study.run import run
 
-        run(book, model, name, progress=progress)
+        run(book, model, name, progress=progress, hire=hire)
     except Cancelled:
         progress.close()
         raise Cancelled("The study was cancelled.", hint) from None

@@ -26,11 +26,12 @@ from . import data, locks, selection
 from . import rows as table
 from .cases import SCAN as SCAN_CASES
 from .describe import differences, provenance_of_study
-from .measure import Draws, Item, contrasts, measure
+from .measure import Contrasts, Draws, Item
 from .plan import Plan, cost_of, scan_cost
 from .reporting import Reporter
 from .scan import MEASURED, OBJECTS, SCAN_COLUMNS, UNUSABLE, funnel, splits, to_parquet
 from .settings import StudySettings
+from .tasks import Candidates, Crew, Hiring, Patches, Task, here
 from .work import Work
 
 MIN_FACTS = 4
@@ -45,9 +46,11 @@ def run(
     *,
     progress: Progress = SILENT,
     between: Callable[[], None] = lambda: None,
+    hire: Hiring = here,
 ) -> None:
     """Do what is left of the study `name`. Waits while another study of the same model runs. `between` is called
-    before every batch and while waiting: others may use the model meanwhile, and what it raises ends the run.
+    before every batch and while waiting: others may use the model meanwhile, and what it raises ends the run. `hire`:
+    who measures.
 
     Raises `Cancelled` when it was asked to stop; what was done is kept. Raises `InputError` where the study is running
     elsewhere or the model is not the one that it began with, `ExpertScopeError` where too few facts pass the filters.
@@ -74,7 +77,7 @@ def run(
                 if not record.provenance:
                     _begin(book, model, name)
                 book.update(name, state=data.RUNNING)
-                _Run(book, model, name, progress, between).through()
+                _Run(book, model, name, progress, between).through(hire)
 
 
 def _begin(book: Any, model: MoeModel, name: str) -> None:
@@ -146,9 +149,7 @@ class _Idle(Progress):
 class _Run:
     """One process's share of a study: everything that is not in the store yet, in order."""
 
-    def __init__(
-        self, book: Any, model: MoeModel, name: str, progress: Progress, between: Callable[[], None]
-    ) -> None:
+    def __init__(self, book: Any, model: MoeModel, name: str, progress: Progress, between: Callable[[], None]) -> None:
         record = book.get(name)
         self.book, self.model, self.name, self.between = book, model, name, between
         self.settings = StudySettings.from_dict(record.settings)
@@ -157,10 +158,11 @@ class _Run:
         self.parts = book.parts(name)
         self.report = Reporter(progress, record.progress)
         self.records = data.facts_from_bytes(self.parts[data.FACTS, 0])
+        self.crew: Crew
 
-    def through(self) -> None:
+    def through(self, hire: Hiring) -> None:
         """All stages."""
-        with _threads(self.plan.threads):
+        with _threads(self.plan.threads), hire(self.model, self.structure, self.plan) as self.crew:
             kept = self.scan()
             facts = [self.prepared(fact) for fact in kept]
             self._check_halves(kept)
@@ -187,38 +189,27 @@ class _Run:
 
     def scan(self) -> list[Fact]:
         """Measure candidates until enough are kept or none is left; the kept facts."""
-        draws = Draws(table.MAIN, self.settings.noise, self.settings.seed, self.settings.draws)
         wanted = self.settings.n if self.settings.cases == SCAN_CASES else len(self.records)
         scanned = data.joined(self.parts, data.SCAN, SCAN_COLUMNS)
-        number = sum(stage == data.SCAN for stage, _ in self.parts)
-        kept = funnel(scanned, self.settings, records=len(self.records)).counts["kept"]
-        self.report.begin(data.SCAN, facts=wanted, facts_done=kept, cost=0.0)
-        while True:
-            found = funnel(scanned, self.settings, records=len(self.records))
-            self.report.funnel = found.counts
-            if found.enough or len(scanned) == len(self.records):
-                break
-            self.between()
-            outcomes, facts = self._candidates(len(scanned))
-            cost = scan_cost(self.model, facts, draws.n)
-            ends = contrasts(
-                self.model, self.structure, facts, draws, chunk_tokens=self.plan.chunk_tokens,
-                progress=self.report.batch(cost),
-            )  # fmt: skip
-            fresh = pd.DataFrame(outcomes, columns=["place", "outcome", "reason"])
-            for column in ("clean_contrast", "drop"):
-                fresh[column] = float("nan")
-            measured = fresh.outcome == MEASURED
-            fresh.loc[measured, "clean_contrast"] = [end.clean for end in ends]
-            fresh.loc[measured, "drop"] = [end.drop for end in ends]
-            fresh = fresh.astype(SCAN_COLUMNS)
-            scanned = pd.concat([scanned, fresh], ignore_index=True)
-            found = funnel(scanned, self.settings, records=len(self.records))
-            self.report.funnel = found.counts
-            self.report.finished(facts=found.counts["kept"] - kept, cost=cost)
-            kept = found.counts["kept"]
-            self.commit(data.SCAN, number, fresh)
-            number += 1
+        first = sum(stage == data.SCAN for stage, _ in self.parts)
+        found = funnel(scanned, self.settings, records=len(self.records))
+        self.report.begin(data.SCAN, facts=wanted, facts_done=found.counts["kept"], cost=0.0)
+        self.report.funnel = found.counts
+        if not found.enough:
+            cut: list[tuple[list[tuple[int, str, str]], float]] = []
+            tasks = self._candidates(len(scanned), cut)
+            # batches after the one that is enough may be under way by then; they do not count
+            with contextlib.closing(self.crew.results(self._paced(tasks), self.report, in_order=True)) as results:
+                for number, ends in results:
+                    outcomes, cost = cut[number]
+                    fresh = _scanned(outcomes, ends)
+                    scanned = pd.concat([scanned, fresh], ignore_index=True)
+                    before, found = found, funnel(scanned, self.settings, records=len(self.records))
+                    self.report.funnel = found.counts
+                    self.report.finished(facts=found.counts["kept"] - before.counts["kept"], cost=cost)
+                    self.commit(data.SCAN, first + number, to_parquet(fresh))
+                    if found.enough:
+                        break
         if found.counts["kept"] < MIN_FACTS:
             raise ExpertScopeError(
                 f"Only {found.counts['kept']} of {found.counts['scanned']} scanned facts passed the filters; a study "
@@ -227,22 +218,26 @@ class _Run:
             )
         return [self.records[place] for place in found.kept]
 
-    def _candidates(self, place: int) -> tuple[list[tuple[int, str, str]], list[PreparedFact]]:
-        """The next records in scan order, until so many can be measured as the plan says: (place, outcome, reason) of
-        each, and those."""
-        outcomes: list[tuple[int, str, str]] = []
-        facts: list[PreparedFact] = []
-        while place < len(self.records) and len(facts) < self.plan.scan_facts:
-            fact, outcome, reason = self.records[place], MEASURED, ""
-            try:
-                check_objects(fact)
-                facts.append(self.prepared(fact))
-            except InputError as error:
-                about_object = error.field in ("true", "foil") and bool(fact.foil)
-                outcome, reason = OBJECTS if about_object else UNUSABLE, error.what
-            outcomes.append((place, outcome, reason))
-            place += 1
-        return outcomes, facts
+    def _candidates(self, place: int, cut: list[tuple[list[tuple[int, str, str]], float]]) -> Iterator[Candidates]:
+        """The records from `place` on, in scan order, as batches of so many that can be measured as the plan says.
+        (place, outcome, reason) of a batch's records, and its cost, are noted in `cut`."""
+        draws = Draws(table.MAIN, self.settings.noise, self.settings.seed, self.settings.draws)
+        while place < len(self.records):
+            facts: list[PreparedFact] = []
+            outcomes: list[tuple[int, str, str]] = []
+            while place < len(self.records) and len(facts) < self.plan.scan_facts:
+                fact, outcome, reason = self.records[place], MEASURED, ""
+                try:
+                    check_objects(fact)
+                    facts.append(self.prepared(fact))
+                except InputError as error:
+                    about_object = error.field in ("true", "foil") and bool(fact.foil)
+                    outcome, reason = OBJECTS if about_object else UNUSABLE, error.what
+                outcomes.append((place, outcome, reason))
+                place += 1
+            cost = scan_cost(self.model, facts, draws.n)
+            cut.append((outcomes, cost))
+            yield Candidates(tuple(facts), draws, cost)
 
     def prepared(self, fact: Fact) -> PreparedFact:
         """The fact as the model's tokenizer sees it, by the study's switches."""
@@ -263,21 +258,22 @@ class _Run:
             stage, facts=len(groups), facts_done=sum(len(b) for b, known in zip(batches, there, strict=True) if known),
             cost=sum(costs), cost_done=sum(c for c, known in zip(costs, there, strict=True) if known),
         )  # fmt: skip
-        for number, (batch, cost, known) in enumerate(zip(batches, costs, there, strict=True)):
-            if known:
-                continue
-            self.report.check()
-            self.between()
-            frame = measure(
-                self.model, self.structure, [item for i in batch for item in groups[i]],
-                chunk_tokens=self.plan.chunk_tokens, progress=self.report.batch(cost),
-            )  # fmt: skip
-            self.report.finished(facts=len(batch), cost=cost)
-            self.commit(stage, number, frame)
+        left = [number for number, known in enumerate(there) if not known]
+        tasks = (Patches(tuple(item for i in batches[n] for item in groups[i]), costs[n]) for n in left)
+        with contextlib.closing(self.crew.results(self._paced(tasks), self.report)) as results:
+            for done, payload in results:
+                number = left[done]
+                self.report.finished(facts=len(batches[number]), cost=costs[number])
+                self.commit(stage, number, payload)
 
-    def commit(self, stage: str, number: int, frame: pd.DataFrame) -> None:
+    def _paced(self, tasks: Iterator[Task]) -> Iterator[Task]:
+        """The tasks, each after a moment for others."""
+        for task in tasks:
+            self.between()
+            yield task
+
+    def commit(self, stage: str, number: int, payload: bytes) -> None:
         """Put a batch into the store, in one transaction with how far the study is."""
-        payload = to_parquet(frame)
         while True:
             try:
                 record = self.book.commit(self.name, [(stage, number, payload)], progress=self.report.snapshot())
@@ -292,6 +288,17 @@ class _Run:
         """Everything measured so far, as selection reads it."""
         measured = [data.joined(self.parts, stage, None) for stage in data.MEASURING]
         return data.with_facts(pd.concat([m for m in measured if not m.empty], ignore_index=True), kept, self.settings)
+
+
+def _scanned(outcomes: list[tuple[int, str, str]], ends: list[Contrasts]) -> pd.DataFrame:
+    """Rows of the scan (`SCAN_COLUMNS`): the contrasts are those of the measured candidates, in order."""
+    fresh = pd.DataFrame(outcomes, columns=["place", "outcome", "reason"])
+    for column in ("clean_contrast", "drop"):
+        fresh[column] = float("nan")
+    measured = fresh.outcome == MEASURED
+    fresh.loc[measured, "clean_contrast"] = [end.clean for end in ends]
+    fresh.loc[measured, "drop"] = [end.drop for end in ends]
+    return fresh.astype(SCAN_COLUMNS)
 
 
 @contextlib.contextmanager

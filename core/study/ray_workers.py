@@ -1,0 +1,343 @@
+"""Ray workers as the crew of a study: each is a process with the model, here or on the machines of a Ray cluster.
+
+A worker is refused unless its model, libraries and processor are the driver's; one that is lost is replaced and its
+batch is measured again. Knows Ray and tasks; nothing of what tasks mean. Ray is needed only when a crew is opened.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ExpertScopeError, InputError, OutOfMemory
+from ..memory import available_bytes
+from ..moe import MoeModel
+from ..requests import ModelSpec
+from ..structure import Structure
+from .describe import differing, marks
+from .plan import Plan
+from .reporting import Reporter
+from .tasks import Task
+
+LOCAL = "local"
+TRIES = 3
+"""A batch, or the start of a worker, that fails so often in a row ends the study."""
+_PATIENCE = 5.0  # seconds for a cluster to answer
+_POLL = 0.5  # seconds between two looks whether the study should stop
+_ROOM = 1.5  # memory of a worker, times that of the weights
+_OWN_BYTES = 10**9  # and besides: the libraries
+_STORE_BYTES = 128 * 2**20  # for tasks and results in passing
+_SHORT = 40  # the path of a socket has to fit into about a hundred characters
+
+
+class Worker:
+    """What runs in a Ray actor: the model, once, and one task after the other."""
+
+    def load(self, spec: ModelSpec, plan: Plan) -> dict[str, Any]:
+        """Load the model; what it is and what computes here (`describe.marks`), with `machine` and `pid`."""
+        from cache.verdicts import Verdicts
+
+        from ..models import load_model
+
+        torch.set_num_threads(plan.threads)
+        self.plan = plan
+        self.model = load_model(**dataclasses.asdict(spec), store=Verdicts())
+        return {**marks(self.model), "machine": socket.gethostname(), "pid": os.getpid()}
+
+    def begin(self, structure: Mapping[str, Any]) -> None:
+        """Run the model's layers as the driver would."""
+        self.structure = Structure.from_dict(dict(structure), self.model)
+
+    def measured(self, task: Task) -> Any:
+        """The task's result."""
+        return task.measured(self.model, self.structure, chunk_tokens=self.plan.chunk_tokens)
+
+
+@dataclass
+class _Hand:
+    """One worker: what it does just now (`ref`), the number of its task, or why it has none."""
+
+    actor: Any
+    ref: Any
+    task: int | None = None
+    ready: bool = False
+
+
+class RayCrew:
+    """See `core.study.tasks.Crew`. `lost`: how many workers were lost and replaced."""
+
+    def __init__(self, ray: Any, model: MoeModel, structure: Structure, plan: Plan, workers: int) -> None:
+        self._ray, self._plan = ray, plan
+        self._spec = _spec_of(model)
+        self._marks, self._structure = marks(model), structure.to_dict()
+        gpu = model.device.type == "cuda"
+        options = {"num_cpus": 1, "num_gpus": 1} if gpu else {"num_cpus": plan.threads}
+        self._actor = ray.remote(max_restarts=0, max_task_retries=0, **options)(Worker)
+        self.lost = self._failed_starts = 0
+        self._hands = [self._hired() for _ in range(workers)]
+
+    def close(self) -> None:
+        """Send all workers home."""
+        for hand in self._hands:
+            with contextlib.suppress(Exception):  # it may be gone
+                self._ray.kill(hand.actor)
+        self._hands = []
+
+    def results(self, tasks: Iterable[Task], report: Reporter, *, in_order: bool = False) -> Iterator[tuple[int, Any]]:
+        """See `Crew`. At most twice as many tasks as workers are under way."""
+        coming = enumerate(tasks)
+        held: dict[int, Task] = {}  # not finished
+        again: collections.deque[int] = collections.deque()  # of those, the ones whose worker was lost
+        failed: collections.Counter[int] = collections.Counter()
+        finished: dict[int, Any] = {}
+        following, more = 0, True
+        try:
+            while True:
+                for hand in self._hands:
+                    if not hand.ready or hand.ref is not None:
+                        continue
+                    if not again and more and len(held) + len(finished) < 2 * len(self._hands):
+                        number, task = next(coming, (-1, None))
+                        more = task is not None
+                        if task is not None:
+                            held[number] = task
+                            again.append(number)
+                    if again:
+                        hand.task = again.popleft()
+                        hand.ref = hand.actor.measured.remote(held[hand.task])
+                if not held and not finished and not more:
+                    return
+                for hand in self._awaited(report):
+                    number, there, value = self._heard(hand)
+                    if number is None:
+                        continue
+                    if there:
+                        finished[number] = value
+                        del held[number]
+                        continue
+                    failed[number] += 1
+                    if failed[number] >= TRIES:
+                        raise ExpertScopeError(
+                            f"A batch was lost {TRIES} times in a row together with the Ray worker that measured it.",
+                            f"Often the memory is used up: take fewer workers. What is done is kept. Ray said: {value}",
+                        )
+                    again.append(number)
+                while finished and (not in_order or following in finished):
+                    number = following if in_order else next(iter(finished))
+                    following += 1
+                    yield number, finished.pop(number)
+        finally:
+            for hand in self._hands:  # what is under way for nobody only keeps its worker busy
+                hand.task = None
+
+    def _hired(self) -> _Hand:
+        actor = self._actor.remote()
+        return _Hand(actor, actor.load.remote(self._spec, self._plan))
+
+    def _awaited(self, report: Reporter) -> list[_Hand]:
+        """The workers that finished what they did; none after a moment without."""
+        busy = {hand.ref: hand for hand in self._hands if hand.ref is not None}
+        ready = sum(hand.ready for hand in self._hands)
+        if not ready:
+            report.wait(f"waiting for a Ray worker ({len(self._hands)} start and load the model)")
+        report.check()
+        done, _ = self._ray.wait(list(busy), num_returns=1, timeout=_POLL) if busy else ([], [])
+        return [busy[ref] for ref in done]
+
+    def _heard(self, hand: _Hand) -> tuple[int | None, bool, Any]:
+        """What a worker finished: the number of its task if somebody waits for it, whether it is there, and the result
+        or how it was lost. A lost worker is replaced."""
+        errors = self._ray.exceptions
+        number, hand.task, ref, hand.ref = hand.task, None, hand.ref, None
+        try:
+            value = self._ray.get(ref)
+            if not hand.ready:
+                self._checked(value)
+                self._ray.get(hand.actor.begin.remote(self._structure))
+                hand.ready, self._failed_starts = True, 0
+                return None, True, None
+        except errors.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, ExpertScopeError):
+                raise type(cause)(f"On a Ray worker: {cause.what}", cause.next) from None
+            if isinstance(cause, torch.OutOfMemoryError | MemoryError):
+                raise OutOfMemory("A Ray worker has too little memory.") from None
+            raise ExpertScopeError(
+                f"Unexpected failure on a Ray worker: {type(cause).__name__}: {cause}"[:500], "What is done is kept."
+            ) from None
+        except errors.RayError as error:
+            self._replace(hand, error)
+            return number, False, _first_line(error)
+        return number, True, value
+
+    def _checked(self, found: Mapping[str, Any]) -> None:
+        """Raises `InputError` where a worker's numbers would not be the driver's."""
+        different = differing(self._marks, found)
+        if found["identity"] != self._marks["identity"] or different:
+            raise InputError(
+                f"The Ray worker on {found['machine']} would measure other numbers than this process: "
+                f"{different or 'it has other settings of the engine'}.",
+                "Give every machine the same model files, libraries and kind of processor.",
+                field="ray",
+            )
+
+    def _replace(self, hand: _Hand, error: Exception) -> None:
+        if not hand.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= TRIES:
+                raise ExpertScopeError(
+                    f"Ray workers were lost {TRIES} times in a row while they loaded the model.",
+                    f"Often the memory is used up: take fewer workers (--ray-workers). Every machine needs "
+                    f"ExpertScope where Python finds it. Ray said: {_first_line(error)}",
+                ) from None
+        with contextlib.suppress(Exception):  # it may be alive but out of reach
+            self._ray.kill(hand.actor)
+        fresh = self._hired()
+        hand.actor, hand.ref, hand.ready = fresh.actor, fresh.ref, False
+        self.lost += 1
+
+
+@dataclass(frozen=True)
+class RayWorkers:
+    """Hires (`core.study.tasks.Hiring`) from the Ray cluster at `address`, or from one that is started on this machine
+    (`local`) and ended afterwards. `workers`: how many; None: as many as fit. Raises `InputError` without
+    Ray, or where nobody answers at the address."""
+
+    address: str
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"{self.workers} Ray workers cannot measure.", "Give at least 1.", field="ray_workers")
+        _ray()
+        _check_answers(self.address)
+
+    @contextlib.contextmanager
+    def __call__(self, model: MoeModel, structure: Structure, plan: Plan) -> Iterator[RayCrew]:
+        if model.fingerprint.startswith("in-memory"):
+            raise InputError(
+                "Ray workers load the model from its files, and this one has none.", "Save it first.", field="ray"
+            )
+        ray = _ray()
+        local = fitting(model, plan.threads) if self.workers is None else self.workers
+        with _connected(ray, self.address, cpus=local * plan.threads):
+            workers = local
+            if self.workers is None and self.address != LOCAL:
+                there = ray.cluster_resources()
+                one = there.get("GPU", 0) if model.device.type == "cuda" else there.get("CPU", 0) // plan.threads
+                workers = max(1, int(one))
+            crew = RayCrew(ray, model, structure, plan, workers)
+            try:
+                yield crew
+            finally:
+                crew.close()
+
+
+def fitting(model: MoeModel, threads: int) -> int:
+    """How many workers with `threads` each fit on this machine by its cores (or GPUs) and free memory, at least 1."""
+    if model.device.type == "cuda":
+        return torch.cuda.device_count()
+    weights = sum(p.numel() * p.element_size() for p in model.model.parameters() if p.device.type != "meta")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // threads, int(available_bytes("cpu") // (_ROOM * weights + _OWN_BYTES))))
+
+
+def _spec_of(model: MoeModel) -> ModelSpec:
+    """What workers are to load: what the driver's `auto` turned out to be."""
+    spec = model.spec
+    dtype = str(model.dtype).removeprefix("torch.") if spec.dtype == "auto" else spec.dtype
+    name = spec.name
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a folder may be named from where the driver is
+        if Path(name).expanduser().is_dir() and name != "demo":
+            name = str(Path(name).expanduser().resolve())
+    return dataclasses.replace(spec, name=name, dtype=dtype, device=model.device.type)
+
+
+def _ray() -> Any:
+    """The library, told to report nothing to its makers."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise InputError(
+            "Ray is not installed.", "Install it: pip install -r requirements-ray.txt -c constraints.txt", field="ray"
+        ) from None
+    return ray
+
+
+def _check_answers(address: str) -> None:
+    """Raises `InputError` where nothing listens at `host:port`: Ray itself would go on trying for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> InputError:
+    what = "Ray cannot be started here" if address == LOCAL else f"There is no Ray cluster at {address!r}"
+    return InputError(
+        f"{what}: {_first_line(error)}",
+        "Give --ray the host:port of a running cluster with the same Python and Ray, or local.",
+        field="ray",
+    )
+
+
+@contextlib.contextmanager
+def _connected(ray: Any, address: str, *, cpus: int) -> Iterator[None]:
+    """In touch with a cluster, or with one of our own. Where this process is in touch with one already, that one."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
+    folder = None
+    try:
+        try:
+            if address == LOCAL:
+                root = tempfile.gettempdir()
+                folder = tempfile.mkdtemp(prefix="ray", dir=root if len(root) < _SHORT else "/tmp")
+                with _loopback():
+                    ray.init(
+                        address=LOCAL, num_cpus=cpus, include_dashboard=False, object_store_memory=_STORE_BYTES,
+                        _node_ip_address="127.0.0.1", _temp_dir=folder, **quiet,
+                    )  # fmt: skip
+            else:
+                ray.init(address=address, **quiet)
+        except Exception as error:
+            raise _no_cluster(address, error) from None
+        yield
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray takes 127.0.0.1 for the machine's outer address, on which others could reach a local cluster. Not here."""
+    from ray._private import services
+
+    before = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = before
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
