@@ -7,103 +7,39 @@ import contextlib
 import copy
 import os
 import random
-import shutil
 import signal
 import socket
 import sys
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import ray
 import ray.exceptions
 import torch
-from safetensors.torch import load_file, save_file
 
 import core.facts
 from cache.studies import Studies
+from cache.verdicts import Verdicts
 from core import cli
-from core.catalog import DEMO_FOLDER
 from core.errors import Cancelled, ExpertScopeError, InputError, OutOfMemory
 from core.models import load_model
 from core.progress import Progress
-from core.study import data, ray_workers
+from core.study import data
 from core.study.data import create
 from core.study.describe import marks
-from core.study.ray_workers import RayCrew, RayWorkers
+from core.study.ray_workers import RayCrew, RayWorkers, _share, fitting
 from core.study.reporting import Reporter
 from core.study.run import run
 from core.study.settings import preset
 
 
-def ray_processes() -> dict[int, str]:
-    """Descendants of this process that belong to Ray: pid → command line."""
-    found = {}
-    for child in psutil.Process().children(recursive=True):
-        try:
-            line = " ".join(child.cmdline())
-        except psutil.Error:
-            continue
-        if "ray" in line:
-            found[child.pid] = line
-    return found
-
-
-def workers(doing: str = "") -> set[int]:
-    """Pids of the workers that hold a model, or of those that do this just now (Ray writes it into the title)."""
-    return {pid for pid, line in ray_processes().items() if f"ray::Worker{doing}" in line}
-
-
-def all_gone(found, left: int = 0) -> bool:
-    """Whether `found()` comes down to so many; the system takes a moment to end a killed process."""
-    deadline = time.monotonic() + 30
-    while len(found()) > left and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return len(found()) == left
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two workers and this process share two cores."""
+@pytest.fixture(scope="module")
+def model():
+    """The demo, on one thread: two workers and this process share two cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    yield load_model("demo", dtype="float32", device="cpu", store=Verdicts())
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(one_thread, tmp_path_factory):
-    """The demo, in a folder of its own, so that its files can be changed behind its back."""
-    folder = tmp_path_factory.mktemp("model") / "demo"
-    shutil.copytree(DEMO_FOLDER, folder)
-    return load_model(str(folder), dtype="float32", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A local Ray with room for three workers, to which this process stays connected."""
-    with ray_workers._connected(ray, "local", cpus=3):
-        yield ray
-    assert all_gone(ray_processes)
-
-
-@pytest.fixture(scope="module")
-def crew(cluster):
-    """Hires the same two workers for every study of the module: loading the model is what takes long."""
-    with contextlib.ExitStack() as stack:
-        kept: list[RayCrew] = []
-
-        @contextlib.contextmanager
-        def hire(*args):
-            if not kept:
-                kept.append(stack.enter_context(RayWorkers("local", 2)(*args)))
-            yield kept[0]
-
-        hire.kept = kept
-        yield hire
-    assert all_gone(workers)
 
 
 def begun(folder, name: str = "facts") -> Studies:
@@ -113,62 +49,64 @@ def begun(folder, name: str = "facts") -> Studies:
 
 
 class Watching(Progress):
-    """Does something once, when a worker measures and some facts of the layer sweep are done."""
+    """Calls `then` at every look whether to stop, with the label of the moment; keeps the labels."""
 
     def __init__(self, then) -> None:
-        self.then, self.label, self.acted = then, "", False
+        self.then, self.labels = then, [""]
 
     def update(self, done: float, total: float, label: str = "") -> None:
-        self.label = label
+        self.labels.append(label)
 
     def check(self) -> None:
-        if self.acted or not self.label.startswith("layer sweep") or self.label.startswith("layer sweep: 0"):
-            return
-        if busy := workers(".measured"):
-            self.acted = True
-            self.then(busy)
+        self.then(self.labels[-1])
 
 
-def test_killed_in_the_middle_the_numbers_are_those_of_one_process(model, crew, tmp_path):
+def test_cancelled_gone_on_with_and_both_workers_killed_one_after_the_other(model, tmp_path):
+    """The bytes of every batch are the single process's. Nothing waits for a time: what is killed is replaced, and the
+    second worker is killed while the first one's successor is all that is left."""
     alone, many = begun(tmp_path, "alone"), begun(tmp_path, "many")
     run(alone, model, "study")
-    killed: list[int] = []
 
-    def kill(busy: set[int]) -> None:
-        killed.append(min(busy))
-        os.kill(killed[0], signal.SIGKILL)
+    with contextlib.ExitStack() as stack:
+        crews: list[RayCrew] = []
 
-    run(many, model, "study", progress=Watching(kill), hire=crew)
-    assert len(killed) == 1 and crew.kept[0].lost == 1
+        @contextlib.contextmanager
+        def hire(*args):  # loading the model is what takes long: the crew stays for both runs
+            if not crews:
+                crews.append(stack.enter_context(RayWorkers("local", 2)(*args)))
+            yield crews[0]
+
+        def stop(label: str) -> None:
+            if label.startswith("layer sweep") and not label.startswith("layer sweep: 0"):
+                raise Cancelled()
+
+        with pytest.raises(Cancelled):
+            run(many, model, "study", progress=Watching(stop), hire=hire)
+        assert many.get("study").state == data.CANCELLED
+        before = many.parts("study")
+        assert 1 <= sum(stage == data.SURVEY for stage, _ in before) < 8
+        [crew] = crews
+        victims = {"layer sweep": crew._hands[0], "validation": crew._hands[1]}
+        pids = ray.get([hand.actor.__ray_call__.remote(lambda worker: os.getpid()) for hand in victims.values()])
+        assert len({os.getpid(), *pids}) == 3
+        left = dict(zip(victims, pids, strict=True))
+
+        def kill(label: str) -> None:
+            stage = label.partition(":")[0]
+            if stage in left and victims[stage].task is not None:
+                os.kill(left.pop(stage), signal.SIGKILL)
+
+        watching = Watching(kill)
+        run(many, model, "study", progress=watching, hire=hire)
+        assert not left and crew.lost == 2
+        assert sum("was lost" in label for label in watching.labels) == 2
+
+    assert not ray.is_initialized()
     assert many.get("study").state == data.DONE
     assert many.get("study").plan == alone.get("study").plan
-    stages = collections.Counter(stage for stage, _ in many.part_names("study"))
-    assert stages[data.SURVEY] >= 6
+    assert before.items() <= many.parts("study").items()
     assert many.parts("study") == alone.parts("study")  # bytes of every batch
     assert data.load(many, "study").rows.equals(data.load(alone, "study").rows)
-
-
-def test_cancelled_and_then_refused_with_other_weights(model, crew, tmp_path):
-    book = begun(tmp_path)
-
-    def stop(busy: set[int]) -> None:
-        raise Cancelled()
-
-    with pytest.raises(Cancelled):
-        run(book, model, "study", progress=Watching(stop), hire=crew)
-    assert book.get("study").state == data.CANCELLED
-    before = book.part_names("study")
-    assert (data.SURVEY, 0) in before and (data.VALIDATION, 0) not in before
-
-    file = Path(model.spec.name) / "model.safetensors"
-    weights = load_file(file)
-    name = min(name for name in weights if "experts" in name)
-    weights[name] = weights[name] + 1e-3
-    save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(InputError, match=f"on {socket.gethostname()} would measure other numbers.*model files"):
-        run(book, model, "study", hire=RayWorkers("local", 1))
-    assert book.get("study").state == data.FAILED and book.part_names("study") == before
-    assert all_gone(workers, left=2)  # the refused one is gone
 
 
 # ---- without a cluster ----------------------------------------------------------------------------------------------
@@ -219,7 +157,7 @@ class Report(Reporter):
 def crew_of(model, script, n: int) -> tuple[Fake, RayCrew]:
     fake = Fake(script)
     plan = SimpleNamespace(threads=1)
-    return fake, RayCrew(fake, model, model.structure, plan, n)
+    return fake, RayCrew(fake, model, model.structure, plan, n, {"num_cpus": 1})
 
 
 def answering(model, measured):
@@ -307,12 +245,38 @@ def test_what_a_worker_says_is_said(model):
         list(crew.results([1], Report()))
 
 
-def test_how_many_workers_fit(model, monkeypatch):
-    monkeypatch.setattr(ray_workers.os, "sched_getaffinity", lambda pid: range(8), raising=False)
-    monkeypatch.setattr(ray_workers, "available_bytes", lambda device: 10**12)
-    assert ray_workers.fitting(model, 2) == 4 and ray_workers.fitting(model, 16) == 1
-    monkeypatch.setattr(ray_workers, "available_bytes", lambda device: 5 * 10**9)
-    assert 1 <= ray_workers.fitting(model, 1) < 5
+def test_how_many_workers_fit(model):
+    """The demo's 8.6 MB count little beside the gigabyte of libraries that a worker loads."""
+    plenty, little = 10**12, 3.5 * 10**9
+    assert fitting([{"CPU": 8, "memory": plenty}], model, 2) == 4
+    assert fitting([{"CPU": 8, "memory": little}], model, 1) == 3
+    assert fitting([{"CPU": 8, "memory": plenty}, {"CPU": 3, "memory": plenty}, {"memory": plenty}], model, 2) == 5
+    assert fitting([{"CPU": 2, "memory": plenty}], model, 2) == fitting([{"CPU": 2, "memory": 1}], model, 1) == 1
+    assert fitting([{"CPU": 2, "memory": plenty}], model, 2, least=2) == 2
+    assert fitting([{"CPU": 2, "memory": 1}], model, 2, least=2) == 1
+
+
+def test_no_worker_asks_for_more_than_a_machine_has():
+    machines = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
+    assert _share(machines, 3, gpu=False) == {"num_cpus": 3}
+    assert _share(machines, 16, gpu=False) == {"num_cpus": 4}
+    assert _share(machines, 16, gpu=True)["num_gpus"] == 1
+    with pytest.raises(InputError, match="on a GPU here"):
+        _share(machines[:1], 1, gpu=True)
+    with pytest.raises(InputError, match="no processors"):
+        _share([{"memory": 1.0}], 1, gpu=False)
+
+
+def test_a_process_that_is_asked_to_end_leaves_no_study_that_says_done(model, tmp_path):
+    """Ray's handler turns SIGTERM into SystemExit."""
+    book = begun(tmp_path)
+
+    def end(label: str) -> None:
+        raise SystemExit(15)
+
+    with pytest.raises(SystemExit):
+        run(book, model, "study", progress=Watching(end))
+    assert book.get("study").state == data.CANCELLED
 
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch, capsys):

@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Worker:
     """What runs in a Ray actor: the model, once, and one task after the other."""
 
     def load(self, spec: ModelSpec, plan: Plan) -> dict[str, Any]:
-        """Load the model; what it is and what computes here (`describe.marks`), with `machine` and `pid`."""
+        """Load the model; what it is and what computes here (`describe.marks`), with the name of the `machine`."""
         from cache.verdicts import Verdicts
 
         from ..models import load_model
@@ -53,7 +53,7 @@ class Worker:
         torch.set_num_threads(plan.threads)
         self.plan = plan
         self.model = load_model(**dataclasses.asdict(spec), store=Verdicts())
-        return {**marks(self.model), "machine": socket.gethostname(), "pid": os.getpid()}
+        return {**marks(self.model), "machine": socket.gethostname()}
 
     def begin(self, structure: Mapping[str, Any]) -> None:
         """Run the model's layers as the driver would."""
@@ -77,13 +77,15 @@ class _Hand:
 class RayCrew:
     """See `core.study.tasks.Crew`. `lost`: how many workers were lost and replaced."""
 
-    def __init__(self, ray: Any, model: MoeModel, structure: Structure, plan: Plan, workers: int) -> None:
+    def __init__(
+        self, ray: Any, model: MoeModel, structure: Structure, plan: Plan, workers: int, share: Mapping[str, int]
+    ) -> None:
+        """`share`: what a worker takes of a machine, as Ray's options."""
         self._ray, self._plan = ray, plan
         self._spec = _spec_of(model)
         self._marks, self._structure = marks(model), structure.to_dict()
-        gpu = model.device.type == "cuda"
-        options = {"num_cpus": 1, "num_gpus": 1} if gpu else {"num_cpus": plan.threads}
-        self._actor = ray.remote(max_restarts=0, max_task_retries=0, **options)(Worker)
+        # retried here, so that it is counted; spread, since memory is what they need most
+        self._actor = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD", **share)(Worker)
         self.lost = self._failed_starts = 0
         self._hands = [self._hired() for _ in range(workers)]
 
@@ -96,28 +98,26 @@ class RayCrew:
 
     def results(self, tasks: Iterable[Task], report: Reporter, *, in_order: bool = False) -> Iterator[tuple[int, Any]]:
         """See `Crew`. At most twice as many tasks as workers are under way."""
-        coming = enumerate(tasks)
+        coming, more = enumerate(tasks), True
         held: dict[int, Task] = {}  # not finished
-        again: collections.deque[int] = collections.deque()  # of those, the ones whose worker was lost
+        waiting: collections.deque[int] = collections.deque()  # of those, the ones that no worker has
         failed: collections.Counter[int] = collections.Counter()
         finished: dict[int, Any] = {}
-        following, more = 0, True
+        following = 0
         try:
             while True:
-                for hand in self._hands:
-                    if not hand.ready or hand.ref is not None:
-                        continue
-                    if not again and more and len(held) + len(finished) < 2 * len(self._hands):
-                        number, task = next(coming, (-1, None))
-                        more = task is not None
-                        if task is not None:
-                            held[number] = task
-                            again.append(number)
-                    if again:
-                        hand.task = again.popleft()
-                        hand.ref = hand.actor.measured.remote(held[hand.task])
-                if not held and not finished and not more:
+                while more and len(held) + len(finished) < 2 * len(self._hands):
+                    number, task = next(coming, (-1, None))
+                    more = task is not None
+                    if task is not None:
+                        held[number] = task
+                        waiting.append(number)
+                if not held and not finished:
                     return
+                for hand in self._hands:
+                    if waiting and hand.ready and hand.ref is None:
+                        hand.task = waiting.popleft()
+                        hand.ref = hand.actor.measured.remote(held[hand.task])
                 for hand in self._awaited(report):
                     number, there, value = self._heard(hand)
                     if number is None:
@@ -132,7 +132,8 @@ class RayCrew:
                             f"A batch was lost {TRIES} times in a row together with the Ray worker that measured it.",
                             f"Often the memory is used up: take fewer workers. What is done is kept. Ray said: {value}",
                         )
-                    again.append(number)
+                    report.wait("a Ray worker was lost: another one measures its batch again")
+                    waiting.appendleft(number)
                 while finished and (not in_order or following in finished):
                     number = following if in_order else next(iter(finished))
                     following += 1
@@ -148,11 +149,10 @@ class RayCrew:
     def _awaited(self, report: Reporter) -> list[_Hand]:
         """The workers that finished what they did; none after a moment without."""
         busy = {hand.ref: hand for hand in self._hands if hand.ref is not None}
-        ready = sum(hand.ready for hand in self._hands)
-        if not ready:
+        if not any(hand.ready for hand in self._hands):
             report.wait(f"waiting for a Ray worker ({len(self._hands)} start and load the model)")
         report.check()
-        done, _ = self._ray.wait(list(busy), num_returns=1, timeout=_POLL) if busy else ([], [])
+        done, _ = self._ray.wait(list(busy), num_returns=1, timeout=_POLL)
         return [busy[ref] for ref in done]
 
     def _heard(self, hand: _Hand) -> tuple[int | None, bool, Any]:
@@ -229,28 +229,52 @@ class RayWorkers:
             raise InputError(
                 "Ray workers load the model from its files, and this one has none.", "Save it first.", field="ray"
             )
-        ray = _ray()
-        local = fitting(model, plan.threads) if self.workers is None else self.workers
-        with _connected(ray, self.address, cpus=local * plan.threads):
-            workers = local
+        ray, gpu = _ray(), model.device.type == "cuda"
+        here = {"CPU": _cores(), "GPU": torch.cuda.device_count(), "memory": available_bytes("cpu")}
+        # one worker alone would only take this process's place
+        workers = self.workers or fitting([here], model, plan.threads, least=2)
+        with _connected(ray, self.address, cpus=workers * plan.threads):
+            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            share = _share(machines, plan.threads, gpu=gpu)
             if self.workers is None and self.address != LOCAL:
-                there = ray.cluster_resources()
-                one = there.get("GPU", 0) if model.device.type == "cuda" else there.get("CPU", 0) // plan.threads
-                workers = max(1, int(one))
-            crew = RayCrew(ray, model, structure, plan, workers)
+                workers = fitting(machines, model, share["num_cpus"])
+            crew = RayCrew(ray, model, structure, plan, workers, share)
             try:
                 yield crew
             finally:
                 crew.close()
 
 
-def fitting(model: MoeModel, threads: int) -> int:
-    """How many workers with `threads` each fit on this machine by its cores (or GPUs) and free memory, at least 1."""
+def fitting(machines: Sequence[Mapping[str, float]], model: MoeModel, threads: int, *, least: int = 0) -> int:
+    """How many workers with `threads` each fit on machines with these resources (`CPU`, `GPU`, `memory` in bytes): by
+    GPUs, or by cores, then `least`, and memory; at least 1."""
     if model.device.type == "cuda":
-        return torch.cuda.device_count()
+        return max(1, int(sum(machine.get("GPU", 0) for machine in machines)))
     weights = sum(p.numel() * p.element_size() for p in model.model.parameters() if p.device.type != "meta")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // threads, int(available_bytes("cpu") // (_ROOM * weights + _OWN_BYTES))))
+    room = [int(machine.get("memory", 0) // (_ROOM * weights + _OWN_BYTES)) for machine in machines]
+    cores = [max(least, int(machine.get("CPU", 0) // threads)) for machine in machines]
+    return max(1, sum(map(min, room, cores)))
+
+
+def _share(machines: Sequence[Mapping[str, float]], threads: int, *, gpu: bool) -> dict[str, int]:
+    """What a worker takes of a machine; Ray would wait for ever for more than the largest one has."""
+    if gpu:
+        if not any(machine.get("GPU", 0) >= 1 for machine in machines):
+            raise InputError(
+                "The model is on a GPU here, and the machines of the Ray cluster have none.",
+                "Choose device cpu, or a cluster with GPUs.",
+                field="ray",
+            )
+        return {"num_cpus": 0, "num_gpus": 1}
+    most = max((int(machine.get("CPU", 0)) for machine in machines), default=0)
+    if most < 1:
+        raise InputError("The machines of the Ray cluster offer no processors.", "Start some with them.", field="ray")
+    return {"num_cpus": min(threads, most)}
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _spec_of(model: MoeModel) -> ModelSpec:

@@ -96,7 +96,7 @@ def _ending(book: Any, name: str) -> Iterator[None]:
     end: dict[str, Any] = {"state": data.DONE}
     try:
         yield
-    except (Cancelled, KeyboardInterrupt):
+    except (Cancelled, KeyboardInterrupt, SystemExit):  # Ray turns a SIGTERM into a SystemExit
         end = {"state": data.CANCELLED}
         raise
     except GaveWay:
