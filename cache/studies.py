@@ -31,9 +31,9 @@ _HEAD = "id, name, model, settings, plan, provenance, state, note, progress, sto
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """One study without its parts. `id` stays, names can change; `state`: see `core.study.data`;
-    `note`: why it failed; `progress`: how far it is,
-    as JSON; `stop`: someone asked it to stop; `created`, `updated`: microseconds since 1970."""
+    """One study without its parts. `id` stays, names can change; `state`: see `core.study.data`; `note`: why it failed,
+    or what is done before it runs; `progress`: how far it is, as JSON; `stop`: someone asked it to stop; `created`,
+    `updated`: microseconds since 1970."""
 
     id: int
     name: str

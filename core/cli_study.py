@@ -181,14 +181,19 @@ def _go(book: Any, settings: StudySettings, name: str, *, hire: Any, fresh: bool
     hint = f"What is done is kept: python -m core study resume {name}"
     progress = TerminalProgress()
     try:
+        from .study.manage import preparing
+
         try:
-            model = _model(settings.model, progress)
+            with preparing(book, name, "loading the model"):
+                from .study.run import Stopping, run
+
+                model = _model(settings.model, Stopping(progress, book, name))
+        except Cancelled:
+            raise
         except ExpertScopeError:
             if fresh:
                 book.delete(name)
             raise
-        from .study.run import run
-
         run(book, model, name, progress=progress, hire=hire)
     except Cancelled:
         progress.close()
@@ -320,13 +325,13 @@ def _folder(path: str) -> Path:
 
 def _print(book: Any, name: str) -> None:
     """How a study stands and what it found."""
-    from .study.data import state_of
+    from .study.data import FAILED, state_of
     from .study.text import overview
 
     record, study = book.get(name), _loaded(book, name)
     seconds = record.progress.get("seconds")
     spent = f" in {duration(seconds)}" if seconds else ""
     print(visible(f"{study.name}: {state_of(book, record)}, {record.progress.get('fraction', 0.0):.0%} done{spent}"))
-    if record.note:
+    if record.state == FAILED and record.note:
         print(visible(record.note))
     print("\n".join(visible(line) for line in overview(study).split("\n")))

@@ -89,6 +89,8 @@ class StudyDesk:
                 record = self._stored().find(record.name) or record
                 state = data.state_of(self._stored(), record)
         label, fraction = record.progress.get("label", ""), float(record.progress.get("fraction", 0.0))
+        if state in (data.QUEUED, data.RUNNING):  # by another process
+            label = record.note or label
         stopping = record.stop
         if job is not None and now is not None and now.active:
             state = data.RUNNING if now.state == RUNNING else data.QUEUED

@@ -1,11 +1,38 @@
-"""Stopping, renaming and deleting studies of a store, whoever runs them. Knows states; measures nothing."""
+"""Holding, stopping, renaming and deleting studies of a store, whoever runs them. Knows states; measures nothing."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-from ..errors import InputError
+from ..errors import Cancelled, ExpertScopeError, InputError
+from . import locks
 from .data import CANCELLED, INTERRUPTED, QUEUED, RUNNING, running_already, state_of
+
+
+@contextlib.contextmanager
+def preparing(book: Any, name: str, doing: str) -> Iterator[None]:
+    """Hold the study `name` while its model is loaded: whoever looks at it sees that it waits, and what for (`doing`,
+    its note), and can cancel it, which raises `Cancelled` at the end of the block at the latest. Where the block fails,
+    the study is as before. Raises `InputError` where somebody works on it."""
+    record = book.get(name)
+    with locks.trying(locks.folder_beside(book.path), f"study {record.id}", patience=1.0) as mine:
+        if not mine:
+            raise running_already(name)
+        end: dict[str, Any] = {"state": record.state, "note": record.note}
+        book.update(name, state=QUEUED, note=doing, stop=False)
+        try:
+            yield
+            if book.get(name).stop:
+                raise Cancelled()
+            end = {"note": ""}
+        except (Cancelled, KeyboardInterrupt):
+            end = {"state": CANCELLED, "note": ""}
+            raise
+        finally:
+            with contextlib.suppress(ExpertScopeError):
+                book.update(name, **end)
 
 
 def cancel(book: Any, name: str) -> bool:

@@ -68,7 +68,7 @@ def run(
     with locks.trying(folder, f"study {record.id}", patience=1.0) as mine:
         if not mine:
             raise data.running_already(name)
-        progress = _Stopping(progress, book, name)
+        progress = Stopping(progress, book, name)
         with _ending(book, name):
             book.update(name, state=data.QUEUED, note="", stop=False)
             label = "waiting for another study of this model"
@@ -113,8 +113,8 @@ def _ending(book: Any, name: str) -> Iterator[None]:
             book.update(name, **end)
 
 
-class _Stopping(Progress):
-    """Also asks the store, now and then, whether someone asked the study to stop."""
+class Stopping(Progress):
+    """Also asks the store, now and then, whether someone asked the study `name` to stop."""
 
     def __init__(self, outer: Progress, book: Any, name: str) -> None:
         self._outer, self._book, self._name = outer, book, name

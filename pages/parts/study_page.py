@@ -24,7 +24,7 @@ ENDED = {
     "cancelled": "This study was cancelled. What was measured is kept; it can go on where it was.",
     "interrupted": "This study's process ended in the middle. What was measured is kept; it can go on where it was.",
 }
-NOT_BEGUN = "Nothing was measured yet: its process is still loading the model, or has ended. It can go on from here."
+NOT_BEGUN = "This study's process ended before anything was measured. It can begin from here."
 
 
 def draw() -> None:
