@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from .console import TerminalProgress, say
+from .console import say
 from .errors import InputError, StoreError
+from .progress import Progress
 from .requests import (
     AUTO_FOIL,
     CORRUPTIONS,
@@ -112,7 +113,7 @@ def _replacement(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 
-def load(spec: ModelSpec, store: Any, progress: TerminalProgress) -> Any:
+def load(spec: ModelSpec, store: Any, progress: Progress) -> Any:
     """The loaded model; where its weights stay on the disk, that is said."""
     from .models import load_model
 

@@ -14,6 +14,7 @@ from typing import Any
 from .cli_options import load, model_of, model_options
 from .console import TerminalProgress, duration, say, visible
 from .errors import Cancelled, ExpertScopeError, InputError
+from .progress import Progress
 from .requests import ModelSpec
 from .study.cases import CASE_SETS
 from .study.cases import SCAN as SCAN_CASES
@@ -298,7 +299,7 @@ def _book() -> Any:
     return Studies()
 
 
-def _model(spec: ModelSpec, progress: TerminalProgress) -> Any:
+def _model(spec: ModelSpec, progress: Progress) -> Any:
     """The loaded model. Others can use the store meanwhile."""
     from cache.verdicts import Verdicts
 

@@ -65,6 +65,10 @@ def filter_problems(result: TraceResult) -> list[str]:
     return out
 
 
+VISIBLE_ROUNDING = 1e-3
+"""What rounding moves by so much (logits) or more could be mistaken for an effect: it is said beside the figures."""
+
+
 def rounding(where: Provenance) -> str:
     """What the noise floor says, in words; empty where it was not measured."""
     if where.noise_floor is None or where.noise_floor_largest is None:

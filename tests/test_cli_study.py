@@ -17,6 +17,7 @@ from cache import Store
 from cache.lending import patiently
 from cache.studies import Studies
 from core import cli, cli_study
+from core.errors import ModelError
 from core.study import data
 from core.study.settings import StudySettings, preset
 
@@ -137,6 +138,36 @@ def test_cancel_of_what_is_not_running(study):
     assert " interrupted " in study("list")[1]
     assert study("cancel", "first")[0] == 0
     assert Studies().get("first").state == data.CANCELLED
+
+
+def test_while_the_model_is_loaded_others_see_that_and_can_cancel(study, monkeypatch):
+    seen = []
+
+    def load(spec, progress):
+        record = Studies().get("first")
+        seen.append((data.state_of(Studies(), record), record.note))
+        assert study("resume", "first")[0] == 2  # somebody works on it
+        assert study("cancel", "first")[0] == 0
+        return model(spec, progress)
+
+    model = cli_study._model
+    monkeypatch.setattr(cli_study, "_model", load)
+    code, _, err = study("--name", "first", new=True)
+    assert code == 1 and "cancelled" in err and seen == [(data.QUEUED, "loading the model")]
+    assert (Studies().get("first").state, Studies().get("first").note) == (data.CANCELLED, "")
+    assert Studies().part_names("first") == {(data.FACTS, 0)}
+
+    def fail(spec, progress):
+        raise ModelError("It is gone.")
+
+    monkeypatch.setattr(cli_study, "_model", fail)
+    Studies().update("first", state=data.FAILED, note="No room.")
+    assert "It is gone." in study("resume", "first")[2]
+    assert (Studies().get("first").state, Studies().get("first").note) == (data.FAILED, "No room.")  # as before
+    assert study("--name", "second", new=True)[0] == 1 and Studies().find("second") is None
+    monkeypatch.setattr(cli_study, "_model", model)
+    assert study("resume", "first")[0] == 0
+    assert (Studies().get("first").state, Studies().get("first").note) == (data.DONE, "")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")

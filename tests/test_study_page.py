@@ -23,7 +23,7 @@ from core.checks import ensure_checked
 from core.links import from_query
 from core.moe import MoeModel
 from core.requests import ModelSpec
-from core.study import archive, data, link, summary
+from core.study import archive, data, link, manage, summary
 from core.study.run import run
 from core.study.settings import preset
 from core.tooltips import number
@@ -251,6 +251,16 @@ def test_every_section_opens_by_link_with_its_figures_and_tables(bench, book, fi
     assert "python -m core study --model ours --facts bundled" in page.code[-1].value
 
 
+def test_what_is_within_rounding_is_said_beside_the_figures(bench, book, finished):
+    archive.unpack(book, finished[0])
+    assert "within rounding" not in plain(opened(study="words")) + plain(opened(study="words", show="facts"))
+    book.update("words", provenance={**book.get("words").provenance, "noise_floor": 0.3, "dtype": "bfloat16"})
+    single = "single fact's rescue below 0.3 logits is within rounding (bfloat16)"
+    for section in ("overview", "facts", "relations"):
+        assert single in plain(opened(study="words", **({} if section == "overview" else {"show": section})))
+    assert "Means over 6 facts below about 0.12 logits" in plain(opened(study="words", show="layers"))
+
+
 def test_each_fact_leads_to_the_trace_page_with_the_studys_settings(bench, book, finished):
     content, study = finished
     archive.unpack(book, content)
@@ -397,7 +407,10 @@ def test_a_study_of_another_process_is_shown(bench, book, finished):
         page.run()
         assert "40% of the whole" in plain(page)
     book.update("words", progress={})
-    assert "Nothing was measured yet" in plain(page.run())
+    assert "ended before anything was measured" in plain(page.run())
+    with manage.preparing(book, "words", "loading the model"):
+        page.run()
+        assert "loading the model · 0% of the whole" in plain(page) and button(page, "Cancel")
 
 
 def test_missing_values_are_shown_as_missing(bench, book, finished):

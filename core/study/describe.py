@@ -14,7 +14,8 @@ from .settings import StudySettings
 
 
 def provenance_of_study(model: MoeModel, settings: StudySettings) -> dict[str, Any]:
-    """Where the numbers of a study that begins now come from, as JSON values; `noise_sigma` in embedding units."""
+    """Where the numbers of a study that begins now come from, as JSON values; `noise_sigma` in embedding units,
+    `noise_floor` in logits (see `core.noise_floor`)."""
     notes = []
     if model.structure.ids_inside:
         notes.append(
@@ -32,6 +33,8 @@ def provenance_of_study(model: MoeModel, settings: StudySettings) -> dict[str, A
         "implementation": model.implementation(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "noise_sigma": settings.noise * model.embedding_std,
+        "noise_floor": model.noise_floor.rescue,
+        "noise_floor_largest": model.noise_floor.largest,
         "n_layers": model.n_layers,
         "moe_layers": model.moe_layers,
         "n_experts": model.n_experts,

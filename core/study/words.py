@@ -3,8 +3,11 @@ escape it for the place where it stands."""
 
 from __future__ import annotations
 
+import math
+
 from ..results import expert_name
 from ..tooltips import number
+from ..views import VISIBLE_ROUNDING
 from .analysis import Analysis
 from .coalitions import RULES
 from .findings import Findings
@@ -58,9 +61,31 @@ DEMO = (
 )
 
 
+MEANS = ("layer_curves", "experts", "controls", "coalitions", "joint_search", "noise", "fresh_draw")
+"""Figures and tables of means over all validation facts."""
+
+
 def how_to_read(found: Findings) -> str:
     """How the numbers are to be read."""
-    return HOW_TO_READ.format(units=_units(found.analysis.options.by_subject))
+    return f"{HOW_TO_READ.format(units=_units(found.analysis.options.by_subject))} {rounding(found)}".strip()
+
+
+def rounding(found: Findings, n: int = 1) -> str:
+    """What of a fact's rescue, or with `n` of a mean over so many facts, is within rounding (independent from fact to
+    fact, so that a mean moves by 1 ÷ √n of it); empty where nobody could take it for an effect, or it was not measured.
+    """
+    floor, dtype = found.provenance.get("noise_floor"), found.provenance.get("dtype")
+    if isinstance(floor, bool) or not isinstance(floor, int | float) or not math.isfinite(floor) or n < 1:
+        return ""
+    mean = floor / math.sqrt(n)
+    if mean < VISIBLE_ROUNDING:
+        return ""
+    if n > 1:
+        return f"Means over {n} facts below about {mean:.2g} logits are within rounding ({dtype})."
+    return (
+        f"A single fact's rescue below {floor:.2g} logits is within rounding ({dtype}), a mean over n facts below "
+        f"about {floor:.2g} ÷ √n."
+    )
 
 
 def captions(found: Findings) -> dict[str, str]:
@@ -82,7 +107,9 @@ def captions(found: Findings) -> dict[str, str]:
         "draw has other noise for the same facts.",
         "published": _published(found),
     }
-    return {name: text for name, text in out.items() if text}
+    every = rounding(found, found.summary["n_facts"]["validation"])
+    beside = dict.fromkeys(MEANS, every) | {"relations": rounding(found)}
+    return {name: f"{text} {beside.get(name, '')}".strip() for name, text in out.items() if text}
 
 
 def funnel_sentence(found: Findings) -> str:

@@ -36,8 +36,6 @@ HELP_SITE = (
 HELP_WINDOW = (
     "Patch this many neighbouring layers at once. One layer's loss can be made up for by the next; ROME's plots use 10."
 )
-VISIBLE_ROUNDING = 1e-3
-"""From this noise floor on (logits) the maps say so."""
 STRIP = (
     "Which experts each token goes to at this layer. Stronger colour: larger router weight. ≈ marks a near tie, where "
     "the choice could flip under rounding. Click to follow an expert."
@@ -222,6 +220,6 @@ def _missing_note(result: TraceResult, shown: View) -> str:
 def _rounding_note(result: TraceResult) -> str:
     """Only where it could be mistaken for an effect."""
     floor = result.provenance.noise_floor or 0.0
-    if floor < VISIBLE_ROUNDING:
+    if floor < views.VISIBLE_ROUNDING:
         return ""
     return f" Rescues below {floor:.2g} logits are within rounding ({result.provenance.dtype})."

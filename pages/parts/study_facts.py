@@ -8,7 +8,7 @@ import streamlit as st
 from core.links import Link
 from core.requests import Fact
 from core.results import expert_name
-from core.study import rows, values
+from core.study import rows, values, words
 from core.study.behind import behind
 from core.study.findings import Findings
 from core.study.link import SPLITS, StudyView, expert_view, trace_request, trace_view
@@ -41,6 +41,8 @@ def draw(found: Findings, view: StudyView, *, chosen: bool = False) -> None:
         st.caption("No fact of this study is like that.")
         return
     _sentence(shown, expert)
+    if said := words.rounding(found):
+        st.caption(text.plain(said))
     links = [_address(found, row, layer, expert) for row in shown.itertuples()]
     key = f"es_study_facts_{found.name}_{layer}_{expert}_{view.relation}_{view.split}"
 
