@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -310,13 +311,17 @@ def test_the_report_is_self_contained_and_has_everything(found, pictures):
     [(0.4, "below 0.4 logits", "Means over 20 facts below about 0.089 logits"), (2e-3, "below 0.002 logits", None)]
     + [(9e-4, None, None), (None, None, None), (float("nan"), None, None), ("much", None, None)],
 )
-def test_what_could_be_rounding_is_said_beside_the_figures(rows, pictures, floor, single, means):
+def test_what_could_be_rounding_is_said_beside_the_figures(found, floor, single, means):
     """Of a mean over 20 validation facts √20 times less than of one."""
-    found = findings.find(rows, QUICK, FUNNEL, name="one", provenance={"noise_floor": floor, "dtype": "bfloat16"})
-    text = " ".join(Page(report.page(found, pictures)).text)
-    assert text.count("single fact's rescue") == (2 if single else 0)  # above all figures, and with the relations
-    assert single is None or f"{single} is within rounding (bfloat16)" in text
-    assert text.count("Means over") == (len(words.MEANS) if means else 0) and (means is None or means in text)
+    there = dataclasses.replace(found, provenance={"noise_floor": floor, "dtype": "bfloat16"})
+    captions = words.captions(there)
+    for text in (words.how_to_read(there), captions["relations"]):
+        assert ("within rounding (bfloat16)" in text and single in text) if single else "rounding" not in text
+    for name in words.MEANS:
+        assert (means in captions[name]) if means else ("rounding" not in captions[name])
+    if single:
+        text = " ".join(Page(report.page(there, {})).text)
+        assert text.count(single) == 2 and text.count("Means over") == (len(words.MEANS) if means else 0)
 
 
 def evil_study(rows: pd.DataFrame, *, state: str = "done") -> SimpleNamespace:
