@@ -12,6 +12,8 @@ import dataclasses
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ from .tasks import Task
 LOCAL = "local"
 TRIES = 3
 """A batch, or the start of a worker, that fails so often in a row ends the study."""
-_PATIENCE = 5.0  # seconds for a cluster to answer
+_PATIENCE = 60.0  # seconds for a cluster to answer
 _POLL = 0.5  # seconds between two looks whether the study should stop
 _ROOM = 1.5  # memory of a worker, times that of the weights
 _OWN_BYTES = 10**9  # and besides: the libraries
@@ -302,20 +304,40 @@ def _ray() -> Any:
 
 
 def _check_answers(address: str) -> None:
-    """Raises `InputError` where nothing listens at `host:port`: Ray itself would go on trying for many minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or "://" in address:
+    """Raises `InputError` where no cluster answers: Ray itself would go on trying for many minutes, or end the process
+    that asks, so that another one asks."""
+    if address == LOCAL:
         return
+    host, colon, port = address.rpartition(":")
+    if colon and "://" not in address:  # the usual mistakes, at once
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+        except (OSError, OverflowError, ValueError) as error:
+            raise _no_cluster(address, str(error)) from None
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
-    except (OSError, OverflowError, ValueError) as error:
-        raise _no_cluster(address, error) from None
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK, address], capture_output=True, text=True, errors="replace", timeout=_PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        raise _no_cluster(address, f"nobody answered for {_PATIENCE:g} seconds.") from None
+    if asked.returncode:
+        raise _no_cluster(address, " ".join(asked.stdout.split()) or f"Ray ended with code {asked.returncode}.")
 
 
-def _no_cluster(address: str, error: Exception) -> InputError:
+_ASK = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False, logging_level="ERROR")
+except Exception as error:
+    print(error)
+    sys.exit(1)
+"""
+
+
+def _no_cluster(address: str, reason: str) -> InputError:
     what = "Ray cannot be started here" if address == LOCAL else f"There is no Ray cluster at {address!r}"
     return InputError(
-        f"{what}: {_first_line(error)}",
+        f"{what}: {reason[:400]}",
         "Give --ray the host:port of a running cluster with the same Python and Ray, or local.",
         field="ray",
     )
@@ -342,7 +364,7 @@ def _connected(ray: Any, address: str, *, cpus: int) -> Iterator[None]:
             else:
                 ray.init(address=address, **quiet)
         except Exception as error:
-            raise _no_cluster(address, error) from None
+            raise _no_cluster(address, " ".join(str(error).split())) from None
         yield
     finally:
         ray.shutdown()
