@@ -24,7 +24,7 @@ from core import cli
 from core.errors import Cancelled, ExpertScopeError, InputError, OutOfMemory
 from core.models import load_model
 from core.progress import Progress
-from core.study import data
+from core.study import data, ray_cluster
 from core.study.data import create
 from core.study.describe import marks
 from core.study.ray_workers import RayCrew, RayWorkers, _share, fitting
@@ -289,11 +289,44 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch, capsys):
     assert "No studies yet" in capsys.readouterr().out
 
 
-def test_nobody_at_the_address_is_said_at_once_and_no_study_is_kept(capsys):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # taken, and nobody listens
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
-        assert cli.main(["study", "--name", "x", "--ray", address]) == 2
-    assert f"no Ray cluster at '{address}'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("{closed}", "no Ray cluster at '{closed}': [Errno"),
+        ("{silent}", "no Ray cluster at '{silent}': nobody answered for 1 seconds"),
+        ("nowhere:port", "no Ray cluster at 'nowhere:port': invalid literal"),
+    ],
+)
+def test_nobody_at_the_address_is_said_and_no_study_is_kept(address, says, capsys, monkeypatch):
+    """`closed`: taken, and nobody listens; `silent`: somebody listens who is no Ray."""
+    monkeypatch.setattr(ray_cluster, "_PATIENCE", 1.0)
+    with socket.socket() as closed, socket.socket() as silent:
+        places = {}
+        for name, one in (("closed", closed), ("silent", silent)):
+            one.bind(("127.0.0.1", 0))
+            places[name] = f"127.0.0.1:{one.getsockname()[1]}"
+        silent.listen()
+        assert cli.main(["study", "--name", "x", "--ray", address.format(**places)]) == 2
+        assert says.format(**places) in capsys.readouterr().err
     assert cli.main(["study", "list"]) == 0
     assert "No studies yet" in capsys.readouterr().out
+
+
+def test_what_ray_says_of_the_address_is_said():
+    with pytest.raises(InputError, match="no Ray cluster at 'somewhere': .*somewhere"):
+        ray_cluster.check_answers("somewhere")
+
+
+def test_a_cluster_of_this_machine_is_shown_the_token_that_it_asks_for(monkeypatch):
+    from ray._private.authentication import authentication_token_setup as setup
+
+    answers, shown = [ray_cluster._TOKEN, ""], []
+    monkeypatch.setattr(ray_cluster, "_asked", lambda address: answers.pop(0))
+    monkeypatch.setattr(setup, "maybe_enable_token_auth_if_token_available", lambda **_: shown.append(True))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        ray_cluster.check_answers(address)
+        assert shown == [True] and not answers
+        monkeypatch.setattr(ray_cluster, "_asked", lambda address: ray_cluster._TOKEN)
+        with pytest.raises(InputError, match="RAY_AUTH_MODE=token"):
+            ray_cluster.check_answers(address)

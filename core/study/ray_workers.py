@@ -10,11 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import os
-import shutil
 import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,18 +25,15 @@ from ..requests import ModelSpec
 from ..structure import Structure
 from .describe import differing, marks
 from .plan import Plan
+from .ray_cluster import LOCAL, check_answers, connected, first_line, library
 from .reporting import Reporter
 from .tasks import Task
 
-LOCAL = "local"
 TRIES = 3
 """A batch, or the start of a worker, that fails so often in a row ends the study."""
-_PATIENCE = 60.0  # seconds for a cluster to answer
 _POLL = 0.5  # seconds between two looks whether the study should stop
 _ROOM = 1.5  # memory of a worker, times that of the weights
 _OWN_BYTES = 10**9  # and besides: the libraries
-_STORE_BYTES = 128 * 2**20  # for tasks and results in passing
-_SHORT = 40  # the path of a socket has to fit into about a hundred characters
 
 
 class Worker:
@@ -180,7 +173,7 @@ class RayCrew:
             ) from None
         except errors.RayError as error:
             self._replace(hand, error)
-            return number, False, _first_line(error)
+            return number, False, first_line(error)
         return number, True, value
 
     def _checked(self, found: Mapping[str, Any]) -> None:
@@ -201,7 +194,7 @@ class RayCrew:
                 raise ExpertScopeError(
                     f"Ray workers were lost {TRIES} times in a row while they loaded the model.",
                     f"Often the memory is used up: take fewer workers (--ray-workers). Every machine needs "
-                    f"ExpertScope where Python finds it. Ray said: {_first_line(error)}",
+                    f"ExpertScope where Python finds it. Ray said: {first_line(error)}",
                 ) from None
         with contextlib.suppress(Exception):  # it may be alive but out of reach
             self._ray.kill(hand.actor)
@@ -222,8 +215,8 @@ class RayWorkers:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise InputError(f"{self.workers} Ray workers cannot measure.", "Give at least 1.", field="ray_workers")
-        _ray()
-        _check_answers(self.address)
+        library()
+        check_answers(self.address)
 
     @contextlib.contextmanager
     def __call__(self, model: MoeModel, structure: Structure, plan: Plan) -> Iterator[RayCrew]:
@@ -231,11 +224,11 @@ class RayWorkers:
             raise InputError(
                 "Ray workers load the model from its files, and this one has none.", "Save it first.", field="ray"
             )
-        ray, gpu = _ray(), model.device.type == "cuda"
+        ray, gpu = library(), model.device.type == "cuda"
         here = {"CPU": _cores(), "GPU": torch.cuda.device_count(), "memory": available_bytes("cpu")}
         # one worker alone would only take this process's place
         workers = self.workers or fitting([here], model, plan.threads, least=2)
-        with _connected(ray, self.address, cpus=workers * plan.threads):
+        with connected(ray, self.address, cpus=workers * plan.threads):
             machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             share = _share(machines, plan.threads, gpu=gpu)
             if self.workers is None and self.address != LOCAL:
@@ -288,102 +281,3 @@ def _spec_of(model: MoeModel) -> ModelSpec:
         if Path(name).expanduser().is_dir() and name != "demo":
             name = str(Path(name).expanduser().resolve())
     return dataclasses.replace(spec, name=name, dtype=dtype, device=model.device.type)
-
-
-def _ray() -> Any:
-    """The library, told to report nothing to its makers."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError:
-        raise InputError(
-            "Ray is not installed.", "Install it: pip install -r requirements-ray.txt -c constraints.txt", field="ray"
-        ) from None
-    return ray
-
-
-def _check_answers(address: str) -> None:
-    """Raises `InputError` where no cluster answers: Ray itself would go on trying for many minutes, or end the process
-    that asks, so that another one asks."""
-    if address == LOCAL:
-        return
-    host, colon, port = address.rpartition(":")
-    if colon and "://" not in address:  # the usual mistakes, at once
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
-        except (OSError, OverflowError, ValueError) as error:
-            raise _no_cluster(address, str(error)) from None
-    try:
-        asked = subprocess.run(
-            [sys.executable, "-c", _ASK, address], capture_output=True, text=True, errors="replace", timeout=_PATIENCE
-        )
-    except subprocess.TimeoutExpired:
-        raise _no_cluster(address, f"nobody answered for {_PATIENCE:g} seconds.") from None
-    if asked.returncode:
-        raise _no_cluster(address, " ".join(asked.stdout.split()) or f"Ray ended with code {asked.returncode}.")
-
-
-_ASK = """
-import sys, ray
-try:
-    ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False, logging_level="ERROR")
-except Exception as error:
-    print(error)
-    sys.exit(1)
-"""
-
-
-def _no_cluster(address: str, reason: str) -> InputError:
-    what = "Ray cannot be started here" if address == LOCAL else f"There is no Ray cluster at {address!r}"
-    return InputError(
-        f"{what}: {reason[:400]}",
-        "Give --ray the host:port of a running cluster with the same Python and Ray, or local.",
-        field="ray",
-    )
-
-
-@contextlib.contextmanager
-def _connected(ray: Any, address: str, *, cpus: int) -> Iterator[None]:
-    """In touch with a cluster, or with one of our own. Where this process is in touch with one already, that one."""
-    if ray.is_initialized():
-        yield
-        return
-    quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
-    folder = None
-    try:
-        try:
-            if address == LOCAL:
-                root = tempfile.gettempdir()
-                folder = tempfile.mkdtemp(prefix="ray", dir=root if len(root) < _SHORT else "/tmp")
-                with _loopback():
-                    ray.init(
-                        address=LOCAL, num_cpus=cpus, include_dashboard=False, object_store_memory=_STORE_BYTES,
-                        _node_ip_address="127.0.0.1", _temp_dir=folder, **quiet,
-                    )  # fmt: skip
-            else:
-                ray.init(address=address, **quiet)
-        except Exception as error:
-            raise _no_cluster(address, " ".join(str(error).split())) from None
-        yield
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _loopback() -> Iterator[None]:
-    """Ray takes 127.0.0.1 for the machine's outer address, on which others could reach a local cluster. Not here."""
-    from ray._private import services
-
-    before = services.resolve_ip_for_localhost
-    services.resolve_ip_for_localhost = lambda host: host
-    try:
-        yield
-    finally:
-        services.resolve_ip_for_localhost = before
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
