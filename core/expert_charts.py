@@ -10,9 +10,9 @@ import altair as alt
 import pandas as pd
 
 from .expert_tables import OTHERS, OWN, SHORT
-from .marks import row_height
+from .marks import diverging, row_height
 from .palette import LIGHT, Palette
-from .picture import Picture, Tables, finish, limit, unchecked
+from .picture import Picture, Tables, finish, unchecked
 from .study.drawing import colours, intervals, names_axis, zero_line
 from .tooltips import number
 
@@ -95,9 +95,9 @@ def expert_map(table: pd.DataFrame, *, moe_layers: list[int], n_experts: int, pa
     """Layer × expert: the all-case mean rescue of every expert (`core.expert_tables.every_expert`); blank: clean-active
     in none of the facts. Selection `expert` with the fields layer and expert."""
     data = Tables()
-    end = limit(table.mean_all)
     shown = pd.DataFrame({
         "layer": table.layer, "expert": table.expert, "column": table.expert.astype(str), "value": table.mean_all,
+            "defined": True,
         "t_expert": table.name,
         "t_rescue": [f"{number(m, 3, True)} logits, all facts" for m in table.mean_all],
         "t_where_active": [f"{number(m, 3, True)} logits" for m in table.mean_active],
@@ -114,14 +114,7 @@ def expert_map(table: pd.DataFrame, *, moe_layers: list[int], n_experts: int, pa
         "layer:O", sort=None, title="layer", scale=alt.Scale(domain=moe_layers[::-1]),
         axis=alt.Axis(labelOverlap="greedy", **bare),
     )  # fmt: skip
-    color = alt.Color(
-        "value:Q",
-        scale=alt.Scale(domain=[-end, 0, end], range=[palette.low, palette.mid, palette.high], clamp=True),
-        legend=alt.Legend(
-            title="mean rescue, all facts (logits)", orient="top", direction="horizontal", gradientLength=170,
-            gradientThickness=9, values=[-end, 0, end], titleLimit=300,
-        ),
-    )  # fmt: skip
+    color = diverging(table.mean_all, "mean rescue (logits)", palette, palette.missing)
     blanks = pd.MultiIndex.from_product([moe_layers, columns], names=["layer", "column"]).to_frame(index=False)
     chosen = alt.selection_point(
         name="expert", fields=["layer", "expert"], on="click", clear=False, toggle=False, empty=False

@@ -68,7 +68,8 @@ def answer(
     )  # fmt: skip
     whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
     table = whole.astype(COLUMNS).sort_values(["fact", "mode", "place"], ignore_index=True)[list(COLUMNS)]
-    return {"knockouts": table}, {"left_out": left_out, "modes": list(modes)}
+    said = f"{expert_name(layer, expert)} knocked out in the clean runs of {len(questions)} facts"
+    return {"knockouts": table}, {"left_out": left_out, "modes": list(modes), "caption": [said]}
 
 
 def knockout(run: int, *, layer: int, expert: int, positions: Sequence[int], mode: str) -> Patch:

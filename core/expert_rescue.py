@@ -44,7 +44,7 @@ of its expert patch there, mean over draws, and its sample standard deviation (m
 def answer(
     model: MoeModel, request: DerivedRequest, *, store: Any = None, progress: Progress = SILENT
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """The tables `facts` and `patches` (columns above), and `left_out`.
+    """The tables `facts` and `patches` (columns above), `left_out` and `caption`.
 
     Settings: those of a `TraceRequest` (noise, draws, seed, special_tokens, object_tokens, first_token, corruption).
     """
@@ -66,7 +66,8 @@ def answer(
         whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(types))
         order = [column for column in ("fact", "layer", "expert") if column in types]
         tables[name] = whole.astype(types).sort_values(order, ignore_index=True)[list(types)]
-    return tables, {"left_out": left_out}
+    said = f"expert patches at the last position, every clean-active expert of every layer, {len(questions)} facts"
+    return tables, {"left_out": left_out, "caption": [said]}
 
 
 @dataclass

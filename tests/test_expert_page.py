@@ -16,7 +16,7 @@ from word_facts import word_facts
 from cache import Store
 from core import expert_link, expert_routing, expert_tables, links
 from core.checks import ensure_checked
-from core.derived import derive
+from core.derived import DerivedRequest, derive
 from core.expert_link import ExpertView, from_query
 from core.moe import MoeModel
 from core.routing_kinds import routed_of, routing_request
@@ -49,9 +49,11 @@ def some(rescue) -> ExpertView:
     return ExpertView(layer=int(row.layer), expert=int(row.expert))
 
 
-@pytest.fixture
-def bench(model, tmp_path, monkeypatch):
-    with Store.open(tmp_path / "store.duckdb") as store:
+@pytest.fixture(scope="module")
+def bench(model, tmp_path_factory):
+    """One for all tests: what was computed for one of them is there for the next."""
+    folder = tmp_path_factory.mktemp("store")
+    with Store.open(folder / "store.duckdb") as store, pytest.MonkeyPatch.context() as monkeypatch:
         engine = Engine(lambda name, **options: model, lambda *a, **o: [], lambda *a: None)
         made = Workbench(store, engine=engine)
         monkeypatch.setattr(made, "store_status", lambda: StoreStatus(limit=10**9))
@@ -92,8 +94,9 @@ def view_of(page: AppTest) -> ExpertView:
     return from_query({name: v[0] if isinstance(v, list) else v for name, v in page.query_params.items()})
 
 
-def titles(bench: Workbench) -> list[str]:
-    return [job.title for job in bench.jobs.all()]
+def asked(bench: Workbench, kind: str) -> list[DerivedRequest]:
+    """The questions of one kind that were computed."""
+    return [job.key for job in bench.jobs.all() if isinstance(job.key, DerivedRequest) and job.key.kind == kind]
 
 
 def button(page: AppTest, label: str):
@@ -129,12 +132,15 @@ def test_the_numbers_above_the_sections_are_those_of_the_expert(bench, model, re
 
 
 def test_what_takes_longer_is_asked_when_its_section_is_opened(bench, some):
-    page = opened(some)
-    assert not [title for title in titles(bench) if "nocking" in title]
+    other = expert_link.replace(some, first_token=True)  # nobody asked that before
+    page = opened(other)
     assert len(page.get("vega_lite_chart")) == 2 and "<mark" in shown(page)
-    assert view_of(page) == some
+    assert view_of(page) == other
+    knockout = expert_link.knockout_request(other, FACTS)
+    assert asked(bench, "expert_rescue")[-1] == expert_link.rescue_request(other, FACTS)
+    assert knockout not in asked(bench, "expert_knockout")
     drawn(page.segmented_control(key=section_key(page)).set_value("knockout").run())
-    assert [title for title in titles(bench) if "nocking" in title]
+    assert asked(bench, "expert_knockout")[-1] == knockout
     assert view_of(page).section == "knockout"
     assert "own facts" in shown(page)
 
@@ -145,13 +151,12 @@ def section_key(page: AppTest) -> str:
 
 def test_next_and_previous(bench, some):
     page = opened(some)
-    n, asked = len(bench.jobs.all()), [job.key for job in bench.jobs.all()]
+    n = len(bench.jobs.all())
     there = expert_link.beside(some, 1, moe_layers=[0, 1, 2, 3], n_experts=8)
     beside = [b for b in page.button if b.help and b.help.startswith("The ") and b.help.endswith(": " + there.name)]
     drawn(beside[0].click().run())
     assert view_of(page).name == there.name
-    model_jobs = [job for job in bench.jobs.all()[n:] if job.key not in asked and job.lane == "derived"]
-    assert not model_jobs, "the next expert needs no model"
+    assert {job.lane for job in bench.jobs.all()[n:]} == {"numbers"}, "the next expert needs no model"
 
 
 def test_the_facts_lead_to_the_trace_page_with_the_expert_marked(bench, rescue, some):
@@ -160,13 +165,13 @@ def test_the_facts_lead_to_the_trace_page_with_the_expert_marked(bench, rescue, 
     found = expert_tables.rescue(rescue.tables, some.layer, some.expert, top_k=2).facts
     assert sorted(table.case_id) == sorted(found.case_id)
     row = table.iloc[0]
-    asked = links.from_query(
+    there = links.from_query(
         {name: values[0] for name, values in parse_qs(urlsplit(row.trace).query).items()},
         bundled={fact.case_id: fact for fact in FACTS}.get, default=FACTS[0],
     )  # fmt: skip
-    assert asked.request == some.trace(next(fact for fact in FACTS if fact.case_id == row.case_id))
-    assert (asked.view.layer, asked.view.expert) == (some.layer, some.expert)
-    assert not asked.problems and urlsplit(row.trace).path == "/"
+    assert there.request == some.trace(next(fact for fact in FACTS if fact.case_id == row.case_id))
+    assert (there.view.layer, there.view.expert) == (some.layer, some.expert)
+    assert not there.problems and urlsplit(row.trace).path == "/"
     one = opened(some, show="rescue", relation="relation 1")
     assert set(one.dataframe[-1].value.relation) == {"relation 1"}
 
@@ -189,8 +194,7 @@ def test_the_settings_in_the_sidebar_change_the_question(bench, some):
     noise = next(box for box in page.number_input if box.label == "Noise level")
     drawn(noise.set_value(2.0).run())
     assert view_of(page) == expert_link.replace(some, noise=2.0)
-    kinds = [job.key.get()["noise"] for job in bench.jobs.all() if getattr(job.key, "kind", "") == "expert_rescue"]
-    assert kinds == [3.0, 2.0]
+    assert asked(bench, "expert_rescue")[-1].get()["noise"] == 2.0
 
 
 @pytest.mark.parametrize(
@@ -220,9 +224,9 @@ def test_the_steering_box_changes_the_question_and_shows_both_runs(bench, model,
     view = view_of(page)
     assert (view.factor, view.section) == (0.0, "steering")
     fact = next(box for box in page.selectbox if box.label == "Fact")
-    asked = [job.key for job in bench.jobs.all() if getattr(job.key, "kind", "") == "steering"][-1]
-    assert asked.get()["factor"] == 0.0 and asked.facts == (FACTS[fact.value],)
-    row = derive(model, asked).tables["facts"].iloc[0]
+    request = asked(bench, "steering")[-1]
+    assert request.get()["factor"] == 0.0 and request.facts == (FACTS[fact.value],)
+    row = derive(model, request).tables["facts"].iloc[0]
     text = shown(page)
     for value in (row.clean_contrast, row.scaled_contrast):
         assert f"contrast **{number(value, 3, True)}** logits" in text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -78,7 +79,7 @@ def draw() -> None:
     base.end_page()
 
 
-def _dossier(view: ExpertView, facts: Sequence[Fact], top) -> None:  # noqa: ANN001 - a container
+def _dossier(view: ExpertView, facts: Sequence[Fact], top: Any) -> None:
     rescue, fresh = answer(expert_link.rescue_request(view, facts), "expert rescue")
     if rescue is None:
         _title(view, None, top)
@@ -100,16 +101,16 @@ def _dossier(view: ExpertView, facts: Sequence[Fact], top) -> None:  # noqa: ANN
         return
     found, routing = expert_rescue.found_of(view, rescue), expert_routing.result_of(view, facts)
     shown = expert_pieces.Shown(view, tuple(facts), rescue, found, routing)
-    expert_sections.cards(shown)
+    present.say(expert_sections.cards(shown))
     _switch(view)
     st.caption(EXPLAINED[view.section])
     expert_sections.SECTIONS[view.section](shown)
 
 
 def _title(
-    view: ExpertView, shape: Shape | None, place, rescue: DerivedResult | None = None, fresh: bool = False
-) -> None:  # noqa: ANN001
-    """The expert's name, the way to the ones beside it, the link."""
+    view: ExpertView, shape: Shape | None, place: Any, rescue: DerivedResult | None = None, fresh: bool = False
+) -> None:
+    """The expert's name, the way to the ones beside it, report and link."""
     with place, st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
         with st.container(horizontal=True, vertical_alignment="bottom", width="content"):
             st.subheader(f"Expert {view.name}" if view.chosen else "Experts", anchor=False, width="content")
@@ -123,7 +124,8 @@ def _title(
                         "from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC)."
                     )
         with st.container(horizontal=True, vertical_alignment="bottom", width="content"):
-            present.place("expert", f"Expert {view.name}" if view.chosen else "Experts")
+            section = f"Expert {view.name}: {TITLES[view.section].lower()}"
+            present.place("expert", section if view.chosen else "Experts")
             with st.popover("Link", icon=":material/link:"):
                 st.caption("Opens exactly this: model, expert, facts, settings, section.")
                 st.code(expert_state.address(), language=None, wrap_lines=True)

@@ -17,7 +17,7 @@ from core.picture import Picture
 from core.requests import Fact
 from core.tooltips import NONE
 
-from . import address, base, display, downloads, pictures, study_state, text
+from . import address, base, display, downloads, pictures, present, study_state, text
 
 Column = tuple[str, str | None, str]
 """Heading, number format (None: text), what it means."""
@@ -93,7 +93,7 @@ def figure(
     else:
         pictures.show(picture, key=key, selection=selection, on_pick=on_pick, alt=f"{title} of {view.name}. {caption}")
     if caption:
-        st.caption(text.plain(caption))
+        present.caption(text.plain(caption))
 
 
 def table(

@@ -24,8 +24,8 @@ from . import (
 from .expert_pieces import Shown
 
 
-def cards(shown: Shown) -> None:
-    """How often it is routed and clean-active, what it restores, and how specific that is."""
+def cards(shown: Shown) -> list[str]:
+    """How often it is routed and clean-active, what it restores, and how specific that is; the same as sentences."""
     rows = []
     if shown.routing is not None:
         tokens = pictures.kept(expert_routing.tokens_of, shown.routing, shown.layer, shown.expert)
@@ -43,6 +43,7 @@ def cards(shown: Shown) -> None:
         rows.append(("mean rank among active", number(values["mean_rank"], 1), first, "1: the highest rescue."))
     if rows:
         st.html(text.cards(rows))
+    return [f"{name}: {value} ({below})" for name, value, below, _ in rows]
 
 
 _SHOWN = ("expert_rescue", "expert_rescue_active_only", "specificity", "gate_matched_specificity")
