@@ -90,29 +90,22 @@ def given_to_unembedding(model: MoeModel, states: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def unembed(model: MoeModel, vectors: torch.Tensor) -> torch.Tensor:
-    """The unembedding's matrix times vectors that it might receive [n, D], nothing else: [n, V], fp32, on the CPU."""
-    with _unembedding(model) as (weight, _):
-        return _products(weight, vectors.float().to(weight.device)).cpu()
+def unembed(model: MoeModel, vectors: torch.Tensor, *, biased: bool = False) -> torch.Tensor:
+    """The unembedding's matrix times vectors that it might receive [n, D], with or without its bias: [n, V], fp32, on
+    the CPU."""
+    with _unembedding(model) as (weight, bias):
+        out = _products(weight, vectors.float().to(weight.device))
+        return (out + bias.float() if biased and bias is not None else out).cpu()
 
 
-def logit_slopes(model: MoeModel, states: torch.Tensor) -> torch.Tensor:
-    """Derivatives of the logits by what the unembedding puts out (a scale, a soft-cap): [R, V], fp32, on the CPU.
-
-    At states after the last layer [R, d]; for few rows.
-    """
-    leaves: list[torch.Tensor] = []
-    with _unembedding(model) as (weight, bias), torch.enable_grad():
-
-        def product(hidden):  # noqa: ANN001, ANN202 - stands in for the unembedding
-            with torch.no_grad():
-                logits = _products(weight, hidden.float().to(weight.device))
-                logits = logits if bias is None else logits + bias.float()
-            leaves.append(logits.detach().requires_grad_())
-            return leaves[-1]
-
-        total = _through_head(model, states, product).sum()
-        return torch.autograd.grad(total, leaves[-1])[0].flatten(1).cpu()
+def logit_slopes(model: MoeModel, raw: torch.Tensor) -> torch.Tensor:
+    """Derivatives of the logits by what the unembedding puts out (a scale, a soft-cap), where it puts out `raw` [R, V]:
+    [R, V], fp32, on the CPU. For few rows."""
+    with _unembedding(model) as (weight, _), torch.enable_grad():
+        leaf = raw[:, None].float().to(weight.device).detach().requires_grad_()
+        states = torch.zeros((len(raw), model.hidden), device=model.device, dtype=model.dtype)  # nobody heeds them
+        total = _through_head(model, states, lambda hidden: leaf).sum()
+        return torch.autograd.grad(total, leaf)[0][:, 0].cpu()
 
 
 def _products(weight: torch.Tensor | RowTable, hidden: torch.Tensor) -> torch.Tensor:

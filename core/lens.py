@@ -44,7 +44,7 @@ def vocabulary_effects(model: MoeModel, states: torch.Tensor, vectors: torch.Ten
     if found:
         products = unembed(model, torch.stack([written for _, written in found.values()]))
         ratios = torch.stack([ratio for ratio, _ in found.values()])
-        out[list(found)] = products * _mean_slopes(model, states, ratios)
+        out[list(found)] = products * _mean_slopes(model, own + zero, ratios)
     return out
 
 
@@ -66,13 +66,16 @@ def _ratio(model: MoeModel, own: torch.Tensor, alone: torch.Tensor, both: torch.
     return (beta / alpha).float() if bool(good.all()) else None
 
 
-def _mean_slopes(model: MoeModel, states: torch.Tensor, ratios: torch.Tensor) -> torch.Tensor:
-    """Mean over the states of ratio · slope: [n, 1] where all slopes are one number, else [n, V]."""
-    first = logit_slopes(model, torch.cat([states[:1], 3 * states[-1:].roll(1, -1)]))
-    if bool((first == first[0, 0]).all()):
-        return ratios.mean(-1, keepdim=True) * first[0, 0]
-    step = max(1, _NUMBERS // first.shape[1])
-    total = torch.zeros(ratios.shape[0], first.shape[1])
-    for at in range(0, states.shape[0], step):
-        total += ratios[:, at : at + step] @ logit_slopes(model, states[at : at + step])
-    return total / states.shape[0]
+def _mean_slopes(model: MoeModel, given: torch.Tensor, ratios: torch.Tensor) -> torch.Tensor:
+    """Mean over the states of ratio · slope: [n, 1] where all slopes are one number, else [n, V]. `given` [R, D]: what
+    the unembedding receives in each state."""
+    n_tokens = model.unembedding.weight.shape[0]
+    tried = logit_slopes(model, torch.linspace(-50, 50, n_tokens)[None] * torch.tensor([[1.0], [-0.1]]))
+    if bool((tried == tried[0, 0]).all()):
+        return ratios.mean(-1, keepdim=True) * tried[0, 0]
+    step = max(1, _NUMBERS // n_tokens)
+    total = torch.zeros(ratios.shape[0], n_tokens)
+    for at in range(0, len(given), step):
+        raw = unembed(model, given[at : at + step], biased=True)
+        total += ratios[:, at : at + step] @ logit_slopes(model, raw)
+    return total / len(given)
