@@ -141,6 +141,31 @@ def test_a_layout_that_nobody_has_seen() -> None:
     with_layer(model, ask)
 
 
+class InTurn(Swapped):
+    """The two in turn, the input first, by a method of the experts' own."""
+
+    def _apply_gate(self, both: torch.Tensor) -> torch.Tensor:
+        return (both[..., 0::2].clamp(-2, 2) + 1) * self.act(both[..., 1::2])
+
+    def forward(self, x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        inner = self._apply_gate(torch.einsum("nd,nkdm->nkm", x, self.up_gate[index]))
+        return torch.einsum("nkm,nkmd,nk->nd", inner, self.down[index], weight)
+
+
+def test_the_input_side_is_the_linear_one() -> None:
+    torch.manual_seed(0)
+    model = changed(InTurn)
+
+    def ask(base: BaseLayer) -> None:
+        expert, module = read(model, base), model.blocks[base.layer].experts
+        rows = module.up_gate[EXPERT].T
+        assert torch.equal(expert.in_rows, rows[0::2]) and torch.equal(expert.gate_rows, rows[1::2])
+        gate, into = torch.tensor([[-1.0, 2.0]]).repeat(1, 32), torch.tensor([[3.0, 0.5]]).repeat(1, 32)
+        torch.testing.assert_close(expert.activate(gate, into), (into.clamp(-2, 2) + 1) * module.act(gate))
+
+    with_layer(model, ask)
+
+
 class Normed(Swapped):
     """A norm on what each expert puts out: no sum over neurons."""
 
