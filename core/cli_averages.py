@@ -9,18 +9,19 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from .averages.questions import SHOWN_ROLES, SITES, cells_request, experts_request
+from .averages.questions import SHOWN_ROLES, cells_request, experts_request
 from .cli_options import load, method_options, model_options, open_store, template
 from .console import TerminalProgress, say
 from .errors import InputError
 from .fact_sets import BUNDLED, FactSet, choose
 from .requests import Fact
 from .roles import BEFORE
+from .sites import MOE, SITES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .derived import DerivedResult
+    from .derived import DerivedRequest, DerivedResult
 
 EPILOG = """\
   python -m core averages --n 64 --out roles.csv
@@ -76,16 +77,7 @@ def run_averages(arguments: argparse.Namespace) -> int:
     out = check_out(arguments.out) if arguments.out is not None else None
     each = check_out(arguments.each) if arguments.each is not None else None
     min_drop = _min_drop(arguments.min_drop)
-    asked = template(arguments, experts="none")
-    facts = _facts(arguments)
-    if arguments.experts_at is None:
-        window = 1 if arguments.window is None else arguments.window
-        request = cells_request(asked, facts, site=arguments.site or SITES[0], window=window)
-    elif arguments.site is not None or arguments.window is not None:
-        raise InputError("--experts-at goes with neither --site nor --window.", "Give one or the other.", field="site")
-    else:
-        role = next(role for role in SHOWN_ROLES if _option(role) == arguments.experts_at)
-        request = experts_request(asked, facts, role=role)
+    request = request_of(arguments)
     progress = TerminalProgress()
     try:
         from .derived import derive, from_store
@@ -100,7 +92,7 @@ def run_averages(arguments: argparse.Namespace) -> int:
     from . import export
     from .averages import tables
 
-    _say_left_out(tables.left_out(result, min_drop=min_drop), len(facts))
+    _say_left_out(tables.left_out(result, min_drop=min_drop), len(request.facts))
     counted = tables.count(result, min_drop=min_drop)
     if not counted.kept:
         raise InputError("None of the facts is left to average.", "Choose others, or a smaller --min-drop.")
@@ -113,6 +105,18 @@ def run_averages(arguments: argparse.Namespace) -> int:
             write_table(wanted, path, metadata=export.origin(result))
             print(f"{len(wanted):,} rows written to {path}")
     return 0
+
+
+def request_of(arguments: argparse.Namespace) -> DerivedRequest:
+    """What the arguments ask. Raises `InputError` for what cannot be asked."""
+    if arguments.experts_at is not None and (arguments.site is not None or arguments.window is not None):
+        raise InputError("--experts-at goes with neither --site nor --window.", "Give one or the other.", field="site")
+    asked, facts = template(arguments, experts="none"), _facts(arguments)
+    if arguments.experts_at is not None:
+        role = next(role for role in SHOWN_ROLES if _option(role) == arguments.experts_at)
+        return experts_request(asked, facts, role=role)
+    window = 1 if arguments.window is None else arguments.window
+    return cells_request(asked, facts, site=arguments.site or MOE, window=window)
 
 
 def _each(result: DerivedResult, experts: bool, min_drop: float | None) -> pd.DataFrame:

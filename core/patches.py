@@ -6,8 +6,11 @@ of such steps in one run; the sweep runs a list of patches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from .sites import LAYER
 
 SHARED = "shared"
 """Stands for the shared expert in `Updates.experts`."""
@@ -99,6 +102,14 @@ class Patch:
 def layer_patch(*, clean: int, corrupt: int, layer: int, pos: int) -> Patch:
     """y[l,t] := y_clean[l,t] in the corrupt run (protocol.md, "layer patch")."""
     return Patch(corrupt, (Step("moe", layer, (pos,), "restore", Value(clean)),))
+
+
+def site_patch(site: str, layers: Sequence[int], pos: int, *, clean: int, corrupt: int) -> Patch:
+    """The clean run's values at `pos` in each of `layers`, in the corrupt run (protocol.md, "window patch"). `site`:
+    one of `core.sites.SITES`; `layer` is both sublayers."""
+    names = ("attention", "moe") if site == LAYER else (site,)
+    steps = (Step(name, layer, (pos,), "restore", Value(clean)) for layer in layers for name in names)  # type: ignore[arg-type]
+    return Patch(corrupt, tuple(steps))
 
 
 def expert_patch(*, clean: int, corrupt: int, layer: int, pos: int, expert: int | str) -> Patch:

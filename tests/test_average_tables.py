@@ -248,7 +248,9 @@ def test_the_way_to_the_trace_page_keeps_the_settings():
     query = links.to_query(there.request, there.view, bundled=there.bundled)
     again = links.from_query(query, bundled=lambda _: None, default=NOBODY)
     assert again.request.fact == FACTS[0] and again.request.draws == 3 and again.request.noise == 2.5
-    assert (again.view.layer, again.view.pos, again.view.expert) == (3, 1, 2)
+    assert (again.view.layer, again.view.pos, again.view.expert, again.view.is_base) == (3, 1, 2, True)
+    cell = link.trace_link(VIEW, FACTS[0], bundled=False, layer=3, pos=1).view
+    assert (cell.site, cell.window, cell.layer, cell.pos) == ("attention", 10, 3, 1)
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def test_pictures_hold_every_average_and_what_is_chosen(result, experts):
             layer=1, expert=3,
         )
     )  # fmt: skip
-    assert "L1E003" in grid and "L2shared" in grid and "dense: no experts" in grid and "0 in every fact" in grid
+    assert "L1E003" in grid and "L2shared" in grid and "nothing to patch" in grid and "0 in every fact" in grid
     assert "1 of 2 facts" in grid and "2, 2 without such a token" in grid
 
 

@@ -8,19 +8,22 @@ from contextlib import ExitStack
 
 import checkpoints
 import numpy as np
+import pandas as pd
 import pytest
 import tokenizers_for_tests
 import torch
 from word_facts import word_facts
 
 from cache import Store
-from core import facts
+from core import cli, cli_averages, facts
 from core.asking import prepare_for
 from core.averages import tables
-from core.averages.questions import NOBODY, SHOWN_ROLES, cells_request, experts_request, window_layers
+from core.averages.questions import NOBODY, SHOWN_ROLES, cells_request, experts_request
+from core.averages.site_sweep import window_layers
 from core.checks import ensure_checked
 from core.derived import derive
 from core.errors import Cancelled, InputError
+from core.fact_sets import FactSet, choose
 from core.identity import remember_identity
 from core.models import load_model
 from core.moe import MoeModel
@@ -265,3 +268,53 @@ def test_what_there_is_not_is_refused_in_words(worlds):
             cells_request(asked, its, **bad)
     with pytest.raises(InputError):
         experts_request(asked, its, role="before subject")
+
+
+def test_the_command_writes_what_the_page_shows(worlds, demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli_averages, "load", lambda spec, store, progress: demo)
+    out, each = tmp_path / "roles.csv", tmp_path / "each.parquet"
+    known = facts.bundled()
+    arguments = ["averages", "--n", "3", "--facts-seed", "2", "--site", "residual", "--min-drop", "all", "--seed", "1"]
+    assert cli.main([*arguments, "--out", str(out), "--each", str(each)]) == 0
+    asked = TraceRequest(NOBODY, seed=1)
+    result = derive(demo, cells_request(asked, choose(FactSet(n=3, seed=2), known), site="residual"))
+    table = tables.role_table(result, min_drop=None)
+    pd.testing.assert_frame_equal(pd.read_csv(out), table, check_dtype=False, atol=TOL)
+    cells = pd.read_parquet(each)
+    assert len(cells) == len(result.tables["cells"]) and set(cells.subject) == set(result.tables["facts"].subject)
+    said = capsys.readouterr().out
+    assert "3 of 3 facts; none is left out." in said and f"{len(table):,} rows written to {out}" in said
+    best = table[(table.role == LAST) & (table.rescue == table[table.role == LAST].rescue.max())].iloc[0]
+    assert f"L{best.layer}" in next(line for line in said.splitlines() if line.startswith(LAST))
+
+    monkeypatch.setattr(cli_averages, "load", None)  # stored: no model is needed
+    with Store.open() as store:  # which loading does
+        remember_identity(store, ModelSpec("demo"), demo.identity, label=demo.label)
+    remembered = tmp_path / "again.json"
+    assert cli.main([*arguments, "--out", str(remembered)]) == 0
+    assert len(pd.read_json(remembered)) == len(table)
+
+
+def test_the_command_tells_experts_at_a_role(worlds, demo, monkeypatch, capsys):
+    monkeypatch.setattr(cli_averages, "load", lambda spec, store, progress: demo)
+    assert cli.main(["averages", "--n", "3", "--experts-at", "last_subject", "--min-drop", "all", "--no-cache"]) == 0
+    chosen = choose(FactSet(n=3), facts.bundled())
+    result = derive(demo, experts_request(TraceRequest(NOBODY), chosen, role=LAST_SUBJECT))
+    top = tables.expert_table(result, min_drop=None).iloc[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].startswith(top["name"]) and f"{top.n_active} of {top.n} facts" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--n", "0"], "--n is '0'"), (["--n", "x"], "--n is 'x'"), (["--min-drop", "x"], "--min-drop is 'x'"),
+        (["--window", "0"], "window is 0"), (["--relation", "none"], "There is no fact of relation none"),
+        (["--experts-at", "further", "--site", "moe"], "--experts-at goes with neither"),
+        (["--facts", "missing.csv"], "missing.csv"), (["--out", "x.txt"], "x.txt"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_said_before_a_model_is_loaded(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(cli_averages, "load", None)
+    assert cli.main(["averages", *arguments]) == 2
+    assert words in capsys.readouterr().err

@@ -15,7 +15,9 @@ from ..fact_sets import FactSet
 from ..links import MEASURES, SHARED, Link, Reader, View
 from ..requests import Fact, TraceRequest
 from ..roles import LAST
-from .questions import MAX_WINDOW, NOBODY, SHOWN_ROLES, SITES
+from ..sites import MOE, SITES
+from ..trace_view import MAX_WINDOW
+from .questions import NOBODY, SHOWN_ROLES
 from .tables import DEFAULT_DROP
 
 ALL = "all"
@@ -35,7 +37,7 @@ class AveragesView:
 
     asked: TraceRequest = field(default_factory=lambda: TraceRequest(NOBODY))
     facts: FactSet = field(default_factory=FactSet)
-    site: str = SITES[0]
+    site: str = MOE
     window: int = 1
     min_drop: float | None = DEFAULT_DROP
     measure: str = MEASURES[0]
@@ -50,7 +52,7 @@ def to_query(view: AveragesView) -> dict[str, str]:
     out = links.to_query(replace(view.asked, fact=NOBODY), View(measure=view.measure), bundled=True)
     del out["fact"]
     out |= view.facts.to_query()
-    if view.site != SITES[0]:
+    if view.site != MOE:
         out["site"] = view.site
     if view.window != 1:
         out["window"] = str(view.window)
@@ -74,7 +76,7 @@ def from_query(params: Mapping[str, str]) -> AveragesView:
     view = AveragesView(
         asked=asked.request,
         facts=FactSet.from_query(read),
-        site=read.choice("site", SITES, SITES[0]),
+        site=read.choice("site", SITES, MOE),
         window=read.whole("window", 1, low=1, high=MAX_WINDOW) or 1,
         min_drop=_min_drop(read, params),
         measure=read.choice("show", MEASURES, MEASURES[0]),
@@ -113,8 +115,12 @@ def check(
 def trace_link(
     view: AveragesView, fact: Fact, *, bundled: bool, layer: int, pos: int, expert: int | str | None = None
 ) -> Link:
-    """The Trace page of one fact with this page's settings, at a cell."""
-    return Link(replace(view.asked, fact=fact), View(view.measure, pos, layer, expert), bundled)
+    """The Trace page of one fact with this page's settings, at a cell of its site; an expert's is in the trace's own
+    maps."""
+    there = View(view.measure, pos, layer, expert)
+    if expert is None:
+        there = replace(there, site=view.site, window=view.window)
+    return Link(replace(view.asked, fact=fact), there, bundled)
 
 
 def _min_drop(read: Reader, params: Mapping[str, str]) -> float | None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..budget import Budget
+from ..cells.site_map import site_layers
 from ..derived import DerivedRequest
 from ..errors import InputError
 from ..fact_batches import in_batches, usable
@@ -23,11 +24,12 @@ from ..progress import SILENT, Progress
 from ..requests import Fact
 from ..results import TraceResult
 from ..roles import roles_of
+from ..sites import MOE, NAMES
 from ..trace import trace_many
 from . import role_sweep
-from .questions import SITE_MEANINGS, trace_request
+from .questions import trace_request
 from .role_sweep import RoleExperts, role_experts
-from .site_sweep import SiteCells, layers_with, patched_tokens, site_cells
+from .site_sweep import SiteCells, patched_tokens, site_cells
 
 FACT_COLUMNS = {
     "fact": "int32", "case_id": "int64", "relation": "object", "subject": "object", "prompt": "object",
@@ -54,16 +56,16 @@ def cells(
     """The tables `facts` and `cells`, and `left_out`; settings: see `core.averages.questions.cells_request`."""
     settings = request.get()
     site, window = settings["site"], settings["window"]
-    if not layers_with(model, site):
-        raise InputError(f"No layer of this model has {SITE_MEANINGS[site]}.", "Choose another site.", field="site")
+    if not site_layers(model, site):
+        raise InputError(f"No layer of this model has this site: {NAMES[site]}.", "Choose another site.", field="site")
     questions, left_out = usable(model, [trace_request(request, f, model=model.spec) for f in request.facts])
     facts, found = [], []
-    if site == "moe" and window == 1:
+    if site == MOE and window == 1:
         for number, result in _traced(model, questions, store, progress):
             facts.append(_fact_of_trace(number, result))
             found.append(_cells_of_trace(number, result))
     else:
-        layers = layers_with(model, site)
+        layers = site_layers(model, site)
 
         def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
             answers = site_cells(
@@ -118,7 +120,7 @@ def _traced(
         results = trace_many(model, requests, store=store, progress=progress)
         found.extend((number, result) for (number, _), result in zip(batch, results, strict=True))
 
-    _batched(model, questions, "moe", work, progress)
+    _batched(model, questions, MOE, work, progress)
     return found
 
 

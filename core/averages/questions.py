@@ -13,34 +13,22 @@ from ..derived import DerivedRequest
 from ..errors import InputError
 from ..requests import Fact, ModelSpec, TraceRequest
 from ..roles import BEFORE, LAST, ROLES
+from ..sites import MOE, SITES
+from ..trace_view import MAX_WINDOW
 
 CELLS, EXPERTS = "averages", "expert_averages"
 """The kinds (see `core.derived.KINDS`)."""
 
-SITES = ("moe", "attention", "layer", "residual")
-SHORT_NAMES = {"moe": "MoE", "attention": "attention", "layer": "layer output", "residual": "residual"}
-SITE_NAMES = {
-    "moe": "MoE output", "attention": "attention output", "layer": "layer output", "residual": "residual stream",
-}  # fmt: skip
-SITE_MEANINGS = {
-    "moe": "the output of the MoE block",
-    "attention": "the output of the attention sublayer",
-    "layer": "the outputs of both sublayers",
-    "residual": "the residual stream after the layer",
-}
 SHOWN_ROLES = tuple(role for role in ROLES if role != BEFORE)
 """The five of ROME's figure. What stands before the subject is the same in the clean and in the corrupt run."""
 
-MAX_WINDOW = 1000
 NOBODY = Fact("", "", "")
 """Stands for the fact in a request of which only the settings count."""
 ASKED = ("noise", "draws", "seed", "special_tokens", "object_tokens", "first_token", "corruption", "replacement")
 """The fields of a `TraceRequest` that hold for all facts."""
 
 
-def cells_request(
-    asked: TraceRequest, facts: Sequence[Fact], *, site: str = SITES[0], window: int = 1
-) -> DerivedRequest:
+def cells_request(asked: TraceRequest, facts: Sequence[Fact], *, site: str = MOE, window: int = 1) -> DerivedRequest:
     """Every cell of `facts`: `site` restored at each layer and position, on a window of so many layers around it.
 
     Of `asked` the model and the settings count. Raises `InputError` for a site or a window that there is not.
@@ -72,15 +60,6 @@ def trace_settings(request: DerivedRequest) -> dict[str, Any]:
 def trace_request(request: DerivedRequest, fact: Fact, *, model: ModelSpec | None = None, **more: Any) -> TraceRequest:
     """The trace of one fact with the settings of the request; `model`: in another one's place."""
     return TraceRequest(fact, request.model if model is None else model, **trace_settings(request), **more)
-
-
-def window_layers(layers: Sequence[int], window: int) -> dict[int, tuple[int, ...]]:
-    """{layer: the layers restored together} for each of `layers` (those that have the site): those of them from
-    l − ⌊w/2⌋ to l + ⌈w/2⌉ − 1, as in Meng et al. 2022; cut where the model ends."""
-    return {
-        layer: tuple(other for other in layers if layer - window // 2 <= other < layer + (window + 1) // 2)
-        for layer in layers
-    }
 
 
 def _request(kind: str, asked: TraceRequest, facts: Sequence[Fact], **settings: Any) -> DerivedRequest:

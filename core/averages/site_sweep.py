@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from ..budget import Budget
+from ..cells.site_map import site_layers
 from ..fact_runs import runs_of, with_best_foil
 from ..missing import Question
 from ..moe import MoeModel
 from ..parts import sweep_in_parts
-from ..patches import Patch, Step, Value
+from ..patches import Patch, site_patch
 from ..progress import SILENT, Progress
 from ..prompts import PreparedFact
-from .questions import window_layers
+from ..sites import ATTENTION, LAYER, window_around
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,12 @@ class SiteCells:
     rescue: np.ndarray
 
 
-def layers_with(model: MoeModel, site: str) -> list[int]:
-    """The decoder layers that have a site: `layer` is both sublayers, so it takes both."""
-    attention = [layer for layer in range(model.n_layers) if model.structure.attention[layer]]
-    return {
-        "moe": list(model.moe_layers),
-        "attention": attention,
-        "layer": [layer for layer in attention if layer in model.blocks],
-        "residual": list(range(model.n_layers)),
-    }[site]
-
-
-def cell_patch(site: str, layers: Sequence[int], pos: int, *, clean: int, corrupt: int) -> Patch:
-    """The site's clean value at `pos` in each of `layers`, in run `corrupt` (protocol.md, "window patch")."""
-    sites: tuple[Literal["attention", "moe", "residual"], ...]
-    sites = ("attention", "moe") if site == "layer" else (site,)  # type: ignore[assignment]
-    return Patch(corrupt, tuple(Step(one, layer, (pos,), "restore", Value(clean)) for layer in layers for one in sites))
+def window_layers(layers: Sequence[int], window: int) -> dict[int, tuple[int, ...]]:
+    """{layer: the layers restored together} for each of `layers`, those that have the site: a window around it (see
+    `core.sites.window_around`), of these alone."""
+    n = max(layers) + 1
+    around = {layer: window_around(layer, window, n) for layer in layers}
+    return {layer: tuple(other for other in layers if other in around[layer]) for layer in layers}
 
 
 def first_position(model: MoeModel, fact: PreparedFact) -> int:
@@ -62,7 +52,7 @@ def patched_tokens(model: MoeModel, question: Question, site: str) -> int:
     """Tokens of all patched rows of a fact."""
     length = len(question.prepared.input_ids)
     live = length - first_position(model, question.prepared)
-    return question.request.draws * len(layers_with(model, site)) * live * (live + 1) // 2
+    return question.request.draws * len(site_layers(model, site)) * live * (live + 1) // 2
 
 
 def site_cells(
@@ -80,13 +70,13 @@ def site_cells(
         its, _ = runs_of(model, question.request, question.prepared)
         ends.append((len(runs), range(len(runs) + 1, len(runs) + len(its))))
         runs += its
-    windows = window_layers(layers_with(model, site), window)
+    windows = window_layers(site_layers(model, site), window)
     places: list[list[list[tuple[int, int, Patch]]]] = []  # fact, draw: (row, position, patch)
     for question, (clean, corrupts) in zip(questions, ends, strict=True):
         length, first = len(question.prepared.input_ids), first_position(model, question.prepared)
         places.append([
             [
-                (row, pos, cell_patch(site, layers, pos, clean=clean, corrupt=corrupt))
+                (row, pos, site_patch(site, layers, pos, clean=clean, corrupt=corrupt))
                 for row, layers in enumerate(windows.values())
                 for pos in range(first, length)
             ]
@@ -105,7 +95,7 @@ def site_cells(
     patches = list(dict.fromkeys(patch for draws in places for cells in draws for _, _, patch in cells))
     outcome = sweep_in_parts(
         model, runs, patches, objects=choose_objects, chunk_tokens=budget.chunk_tokens, keep=False,
-        with_attention=site in ("attention", "layer"), progress=progress,
+        with_attention=site in (ATTENTION, LAYER), progress=progress,
     )  # fmt: skip
     number = {patch: i for i, patch in enumerate(outcome.patches)}
     patched, unpatched = contrast_of(outcome.patched), contrast_of(outcome.runs)

@@ -15,13 +15,11 @@ from ..derived import DerivedRequest
 from ..errors import InputError
 from ..moe import MoeModel
 from ..parts import sweep_in_parts
-from ..patches import Patch, Step, Value
+from ..patches import Patch, site_patch
 from ..progress import SILENT, Progress, Share
-from ..sites import ATTENTION, LAYER, MOE, RESIDUAL, SITES, window_around
+from ..sites import ATTENTION, LAYER, MOE, SITES, window_around
 from .asking import question
 from .measure import CLEAN, Case, Measured, scored
-
-_STEPS = {MOE: ("moe",), ATTENTION: ("attention",), LAYER: ("attention", "moe"), RESIDUAL: ("residual",)}
 
 
 def answer(
@@ -53,12 +51,6 @@ def site_layers(model: MoeModel, site: str) -> list[int]:
     return list(layers)
 
 
-def patch_at(site: str, layers: list[int], pos: int, draw: int) -> Patch:
-    """The clean run's values at `pos` in every layer of a window, in the corrupt run of a draw."""
-    steps = (Step(name, layer, (pos,), "restore", Value(CLEAN)) for layer in layers for name in _STEPS[site])
-    return Patch(draw + 1, tuple(steps))  # type: ignore[arg-type]
-
-
 def site_map(model: MoeModel, case: Case, site: str, window: int, *, progress: Progress = SILENT) -> Measured:
     """All cells of all draws. A cell that nothing can change has the corrupt run's own logits and is not run."""
     layers, length = site_layers(model, site), len(case.fact.input_ids)
@@ -71,7 +63,7 @@ def site_map(model: MoeModel, case: Case, site: str, window: int, *, progress: P
     patches: dict[tuple[int, int, int], Patch] = {}
     for layer, pos, draw in places:
         if pos >= model.structure.first_to_matter(inside[layer][0], subject, length):
-            patches[layer, pos, draw] = patch_at(site, inside[layer], pos, draw)
+            patches[layer, pos, draw] = site_patch(site, inside[layer], pos, clean=CLEAN, corrupt=draw + 1)
     wanted = list(dict.fromkeys(patches.values()))
     sizes = [(length - patch.start) * model.hidden * model.dtype.itemsize for patch in wanted]
     batches = list(case.budget.batches(sizes)) or [[]]

@@ -7,11 +7,12 @@ import streamlit as st
 
 from core.averages import charts, tables
 from core.averages.link import AveragesView
-from core.averages.questions import SHOWN_ROLES, SITE_NAMES
+from core.averages.questions import SHOWN_ROLES
 from core.derived import DerivedResult
 from core.links import MEASURES
 from core.requests import Fact
 from core.roles import ROLES
+from core.sites import NAMES
 from core.stats import CONFIDENCE, RESAMPLES
 from core.tooltips import number
 
@@ -35,7 +36,7 @@ def draw(view: AveragesView, result: DerivedResult, facts: tuple[Fact, ...]) -> 
     if table is None:
         return
     _switch(view)
-    title = f"{SITE_NAMES[view.site][0].upper()}{SITE_NAMES[view.site][1:]}: role × layer"
+    title = f"{NAMES[view.site][0].upper()}{NAMES[view.site][1:]}: role × layer"
     name = f"averages-{view.site}" + (f"-w{view.window}" if view.window > 1 else "")
     _map(view, result, table, title, name)
     _curves(view, result, table, name)

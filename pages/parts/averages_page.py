@@ -8,9 +8,10 @@ import streamlit as st
 
 from core.averages import tables
 from core.averages.link import AveragesView, check
-from core.averages.questions import SITE_MEANINGS, cells_request
+from core.averages.questions import cells_request
 from core.derived import DerivedResult
 from core.requests import Fact
+from core.sites import MEANING
 
 from . import address, averages_sidebar, base, present, store_panel, text
 from . import averages_state as state
@@ -76,7 +77,7 @@ def _averages(view: AveragesView, facts: tuple[Fact, ...], top: Any) -> None:
 
 
 def _title(place: Any, result: DerivedResult | None = None, fresh: bool = False) -> None:
-    """The page's name, where the answer came from, the link."""
+    """The page's name, where the answer came from, report, script and link."""
     with place, st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             st.subheader("Averages", anchor=False, width="content")
@@ -92,15 +93,23 @@ def _title(place: Any, result: DerivedResult | None = None, fresh: bool = False)
                 st.code(state.address(), language=None, wrap_lines=True)
 
 
+def _findings(view: AveragesView, result: DerivedResult) -> list[str]:
+    """What was done, over how many facts, how many are left out and why."""
+    around = f", in windows of {view.window} layers at once" if view.window > 1 else ""
+    counted = tables.count(result, min_drop=view.min_drop)
+    return [
+        f"For every layer and position of every fact, {MEANING[view.site]}{around}; then averaged over the facts by "
+        "the role of the position.",
+        tables.facts_in_words(counted, min_drop=view.min_drop),
+    ]
+
+
 def _what(view: AveragesView, result: DerivedResult) -> None:
-    """In words: what was done, over how many facts, which were left out and why."""
-    around = f" on a window of {view.window} layers around each" if view.window > 1 else " at each layer"
-    st.markdown(
-        f"In the corrupt run of every fact, {SITE_MEANINGS[view.site]} is put back to its clean value at one position"
-        f"{around}; averaged over the facts by the role of that position."
-    )
-    said = tables.facts_in_words(tables.count(result, min_drop=view.min_drop), min_drop=view.min_drop)
-    st.markdown(text.plain(said))
+    """The findings, and the facts that are left out one by one."""
+    findings = _findings(view, result)
+    present.say(findings)
+    for sentence in findings:
+        st.markdown(text.plain(sentence))
     left_out = tables.left_out(result, min_drop=view.min_drop)
     if len(left_out):
         with st.expander(f"{len(left_out)} fact{'s' if len(left_out) != 1 else ''} left out"):

@@ -8,16 +8,15 @@ from typing import Any
 import streamlit as st
 
 from core.averages.link import AveragesView
-from core.averages.questions import MAX_WINDOW, SHORT_NAMES, SITE_MEANINGS, SITES
+from core.sites import MEANING, NAMES, SITES
+from core.trace_view import MAX_WINDOW
 
 from . import address, fact_set_panel, model_panel, navigation, settings_panel
 from .asker import Asker
 from .averages_state import HERE, ask, look
 
 PLACE = "averages "
-HELP_SITE = "What is put back to its clean value in the corrupt run: " + "; ".join(
-    f"{SHORT_NAMES[site]}: {SITE_MEANINGS[site]}" for site in SITES
-)
+HELP_SITE = "  \n".join(f"{NAMES[site]}: {MEANING[site]}." for site in SITES)
 HELP_WINDOW = (
     "So many layers around each are restored together, from l − ⌊w/2⌋ to l + ⌈w/2⌉ − 1. What is restored replaces what "
     "the run computes there. ROME's plots use 10."
@@ -43,8 +42,9 @@ def draw(view: AveragesView) -> None:
 
 def _min_drop(view: AveragesView) -> None:
     key = address.key(f"{PLACE}min drop")
+    st.session_state.setdefault(key, view.min_drop)  # not as the widget's own default: that could not be emptied
     st.number_input(
-        "Least drop (logits)", 0.0, 100.0, view.min_drop, 0.25, format="%.4g", key=key, placeholder="no threshold",
+        "Least drop (logits)", 0.0, 100.0, None, 0.25, format="%.4g", key=key, placeholder="no threshold",
         help=HELP_DROP, on_change=_change("min_drop", key, missing=None),
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def _restored(view: AveragesView) -> None:
     left, right = st.columns([3, 2])
     key = address.key(f"{PLACE}site")
     left.selectbox(
-        "Site", SITES, index=SITES.index(view.site), key=key, format_func=SHORT_NAMES.__getitem__, help=HELP_SITE,
+        "Site", SITES, index=SITES.index(view.site), key=key, format_func=NAMES.__getitem__, help=HELP_SITE,
         on_change=_change("site", key),
     )  # fmt: skip
     key = address.key(f"{PLACE}window")

@@ -1,0 +1,184 @@
+"""The Averages page without a browser, on a small random model: links, numbers, facts behind, what is asked when."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import checkpoints
+import pytest
+import tokenizers_for_tests
+from streamlit.testing.v1 import AppTest
+from word_facts import word_facts
+
+from cache import Store
+from core import expert_link, links
+from core.averages import charts, tables
+from core.averages.link import AveragesView, from_query, to_query
+from core.averages.questions import cells_request, experts_request
+from core.checks import ensure_checked
+from core.derived import derive
+from core.fact_sets import FactSet
+from core.links import SHARED
+from core.moe import MoeModel
+from core.requests import ModelSpec
+from core.roles import FIRST_SUBJECT, LAST_SUBJECT
+from core.tooltips import number
+from core.workbench import Engine, StoreStatus, Workbench
+from pages.parts import base, pictures
+
+WAIT = 60.0
+APP = Path(__file__).resolve().parent.parent / "app.py"
+FACTS = tuple(word_facts())
+ALL = AveragesView(min_drop=None)
+
+
+@pytest.fixture(scope="module")
+def model() -> MoeModel:
+    found = MoeModel(checkpoints.build("qwen2_moe"), tokenizers_for_tests.tokenizer("prefix_space"))
+    ensure_checked(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def answers(model):
+    """What the page should show for `ALL`."""
+    return derive(model, cells_request(ALL.asked, FACTS)), derive(model, experts_request(ALL.asked, FACTS))
+
+
+@pytest.fixture
+def bench(model, tmp_path, monkeypatch):
+    with Store.open(tmp_path / "store.duckdb") as store:
+        engine = Engine(lambda name, **options: model, lambda *a, **o: [], lambda *a: None)
+        made = Workbench(store, engine=engine)
+        monkeypatch.setattr(made, "store_status", lambda: StoreStatus(limit=10**9))
+        monkeypatch.setattr(made, "warm_up", lambda: None)
+        monkeypatch.setattr(base, "workbench", lambda: made)
+        monkeypatch.setattr(base, "bundled", lambda: {fact.case_id: fact for fact in FACTS})
+        monkeypatch.setattr(pictures, "_cache", type(pictures._cache)())
+        yield made
+        made.close(WAIT)
+
+
+def opened(view: AveragesView | None = None, **params: str) -> AppTest:
+    page = AppTest.from_file(str(APP), default_timeout=60).switch_page("pages/Averages.py")
+    for name, value in ((to_query(view) if view else {}) | params).items():
+        page.query_params[name] = value
+    return drawn(page.run())
+
+
+def drawn(page: AppTest) -> AppTest:
+    """The page after every job has ended."""
+    deadline = time.monotonic() + WAIT
+    while page.get("progress"):
+        assert time.monotonic() < deadline, shown(page)
+        time.sleep(0.05)
+        page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def shown(page: AppTest) -> str:
+    kinds = ("markdown", "caption", "warning", "error", "info", "subheader")
+    text = "\n".join(str(element.value) for kind in kinds for element in getattr(page, kind))
+    return re.sub(r"\\(.)", r"\1", text)
+
+
+def params_of(page: AppTest) -> dict[str, str]:
+    return {name: values[0] if isinstance(values, list) else values for name, values in page.query_params.items()}
+
+
+def now(page: AppTest) -> AveragesView:
+    return from_query(params_of(page))
+
+
+def widget(page: AppTest, kind: str, label: str):
+    return next(found for found in getattr(page, kind) if found.label == label)
+
+
+def test_a_first_visit_averages_the_default_facts_and_says_who_is_left_out(bench, answers):
+    page = opened()
+    cells, _ = answers
+    counted = tables.count(cells)
+    assert counted.chosen == len(FACTS) and counted.cannot == 2
+    said = shown(page)
+    assert tables.facts_in_words(counted) in said
+    left_out = page.dataframe[0].value
+    assert list(left_out.case_id) == list(tables.left_out(cells).case_id)
+    assert params_of(page) == to_query(AveragesView())
+    everyone = widget(page, "number_input", "Least drop (logits)").set_value(None).run()
+    assert now(drawn(everyone)).min_drop is None
+    assert tables.facts_in_words(tables.count(cells, min_drop=None), min_drop=None) in shown(page)
+    assert len(bench.jobs.all()) and not page.warning
+
+
+def test_a_link_opens_the_cell_with_its_average_and_the_facts_behind_it(bench, answers):
+    layer, other_layer = sorted(set(answers[0].tables["cells"].layer))[:2]
+    view = dataclasses.replace(ALL, layer=int(layer), role=LAST_SUBJECT, measure="rescue")
+    page = opened(view)
+    assert now(page) == view
+    table = tables.role_table(answers[0], min_drop=None)
+    cell = table[(table.layer == layer) & (table.role == LAST_SUBJECT)].iloc[0]
+    said = shown(page)
+    assert charts.interval(cell.rescue, cell.rescue_low, cell.rescue_high, True) in said
+    behind = tables.behind_cell(answers[0], layer, LAST_SUBJECT, min_drop=None)
+    listed = next(frame.value for frame in page.dataframe if "trace" in frame.value and "subject" in frame.value)
+    assert list(listed.subject) == list(behind.subject)
+    assert list(listed.rescue) == pytest.approx(list(behind.rescue), abs=1e-5)
+    query = {name: values[0] for name, values in parse_qs(urlsplit(listed.trace[0]).query).items()}
+    there = links.from_query(query, bundled={f.case_id: f for f in FACTS}.get, default=FACTS[-1])
+    assert there.request.fact == FACTS[behind.fact[0]]
+    assert (there.view.layer, there.view.pos, there.view.measure) == (layer, behind.pos[0], "rescue")
+    other = widget(page, "selectbox", "Layer").set_value(other_layer).run()
+    assert now(drawn(other)).layer == other_layer
+
+
+def test_experts_of_the_role_their_facts_and_the_way_to_their_page(bench, answers):
+    table = tables.expert_table(answers[1], min_drop=None)
+    row = table[table.expert >= 0].iloc[0]
+    view = dataclasses.replace(ALL, layer=int(row.layer), expert=int(row.expert))
+    page = opened(view)
+    said = shown(page)
+    assert f"Facts behind {row['name']} at the last token" in said
+    assert charts.interval(row.rescue, row.rescue_low, row.rescue_high, True) in said
+    assert number(row.rescue_active, 3, True) in said and f"over the {row.n_active} in which" in said
+    experts = next(frame.value for frame in page.dataframe if "name" in frame.value)
+    assert list(experts.name) == list(table.name)
+    behind = page.dataframe[-1].value
+    assert behind.rescue.mean() == pytest.approx(row.rescue, abs=1e-5)
+    link = next(p.proto for p in page.get("page_link") if row["name"] in p.proto.label)
+    assert "Expert" in link.page or link.page_script_hash
+    there = expert_link.from_query({n: v[0] for n, v in parse_qs(link.query_string).items()})
+    assert (there.layer, there.expert) == (row.layer, row.expert) and there.facts == view.facts
+    shared = opened(dataclasses.replace(view, expert=SHARED))
+    assert f"L{row.layer}shared at the last token" in shown(shared)
+    nobody = opened(dataclasses.replace(ALL, role=FIRST_SUBJECT, facts=FactSet(relations=("nothing",))))
+    assert "There is no fact in this set" in shown(nobody)
+
+
+def test_every_setting_is_in_the_address_and_asks_anew(bench):
+    page = opened(dataclasses.replace(ALL, facts=FactSet(n=3)))
+    widget(page, "selectbox", "Site").set_value("residual").run()
+    widget(page, "number_input", "Window").set_value(2).run()
+    widget(page, "number_input", "Draws").set_value(2).run()
+    widget(page, "selectbox", "Role").set_value(FIRST_SUBJECT).run()
+    page = drawn(page)
+    view = now(page)
+    assert (view.site, view.window, view.asked.draws, view.role) == ("residual", 2, 2, FIRST_SUBJECT)
+    assert "residual stream after the layer is put back" in shown(page) and "windows of 2 layers" in shown(page)
+    asked = [job.key for job in bench.jobs.all() if hasattr(job.key, "kind")]
+    last = [request.get() for request in asked if request.kind == "averages"][-1]
+    assert (last["site"], last["window"], last["draws"]) == ("residual", 2, 2)
+
+
+def test_wrong_links_are_mended_and_another_model_needs_a_click(bench):
+    page = opened(ALL, layer="99", site="mlp")
+    assert any("site must be one of" in w.value.replace("\\", "") for w in page.warning)
+    assert any("Layer 99 has nothing to show" in w.value.replace("\\", "") for w in page.warning)
+    done = len(bench.jobs.all())
+    other = opened(dataclasses.replace(ALL, asked=ALL.asked.replace(model=ModelSpec("org/other"))))
+    assert "org/other has not been asked this yet" in shown(other)
+    assert len(bench.jobs.all()) == done
