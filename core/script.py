@@ -38,7 +38,8 @@ def of_result(result: Any, *, bundled: Bundled) -> Script:
     if isinstance(result, Compared):
         requests = result.a.request, result.b.request
         a, b = (Link(request, View(), bundled(request.fact.case_id) == request.fact) for request in requests)
-        return of_comparison(urlencode(to_query(Pair(a, b, same_model=result.same_model))), *requests)
+        query = urlencode(to_query(Pair(a, b, same_model=result.same_model)))
+        return of_comparison(query, *requests, same_model=result.same_model)
     if isinstance(result, TraceResult):
         return of_trace(result.request, bundled=bundled, chosen=result.provenance.replacements)
     return of_derived(result.request, bundled=bundled)
@@ -49,7 +50,7 @@ def of_trace(request: TraceRequest, *, bundled: Bundled, chosen: Sequence[str] =
     return Script(_command(_trace_arguments(request, bundled, chosen)), _trace_python(request))
 
 
-def of_comparison(query: str, a: TraceRequest, b: TraceRequest) -> Script:
+def of_comparison(query: str, a: TraceRequest, b: TraceRequest, *, same_model: bool = False) -> Script:
     """The script of two traces side by side; `query`: the parameters of the Compare page's link."""
     lines = [
         _IMPORTS,
@@ -63,7 +64,7 @@ def of_comparison(query: str, a: TraceRequest, b: TraceRequest) -> Script:
         "    model = core.load_model(**asdict(request.model))",
         "    found.append(core.trace(model, request))",
         "    del model",
-        "compared = Compared(*found)",
+        f"compared = Compared(*found{', same_model=True' if same_model else ''})",
         'print("\\n".join(words.sentences(compared)))',
         "print(compared.cells)",
     ]

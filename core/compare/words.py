@@ -11,6 +11,7 @@ from ..results import MIN_DROP, TraceResult
 from ..tooltips import number
 from .tables import SIDES, Compared
 
+ONE_RUN = " It is the same run: the corruption does not touch it."
 SAME_IDS = " This tokenizer gives the same token ids with and without special tokens."
 
 
@@ -150,9 +151,14 @@ def routing(compared: Compared) -> str:
     same, n = int(cells.same.sum()), len(cells)
     start = f"The clean runs go to the same set of experts in {same} of {n} (layer, position) pairs"
     if same == n:
-        why = " The corruption does not touch the clean run." if compared.alignment.same_tokens else ""
-        return f"{start}.{why}"
+        return f"{start}.{ONE_RUN if _one_clean_run(compared) else ''}"
     return f"{start} ({number(100 * same / n, 0)} %; mean Jaccard {number(cells.jaccard.mean(), 2)})."
+
+
+def _one_clean_run(compared: Compared) -> bool:
+    """Whether both sides have the very same clean run."""
+    marks = [(p.fingerprint, p.dtype, p.quantisation) for p in (compared.a.provenance, compared.b.provenance)]
+    return compared.alignment.same_tokens and marks[0] == marks[1]
 
 
 def _lower(sentence: str) -> str:

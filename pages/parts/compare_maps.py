@@ -114,10 +114,11 @@ def _switch(pair: Pair) -> str:
     return pair.a.view.measure
 
 
-def _header(title: str, name: str, compared: Compared, picture: Picture, table: pd.DataFrame) -> None:
+def _header(title: str, name: str, compared: Compared, picture: Picture, table: pd.DataFrame, *, of: str = "") -> None:
+    """A picture's title and its downloads. `of`: what the title goes on with away from the page."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"**{text.plain(title)}**", width="content")
-        downloads.menu(name, title, compared, picture, table)
+        downloads.menu(name, title + of, compared, picture, table)
 
 
 def _ident(compared: Compared) -> str:
@@ -153,7 +154,7 @@ def _side_map(
     picture = pictures.kept(
         compare_charts.side_map, compared, side, measure=measure, chosen=slot.preset, palette=theme, end=end
     )
-    _header(side, f"compare-{side}", compared, picture, table)
+    _header(side, f"compare-{side}", compared, picture, table, of=": layer × token")
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["pos"])
@@ -179,7 +180,7 @@ def _difference(compared: Compared, where: Place | None, measure: str) -> None:
     cell = None if where is None or column is None else (where.layer, column)
     slot = pictures.slot("compare_difference", (_ident(compared), measure, theme.name), cell)
     picture = pictures.kept(compare_charts.difference_map, compared, measure=measure, chosen=slot.preset, palette=theme)
-    _header("b − a", "compare-difference", compared, picture, compared.cells)
+    _header("b − a", "compare-difference", compared, picture, compared.cells, of=": layer × token")
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["column"])
@@ -231,14 +232,14 @@ def _experts(compared: Compared, where: Place, measure: str) -> None:
                 picture = pictures.kept(charts.layer_expert, result, pos, view=view, palette=theme, end=end)
                 title = f"{side} at “{views.token_labels(result)[pos]}”"
                 grid = pictures.kept(views.expert_grid, result, pos)
-                _header(title, f"compare-experts-{side}", at, picture, grid)
+                _header(title, f"compare-experts-{side}", at, picture, grid, of=": layer × expert")
                 pictures.still(picture, key=f"experts-{side}-{ident}", alt=f"Layer by expert heat map of {side}")
         with st.container():
             picture = pictures.kept(
                 compare_charts.expert_difference, at, where.a, where.b, measure=measure, layer=where.layer,
                 palette=theme,
             )  # fmt: skip
-            _header("b − a", "compare-experts-difference", at, picture, table)
+            _header("b − a", "compare-experts-difference", at, picture, table, of=": layer × expert")
             pictures.still(picture, key=f"experts-difference-{ident}", alt="Layer by expert heat map of b − a")
     one = int(table["where"].isin([ONLY_A, ONLY_B]).sum())
     there = int((table["where"] != views.NOT_ROUTED).sum())
