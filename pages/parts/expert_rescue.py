@@ -9,6 +9,7 @@ from core import expert_charts, expert_tables
 from core.derived import DerivedResult
 from core.expert_link import ExpertView
 from core.expert_tables import Rescue
+from core.views import PAPER_CLEAN, PAPER_DROP
 
 from . import expert_state, numbers, pictures, study_state, text
 from .expert_pieces import TRACE, Column, Shown, figure, header, table
@@ -62,6 +63,9 @@ STRIP = (
     "One dot per fact. Pink tick: mean of the relation, with 0 where the expert is not clean-active. Click a dot for "
     "its fact."
 )
+FILTER = "No fact is filtered out; {} of {} would not pass the paper's filter (clean contrast {:g}, drop {:g} logits). "
+VISIBLE_ROUNDING = 1e-3
+"""From this noise floor on (logits) it is said."""
 MEANS = (
     "Points with 95 % bootstrap intervals; all facts of a subject are resampled together. An average over co-active "
     "experts favours whoever has the largest router weight: a specific expert beats its gate-matched control too."
@@ -85,7 +89,8 @@ def draw(shown: Shown) -> None:
         return
     view, palette = shown.view, pictures.theme()
     picture = expert_charts.estimates(found.estimates, palette=palette)
-    figure("Rescue and its controls", "rescue_estimates", shown.rescue, picture, found.estimates, view, caption=MEANS)
+    said = MEANS + " " + _filtered(found) + _rounding(shown.rescue)
+    figure("Rescue and its controls", "rescue_estimates", shown.rescue, picture, found.estimates, view, caption=said)
     table(found.estimates, ESTIMATES, key=f"es_expert_estimates_{view.name}", alt="Estimates of the expert")
     if n := found.values["n_active"]:
         rest = f"{n} facts where it is clean-active; in the other {found.values['n'] - n} its rescue counts as 0."
@@ -113,6 +118,20 @@ def draw(shown: Shown) -> None:
     )  # fmt: skip
     st.caption("Tick a relation to list its facts only.")
     _facts(shown, found)
+
+
+def _filtered(found: Rescue) -> str:
+    facts = found.facts
+    fails = (facts.clean_contrast < PAPER_CLEAN) | (facts["drop"] < PAPER_DROP)
+    return FILTER.format(int(fails.sum()), len(facts), PAPER_CLEAN, PAPER_DROP)
+
+
+def _rounding(result: DerivedResult) -> str:
+    """Only where it could be mistaken for an effect."""
+    where = result.provenance
+    if (where["noise_floor"] or 0.0) < VISIBLE_ROUNDING:
+        return ""
+    return f"Rescues of one fact below {where['noise_floor']:.2g} logits are within rounding ({where['dtype']})."
 
 
 def _facts(shown: Shown, found: Rescue) -> None:
