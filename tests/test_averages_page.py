@@ -163,7 +163,7 @@ def test_every_setting_is_in_the_address_and_asks_anew(bench):
     page = opened(dataclasses.replace(ALL, facts=FactSet(n=3)))
     widget(page, "selectbox", "Site").set_value("residual").run()
     widget(page, "number_input", "Window").set_value(2).run()
-    widget(page, "number_input", "Draws").set_value(2).run()
+    page = drawn(widget(page, "number_input", "Draws").set_value(2).run())
     widget(page, "selectbox", "Role").set_value(FIRST_SUBJECT).run()
     page = drawn(page)
     view = now(page)
