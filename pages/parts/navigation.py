@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import streamlit as st
 
-from . import address, averages_state, compare_state, display, expert_state, routing_state, state, study_state
+from . import (
+    address,
+    averages_state,
+    compare_state,
+    display,
+    expert_state,
+    library_state,
+    routing_state,
+    state,
+    study_state,
+)
 
 _PAGES = study_state.APP.parent / "pages"
 PAGES = (
@@ -14,6 +24,7 @@ PAGES = (
     (expert_state.PAGE, "Expert", ":material/hub:", expert_state.HERE),
     (compare_state.PAGE, "Compare", ":material/compare_arrows:", compare_state.HERE),
     (_PAGES / "Study.py", "Study", ":material/lab_research:", study_state.HERE),
+    (library_state.PAGE, "Library", ":material/folder_open:", library_state.HERE),
     (_PAGES / "Method.py", "Method", ":material/function:", None),
 )
 """Script, name, icon, and what the page remembers of this tab, if it does."""

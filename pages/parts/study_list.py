@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -72,7 +73,22 @@ def overview(studies: list[StudyStatus]) -> None:
     if not studies:
         st.markdown(WHAT)
         return
-    table = pd.DataFrame(
+    key = address.key(f"studies {len(studies)}")
+
+    def pick() -> None:
+        rows = (st.session_state.get(key) or {}).get("selection", {}).get("rows") or []
+        if rows:
+            study_state.look(study=studies[rows[0]].name)
+
+    table(studies, key=key, on_select=address.callback(key, pick))
+    st.caption("Tick a row to open the study.")
+    with st.expander("What is a study?"):
+        st.markdown(WHAT)
+
+
+def table(studies: list[StudyStatus], *, key: str, on_select: Any) -> None:
+    """All studies, one a row, one of which can be ticked; `on_select` as for `st.dataframe`."""
+    shown = pd.DataFrame(
         {
             "name": [s.name for s in studies],
             "state": [s.state for s in studies],
@@ -83,23 +99,13 @@ def overview(studies: list[StudyStatus]) -> None:
             "begun": [datetime.datetime.fromtimestamp(s.created / 1e6) for s in studies],
         }
     )
-    key = address.key(f"studies {len(studies)}")
-
-    def pick() -> None:
-        rows = (st.session_state.get(key) or {}).get("selection", {}).get("rows") or []
-        if rows:
-            study_state.look(study=table.name[rows[0]])
-
     st.dataframe(
-        table, hide_index=True, key=key, on_select=address.callback(key, pick), selection_mode="single-row",
+        shown, hide_index=True, key=key, on_select=on_select, selection_mode="single-row",
         column_config={
             "name": st.column_config.TextColumn("study", pinned=True),
             "facts": st.column_config.TextColumn("facts kept"),
             "list": st.column_config.TextColumn("list of facts"),
             "begun": st.column_config.DatetimeColumn("begun", format="YYYY-MM-DD HH:mm"),
         },
-        alt="All studies", height=display.table_height(len(table), 360),
+        alt="All studies", height=display.table_height(len(shown), 360),
     )  # fmt: skip
-    st.caption("Tick a row to open the study.")
-    with st.expander("What is a study?"):
-        st.markdown(WHAT)

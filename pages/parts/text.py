@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import html
 import re
 from collections.abc import Sequence
@@ -119,6 +120,11 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if n_bytes >= 10 or unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return ""
+
+
+def moment(microseconds: int) -> str:
+    """A time, microseconds since 1970, for people: local, to the minute."""
+    return datetime.datetime.fromtimestamp(microseconds / 1e6).strftime("%Y-%m-%d %H:%M")
 
 
 def seconds(value: float, *, about: bool = False) -> str:

@@ -1,0 +1,121 @@
+"""The Library's models: those known by name or on this machine, which one is in memory, loading and unloading."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from core import catalog
+from core.catalog import CatalogEntry
+from core.jobs import CANCELLED, FAILED
+from core.library_link import LibraryView
+from core.requests import ModelSpec
+from core.tooltips import NONE
+
+from . import answers, base, library_state, model_panel, text
+from .library_state import doing
+
+STATES = {catalog.HERE: "on this machine", catalog.PARTLY: "incomplete", catalog.ABSENT: "not here"}
+_JOB = "es_library_model_job"
+HELP_MEMORY = "About what tracing takes: the weights as the checkpoint stores them, and working space."
+
+
+def draw(view: LibraryView) -> None:
+    """The section."""
+    bench = base.workbench()
+    loaded = bench.loaded
+    if _working():
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if loaded is None:
+            st.markdown("No model is in memory. One is loaded when something is asked of it, or below.")
+        else:
+            state = bench.model_state(loaded)
+            memory = f" About {text.size(state.memory)} of memory." if state.memory else ""
+            st.markdown(f"**{text.plain(loaded.name)}** is loaded. {text.plain(state.detail)}{memory}", width="content")
+            st.button("Unload", icon=":material/eject:", on_click=_unload, key="es_library_unload")
+    _table(bench.catalogue(), loaded)
+    st.markdown("##### Load a model")
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        model_panel.draw(view.model, place="library models ", changed=lambda spec: library_state.look(model=spec))
+    with right:
+        here = loaded == view.model
+        need = bench.model_state(view.model)
+        st.markdown(f"{text.plain(need.detail)}")
+        st.button(
+            "Load it now", type="primary", icon=":material/memory:", on_click=_load, args=(view.model,), disabled=here,
+            key="es_library_load", help="It is in memory." if here else "In place of the one that is in memory.",
+        )  # fmt: skip
+
+
+def _table(entries: list[CatalogEntry], loaded: ModelSpec | None) -> None:
+    names = {entry.id for entry in entries}
+    if loaded is not None and loaded.name not in names:
+        entries = [*entries, catalog.entry(loaded.name, revision=loaded.revision)]
+    table = pd.DataFrame(
+        {
+            "model": [entry.id for entry in entries],
+            "state": [_state(entry, loaded) for entry in entries],
+            "layers × experts": [entry.shape for entry in entries],
+            "top-k": pd.array([entry.top_k for entry in entries], dtype="Int64"),
+            "parameters": [_parameters(entry) for entry in entries],
+            "size on disk": [text.size(entry.size) if entry.size else None for entry in entries],
+            "memory": [text.size(entry.memory()) if entry.memory() else None for entry in entries],
+            "weights": [entry.quantisation or None for entry in entries],
+        }
+    )
+    if table.weights.isna().all():
+        table = table.drop(columns="weights")
+    st.dataframe(
+        table, hide_index=True, alt="Models", placeholder=NONE, height=min(38 + 35 * len(table), 460),
+        column_config={
+            "layers × experts": st.column_config.TextColumn(help="MoE layers × routed experts of each."),
+            "top-k": st.column_config.NumberColumn(help="Experts that a token is routed to.", width=60),
+            "memory": st.column_config.TextColumn(help=HELP_MEMORY),
+        },
+    )  # fmt: skip
+
+
+def _state(entry: CatalogEntry, loaded: ModelSpec | None) -> str:
+    if loaded is not None and entry.id == loaded.name:
+        return "loaded"
+    return STATES.get(entry.state, entry.state)
+
+
+def _parameters(entry: CatalogEntry) -> str | None:
+    if entry.parameters is None:
+        return None
+    n = entry.parameters
+    return f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"
+
+
+def _working() -> bool:
+    """Whether a model is being loaded or unloaded for this tab; shows how far that is, and what went wrong."""
+    bench = base.workbench()
+    job = bench.jobs.get(st.session_state.get(_JOB, ""))
+    if job is None:
+        return False
+    job.wait(answers.PATIENCE)
+    status = job.status()
+    if status.active:
+        answers.progress(job.id)
+        return True
+    if job.state == FAILED and job.error is not None:
+        st.error(text.error(job.error))
+    elif job.state == CANCELLED:
+        st.info("Cancelled.")
+    st.session_state.pop(_JOB)
+    return False
+
+
+def _load(spec: ModelSpec) -> None:
+    job = doing(lambda: base.workbench().load(spec, owner=base.session_id()))
+    if job is not None:
+        st.session_state[_JOB] = job.id
+
+
+def _unload() -> None:
+    job = doing(lambda: base.workbench().unload(owner=base.session_id()))
+    if job is not None:
+        st.session_state[_JOB] = job.id

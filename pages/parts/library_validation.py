@@ -1,0 +1,155 @@
+"""The Library's validation: which facts of the list a model can be asked about, why not the others, their contrasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core.derived import DerivedResult
+from core.library_link import LibraryView
+from core.requests import OBJECT_TOKENS, SPECIAL_TOKENS, Fact
+from core.validation import OUTCOMES, USABLE
+
+from . import address, downloads, library_facts, library_lists, library_state, model_panel, settings_panel, text
+from .answers import answer
+from .library_state import look
+from .study_columns import MEANS
+
+HELP_MEASURE = (
+    "Also the clean and the corrupt run of every fact, held against the minima of a study. Without it only the "
+    "tokenizer is asked, which takes seconds."
+)
+HELP_LEAST = {
+    "min_clean_contrast": "Facts that the model knows less well are out; the paper's minimum is 1.",
+    "min_drop": "Facts that the corruption takes less from are out; the paper's minimum is 0.5.",
+}
+_AUTO = 4096
+"""Up to so many facts a quick model begins by itself."""
+_LOGITS = {name: MEANS[name][1] for name in ("clean_contrast", "drop")}
+
+
+def draw(view: LibraryView) -> None:
+    """The section."""
+    if library_lists.missing(view):
+        return
+    facts = library_lists.shown_facts(view)
+    with st.container(border=True):
+        left, right = st.columns([2, 3], gap="large")
+        with left:
+            model_panel.draw(view.model, place="library ", changed=lambda spec: look(model=spec))
+        with right:
+            _settings(view)
+    if not facts:
+        st.info("There is no fact to validate. Choose another list, relation or search in the sidebar.")
+        return
+    result, _ = answer(view.validate(facts), "validation", auto=len(facts) <= _AUTO)
+    if result is not None:
+        _result(view, facts, result)
+
+
+def _settings(view: LibraryView) -> None:
+    key = address.key("library measure")
+    st.toggle(
+        "Measure contrasts", view.measure, key=key, help=HELP_MEASURE, on_change=_change("measure", key, bool)
+    )
+    if view.measure:
+        with st.grid(4, min_column_width=130, gap="small"):
+            for name, help_ in HELP_LEAST.items():
+                _number(view, name, name.replace("_", " ").replace("min", "minimum"), help_, 0.25)
+            _number(view, "noise", "noise level", settings_panel.HELP_NOISE, 0.5, low=0.01, high=100.0)
+            key = address.key("library seed")
+            st.number_input(
+                "seed", 0, max(2**53 - 1, view.seed), view.seed, 1, key=key, help=settings_panel.HELP_SEED,
+                on_change=_change("seed", key, int),
+            )  # fmt: skip
+    with st.grid(2, min_column_width=210, gap="small"):
+        for name, options, help_ in (
+            ("special_tokens", SPECIAL_TOKENS, settings_panel.HELP_SPECIAL),
+            ("object_tokens", OBJECT_TOKENS, settings_panel.HELP_OBJECT),
+        ):
+            key = address.key(f"library {name}")
+            st.segmented_control(
+                name.replace("_", " "), options, default=getattr(view, name), key=key, help=help_, required=True,
+                on_change=_change(name, key, str),
+            )  # fmt: skip
+
+
+def _number(
+    view: LibraryView, name: str, label: str, help_: str, step: float, *, low: float | None = None,
+    high: float | None = None,
+) -> None:  # fmt: skip
+    key = address.key(f"library {name}")
+    value = getattr(view, name)
+    st.number_input(
+        label, None if low is None else min(low, value), high, value, step, format="%.4g", key=key, help=help_,
+        on_change=_change(name, key, float),
+    )  # fmt: skip
+
+
+def _change(name: str, key: str, convert: Callable[[Any], Any]) -> Callable[[], None]:
+    def change() -> None:
+        value = st.session_state.get(key)
+        if value is not None:
+            look(**{name: convert(value)})
+
+    return address.callback(key, change)
+
+
+# -- what came out -----------------------------------------------------------------------------------------------------
+
+
+def _result(view: LibraryView, facts: Sequence[Fact], result: DerivedResult) -> None:
+    table, counts = result.tables["facts"], result.tables["counts"]
+    n, usable = result.values["facts"], result.values["usable"]
+    title = "Validation of facts"
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        share = f" ({usable / n:.0%})" if n else ""
+        st.markdown(f"##### {usable:,} of {n:,} facts are usable{share}", width="content")
+        downloads.menu("validation", title, result, None, table)
+    steps = [(row.meaning, int(row.facts), row.outcome == USABLE) for row in counts.itertuples()]
+    st.html(text.funnel(steps, n))
+    options = [None, *counts.outcome]
+    wanted = view.outcome if view.outcome in options else None
+    key = address.key(f"library outcome {wanted}")
+
+    def change() -> None:
+        look(outcome=st.session_state[key])
+
+    numbers = dict(zip(counts.outcome, counts.facts, strict=True))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.selectbox(
+            "Listed below", options, index=options.index(wanted), key=key, width=420,
+            format_func=lambda o: f"all ({n:,})" if o is None else f"{OUTCOMES[o]} ({numbers[o]:,})",
+            on_change=address.callback(key, change),
+        )  # fmt: skip
+        good = [fact for fact, outcome in zip(facts, table.outcome, strict=True) if outcome == USABLE]
+        if good:
+            library_facts.to_list(good, ticked=False, origin=view.source, what="usable")
+    _table(view, facts, table, wanted)
+
+
+def _table(view: LibraryView, facts: Sequence[Fact], table: pd.DataFrame, wanted: str | None) -> None:
+    mine = table.index[table.outcome == wanted] if wanted is not None else table.index
+    shown = [facts[i] for i in mine]
+    contrasts = ["clean_contrast", "corrupt_contrast", "drop"] if view.measure else []
+    more = table.loc[mine, ["outcome", "reason", *contrasts, "foil"]].reset_index(drop=True)
+    more["outcome"] = more.outcome.map(lambda name: "✓" if name == USABLE else "✗")
+    more["reason"] = more.reason.where(more.reason != "", None)
+    config = {
+        "outcome": st.column_config.TextColumn("usable", width=60, alignment="center"),
+        "reason": st.column_config.TextColumn("why not", width="large"),
+        **{
+            name: st.column_config.NumberColumn(name.replace("_", " "), format="%+.2f", width=95, help=help_)
+            for name, help_ in (_LOGITS | {"corrupt_contrast": "The same in the corrupt run."}).items()
+        },
+    }
+    key = library_facts.table_key(view, "validated", len(shown))
+    actions = st.container()
+    library_facts.table(view, shown, key=key, more=more, config=config)
+    rows = library_state.ticked(key, min(len(shown), library_facts.MOST))
+    if rows:
+        with actions:
+            library_facts.actions(view, [shown[row] for row in rows])
