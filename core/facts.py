@@ -149,10 +149,18 @@ def relations(facts: Iterable[Fact]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def search(facts: Iterable[Fact], text: str = "", *, relation: str | None = None, limit: int | None = 50) -> list[Fact]:
-    """Facts whose subject, relation, objects or case_id hold every word of `text`, regardless of case and accents.
+def search(
+    facts: Iterable[Fact],
+    text: str = "",
+    *,
+    relation: str | None = None,
+    limit: int | None = 50,
+    everywhere: bool = False,
+) -> list[Fact]:
+    """Facts whose subject, relation, true object or case_id hold every word of `text`, regardless of case and accents.
 
-    Facts whose subject is or begins with `text` come first; else the order stays.
+    Facts whose subject is or begins with `text` come first; else the order stays. `everywhere`: prompt and foil are
+    searched, too.
     """
     words = _folded(text).split()
     whole = " ".join(words)
@@ -163,6 +171,8 @@ def search(facts: Iterable[Fact], text: str = "", *, relation: str | None = None
         subject = _folded(fact.subject)
         hay = f"{subject} {_folded(fact.relation or '').replace('_', ' ')} {_folded(fact.relation or '')}"
         hay = f"{hay} {_folded(fact.true)} {fact.case_id}"
+        if everywhere:
+            hay = f"{hay} {_folded(fact.text)} {_folded(fact.foil or '')}"
         if all(word in hay for word in words):
             rank = 0 if whole in (subject, str(fact.case_id)) else 1 if subject.startswith(whole) else 2
             hits.append((rank if words else 0, fact))

@@ -327,6 +327,9 @@ class Workbench:
             if key in self._tokenizers:
                 return self._tokenizers[key]
         catalog.check_tokenizer(Path(folder))
+        warm = self._warm
+        if warm is not None:  # two threads importing transformers at once: one may see half of it
+            warm.join()
         from transformers import AutoTokenizer
 
         try:

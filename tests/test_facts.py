@@ -391,6 +391,12 @@ def test_search(text, expected):
     assert [f.case_id for f in facts.search(CITIES, text)] == expected
 
 
+def test_search_everywhere_looks_at_prompt_and_foil_too():
+    one, other = Fact("In a {} one finds", "zoo", "bears", "fish", 1), Fact("A {} is", "fish", "wet", "dry", 2)
+    assert facts.search([one, other], "FINDS") == [] and facts.search([one, other], "finds", everywhere=True) == [one]
+    assert facts.search([one, other], "fish", everywhere=True) == [other, one]
+
+
 def test_search_by_relation_and_limit():
     assert [f.case_id for f in facts.search(CITIES, relation="capital")] == [2, 12]
     assert [f.case_id for f in facts.search(CITIES, "france", relation="capital", limit=1)] == [2]

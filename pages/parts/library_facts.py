@@ -12,12 +12,12 @@ from core.library_link import LibraryView
 from core.requests import Fact
 from core.tooltips import NONE
 
-from . import address, base, fact_fields, library_lists, library_state, study_state, text
+from . import address, base, display, fact_fields, library_lists, library_state, study_state, text
 from .library_state import doing, look
 
 MOST = 2000
 """Rows that are shown at once; filters and search narrow them down."""
-COLUMNS = ("trace", "subject", "true", "foil", "relation", "prompt", "case_id")
+COLUMNS = ("trace", "subject", "true", "foil", "relation", "case_id", "prompt")
 HELP = {
     "trace": "Opens this fact on the Trace page, in another tab.",
     "true": "True object.",
@@ -85,7 +85,7 @@ def table(
     order = ["trace", "subject", *first, *(name for name in COLUMNS[2:] if name not in first)]
     st.dataframe(
         frame, hide_index=True, column_order=order, column_config=columns | (config or {}), key=key, placeholder=NONE,
-        on_select="rerun", selection_mode="multi-row", alt="Facts", height=min(38 + 35 * len(frame), 460),
+        on_select="rerun", selection_mode="multi-row", alt="Facts", height=display.table_height(len(frame), 460),
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def _remove(name: str, ids: Sequence[int]) -> None:
 def to_list(chosen: Sequence[Fact], *, ticked: bool, origin: str, what: str = "") -> None:
     """Making a list of these facts, or adding them to one. `origin`: the list that they are from."""
     which = what or f"{'ticked' if ticked else 'shown'}"
-    with st.popover(f"List of the {len(chosen):,} {which}", icon=":material/playlist_add:", key=f"es_to_list_{what}"):
+    with st.popover(f"To a list: {len(chosen):,} {which}", icon=":material/playlist_add:", key=f"es_to_list_{what}"):
         names = library_lists.names()
         key = address.key(f"library to list {what} {len(names)}")
         new = "a new list"

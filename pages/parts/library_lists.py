@@ -67,7 +67,7 @@ def shown_facts(view: LibraryView) -> list[Fact]:
     known = known_facts(view)
     if not view.search.strip() and view.relation is None:
         return list(known)
-    return facts.search(known, view.search, relation=view.relation, limit=None)
+    return facts.search(known, view.search, relation=view.relation, limit=None, everywhere=True)
 
 
 def missing(view: LibraryView) -> bool:
@@ -98,15 +98,17 @@ def _choice(view: LibraryView, lists: Sequence[FactList]) -> None:
 def _filters(view: LibraryView, known: Sequence[Fact]) -> None:
     counts = facts.relations(known)
     if counts or view.relation:
-        options = [None, *counts] if view.relation in (None, *counts) else [None, *counts, view.relation]
+        current = view.relation or ALL
+        options = [ALL, *counts] if current in (ALL, *counts) else [ALL, *counts, current]
         key = address.key(f"library relation {view.source} {view.relation}")
 
         def change() -> None:
-            look(relation=st.session_state[key])
+            chosen = st.session_state[key]
+            look(relation=None if chosen == ALL else chosen)
 
         st.selectbox(
-            "Relation", options, index=options.index(view.relation), key=key,
-            format_func=lambda r: ALL if r is None else f"{r.replace('_', ' ')} ({counts.get(r, 0)})",
+            "Relation", options, index=options.index(current), key=key,
+            format_func=lambda r: ALL if r == ALL else f"{r.replace('_', ' ')} ({counts.get(r, 0)})",
             on_change=address.callback(key, change), label_visibility="collapsed",
         )  # fmt: skip
     key = address.key(f"library search {view.source}")
@@ -116,7 +118,7 @@ def _filters(view: LibraryView, known: Sequence[Fact]) -> None:
 
     st.text_input(
         "Search", view.search, key=key, type="search", live="300ms", max_chars=200, label_visibility="collapsed",
-        placeholder="Search: subject, object, relation, case_id", on_change=address.callback(key, find),
+        placeholder="Search: any words, case_id", on_change=address.callback(key, find),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from core.library_link import LibraryView
 from core.requests import ModelSpec
 from core.tooltips import NONE
 
-from . import answers, base, library_state, model_panel, text
+from . import answers, base, display, library_state, model_panel, text
 from .library_state import doing
 
 STATES = {catalog.HERE: "on this machine", catalog.PARTLY: "incomplete", catalog.ABSENT: "not here"}
@@ -41,8 +41,6 @@ def draw(view: LibraryView) -> None:
         model_panel.draw(view.model, place="library models ", changed=lambda spec: library_state.look(model=spec))
     with right:
         here = loaded == view.model
-        need = bench.model_state(view.model)
-        st.markdown(f"{text.plain(need.detail)}")
         st.button(
             "Load it now", type="primary", icon=":material/memory:", on_click=_load, args=(view.model,), disabled=here,
             key="es_library_load", help="It is in memory." if here else "In place of the one that is in memory.",
@@ -68,7 +66,7 @@ def _table(entries: list[CatalogEntry], loaded: ModelSpec | None) -> None:
     if table.weights.isna().all():
         table = table.drop(columns="weights")
     st.dataframe(
-        table, hide_index=True, alt="Models", placeholder=NONE, height=min(38 + 35 * len(table), 460),
+        table, hide_index=True, alt="Models", placeholder=NONE, height=display.table_height(len(table), 460),
         column_config={
             "layers × experts": st.column_config.TextColumn(help="MoE layers × routed experts of each."),
             "top-k": st.column_config.NumberColumn(help="Experts that a token is routed to.", width=60),

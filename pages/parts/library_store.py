@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -15,7 +16,7 @@ from core.stored import StoredDerived
 from core.tooltips import NONE
 from core.workbench import StoreStatus
 
-from . import address, base, library_state, text
+from . import address, base, display, library_state, text
 from .library_state import doing, ticked
 
 _MB = 10**6
@@ -70,7 +71,7 @@ def _models(status: StoreStatus) -> None:
     above = st.container()
     st.dataframe(
         table, hide_index=True, key=key, on_select="rerun", selection_mode="single-row", alt="The store by model",
-        height=min(38 + 35 * len(table), 300), width="content",
+        height=display.table_height(len(table), 300), width="content",
     )  # fmt: skip
     with above:
         rows = ticked(key, len(table))
@@ -100,7 +101,7 @@ def _derived(found: Sequence[StoredDerived]) -> None:
             "kind": [_title(one.kind) for one in found],
             "model": [one.model for one in found],
             "facts": [one.facts for one in found],
-            "settings": [json.dumps(one.settings)[:300] for one in found],
+            "settings": [_settings(one.settings) for one in found],
             "computed": [one.created.replace("T", " ")[:16] for one in found],
             "size": [text.size(one.bytes) for one in found],
         }
@@ -109,7 +110,7 @@ def _derived(found: Sequence[StoredDerived]) -> None:
     above = st.container()
     st.dataframe(
         table, hide_index=True, key=key, on_select="rerun", selection_mode="multi-row", alt="Derived answers",
-        height=min(38 + 35 * len(table), 400), placeholder=NONE,
+        height=display.table_height(len(table), 400), placeholder=NONE,
         column_config={
             "computed": st.column_config.TextColumn("computed (UTC)"),
             "settings": st.column_config.TextColumn("settings", width="large"),
@@ -124,6 +125,12 @@ def _derived(found: Sequence[StoredDerived]) -> None:
         library_state.confirm(
             f"Delete {len(keys):,}", f"Delete {_answers(len(keys))} for good", lambda: _delete(keys), key="derived"
         )
+
+
+def _settings(values: dict[str, Any]) -> str:
+    shown = (f"{name.replace('_', ' ')} {value if isinstance(value, str) else json.dumps(value)}"
+             for name, value in values.items())  # fmt: skip
+    return ", ".join(shown)[:300]
 
 
 def _title(kind: str) -> str:

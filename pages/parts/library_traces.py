@@ -17,11 +17,12 @@ from core.stored import StoredTrace
 from core.tooltips import NONE
 from core.trace_archive import MAX_LABEL, SUFFIX
 
-from . import address, base, library_state, study_state, text
+from . import address, base, display, library_state, study_state, text
 from .library_state import doing, look
 
 MOST = 2000
 """Rows that are shown at once."""
+ALL = "all models"
 HELP_EXPERTS = "Where every routed expert was patched: at the last position, everywhere, or at these token positions."
 HELP_SIZE = "With the runs that it shares with other traces."
 WHOLE = "Some parts were evicted: opening it computes them again."
@@ -66,23 +67,25 @@ def _shown(view: LibraryView, traces: Sequence[StoredTrace]) -> list[StoredTrace
     if not view.search.strip():
         return mine
     named = {id(t.request.fact) for t in mine if view.search.strip().casefold() in t.label.casefold()}
-    found = {id(fact) for fact in facts.search((t.request.fact for t in mine), view.search, limit=None)}
+    asked = [trace.request.fact for trace in mine]
+    found = {id(fact) for fact in facts.search(asked, view.search, limit=None, everywhere=True)}
     return [trace for trace in mine if id(trace.request.fact) in found | named]
 
 
 def _head(view: LibraryView, traces: Sequence[StoredTrace], shown: Sequence[StoredTrace]) -> None:
     models = sorted({trace.model for trace in traces})
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        options = [None, *models] if view.of in (None, *models) else [None, *models, view.of]
+        current = view.of or ALL
+        options = [ALL, *models] if current in (ALL, *models) else [ALL, *models, current]
         key = address.key(f"library of {view.of}")
 
         def of() -> None:
-            look(of=st.session_state[key])
+            chosen = st.session_state[key]
+            look(of=None if chosen == ALL else chosen)
 
         st.selectbox(
-            "Model", options, index=options.index(view.of), key=key, width=260,
-            format_func=lambda name: "all models" if name is None else name, on_change=address.callback(key, of),
-        )  # fmt: skip
+            "Model", options, index=options.index(current), key=key, width=260, on_change=address.callback(key, of)
+        )
         search_key = address.key("library traces search")
 
         def find() -> None:
@@ -90,7 +93,7 @@ def _head(view: LibraryView, traces: Sequence[StoredTrace], shown: Sequence[Stor
 
         st.text_input(
             "Search", view.search, key=search_key, type="search", live="300ms", max_chars=200, width=300,
-            placeholder="name, subject, object, relation", on_change=address.callback(search_key, find),
+            placeholder="words of the name or the fact", on_change=address.callback(search_key, find),
         )  # fmt: skip
         with st.popover("Import", icon=":material/upload_file:", key="es_traces_import"):
             _import()
@@ -116,29 +119,31 @@ def _table(shown: Sequence[StoredTrace], key: str) -> None:
             "open": [study_state.trace_address(link_of(t)) for t in shown],
             "name": [t.label or None for t in shown],
             "fact": [f"{t.request.fact.text} → {t.request.fact.true.strip()}" for t in shown],
-            "relation": [(t.request.fact.relation or "").replace("_", " ") for t in shown],
             "model": [f"{t.model.split('/')[-1]} · {t.dtype} · {t.device}" for t in shown],
             "corruption": [_corruption(t) for t in shown],
             "draws": [t.request.draws for t in shown],
             "experts": [_experts(t) for t in shown],
             "computed": [t.created.replace("T", " ")[:16] for t in shown],
             "size": [text.size(t.bytes) for t in shown],
+            "relation": [(t.request.fact.relation or "").replace("_", " ") for t in shown],
             "remark": [_remark(t) for t in shown],
         }
     )
-    if frame.remark.isna().all():
-        frame = frame.drop(columns="remark")
+    frame = frame.drop(columns=[name for name in ("name", "remark") if frame[name].isna().all()])
     st.dataframe(
         frame, hide_index=True, key=key, placeholder=NONE, on_select="rerun", selection_mode="multi-row",
-        alt="Stored traces", height=min(38 + 35 * len(frame), 500),
+        alt="Stored traces", height=display.table_height(len(frame), 500),
         column_config={
             "open": st.column_config.LinkColumn(
                 "Trace", display_text="open", width=60, pinned=True, help="Opens it on the Trace page, in another tab."
             ),
-            "fact": st.column_config.TextColumn("fact", width="large"),
-            "experts": st.column_config.TextColumn("experts at", help=HELP_EXPERTS),
-            "computed": st.column_config.TextColumn("computed (UTC)"),
-            "size": st.column_config.TextColumn("size", help=HELP_SIZE),
+            "model": st.column_config.TextColumn("model", width=135),
+            "corruption": st.column_config.TextColumn("corruption", width=115),
+            "fact": st.column_config.TextColumn("fact", width=245),
+            "draws": st.column_config.NumberColumn("draws", width=60),
+            "experts": st.column_config.TextColumn("experts at", help=HELP_EXPERTS, width=75),
+            "computed": st.column_config.TextColumn("computed (UTC)", width=125),
+            "size": st.column_config.TextColumn("size", help=HELP_SIZE, width=70),
         },
     )  # fmt: skip
 

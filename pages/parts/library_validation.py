@@ -26,6 +26,7 @@ HELP_LEAST = {
     "min_clean_contrast": "Facts that the model knows less well are out; the paper's minimum is 1.",
     "min_drop": "Facts that the corruption takes less from are out; the paper's minimum is 0.5.",
 }
+_EVERY = ""
 _AUTO = 4096
 """Up to so many facts a quick model begins by itself."""
 _LOGITS = {name: MEANS[name][1] for name in ("clean_contrast", "drop")}
@@ -111,18 +112,19 @@ def _result(view: LibraryView, facts: Sequence[Fact], result: DerivedResult) -> 
         downloads.menu("validation", title, result, None, table)
     steps = [(row.meaning, int(row.facts), row.outcome == USABLE) for row in counts.itertuples()]
     st.html(text.funnel(steps, n))
-    options = [None, *counts.outcome]
-    wanted = view.outcome if view.outcome in options else None
+    wanted = view.outcome if view.outcome in set(counts.outcome) else None
+    options = [_EVERY, *counts.outcome]
     key = address.key(f"library outcome {wanted}")
 
     def change() -> None:
-        look(outcome=st.session_state[key])
+        chosen = st.session_state[key]
+        look(outcome=None if chosen == _EVERY else chosen)
 
     numbers = dict(zip(counts.outcome, counts.facts, strict=True))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.selectbox(
-            "Listed below", options, index=options.index(wanted), key=key, width=420,
-            format_func=lambda o: f"all ({n:,})" if o is None else f"{OUTCOMES[o]} ({numbers[o]:,})",
+            "Listed below", options, index=options.index(wanted or _EVERY), key=key, width=420,
+            format_func=lambda o: f"all ({n:,})" if o == _EVERY else f"{OUTCOMES[o]} ({numbers[o]:,})",
             on_change=address.callback(key, change),
         )  # fmt: skip
         good = [fact for fact, outcome in zip(facts, table.outcome, strict=True) if outcome == USABLE]
@@ -140,9 +142,9 @@ def _table(view: LibraryView, facts: Sequence[Fact], table: pd.DataFrame, wanted
     more["reason"] = more.reason.where(more.reason != "", None)
     config = {
         "outcome": st.column_config.TextColumn("usable", width=60, alignment="center"),
-        "reason": st.column_config.TextColumn("why not", width="large"),
+        "reason": st.column_config.TextColumn("why not", width=300),
         **{
-            name: st.column_config.NumberColumn(name.replace("_", " "), format="%+.2f", width=95, help=help_)
+            name: st.column_config.NumberColumn(name.replace("_", " "), format="%+.2f", width=112, help=help_)
             for name, help_ in (_LOGITS | {"corrupt_contrast": "The same in the corrupt run."}).items()
         },
     }

@@ -17,7 +17,7 @@ from core.study.cases import CASE_SETS, SCAN
 from core.study.explain import CHOICES, GROUPS, HELP, PRESET_WORDS
 from core.study.settings import BUNDLED, PRESETS, StudySettings, preset
 
-from . import address, base, model_panel, study_state, text
+from . import address, base, downloads, model_panel, study_state, text
 
 ALWAYS = ("n", "seed")
 """Settings that stand in the open; the others are in the expanders."""
@@ -129,18 +129,23 @@ def _preset(spec: ModelSpec, source: str | None) -> str:
 def _facts(problem: tuple[str, str] | None) -> tuple[str | None, list[Fact] | None, str]:
     """(name of the list, the facts, the case set); None where there is no list yet."""
     key = address.key("study source")
+    stored = base.workbench().fact_lists.names()
     source = st.segmented_control(
-        "Facts", [BUNDLED, "a file"], default=BUNDLED, required=True, key=key,
-        help="The bundled facts belong to the demo model. A file: CounterFact as JSON, JSONL, CSV or Parquet.",
+        "Facts", [BUNDLED, *(["a list"] if stored else []), "a file"], default=BUNDLED, required=True, key=key,
+        help="The bundled facts belong to the demo model. A list: of the Library page. A file: CounterFact as JSON, "
+        "JSONL, CSV or Parquet.",
     )  # fmt: skip
     listed, name, cases = None, None, SCAN
-    if source == BUNDLED:
+    if source == "a list":
+        listed, name = _stored(stored)
+    elif source == BUNDLED:
         try:
             listed, name = facts.bundled(), BUNDLED
         except ExpertScopeError as error:
             st.error(text.error(error))
     else:
         listed, name = _uploaded()
+    if source != BUNDLED:
         cases = st.selectbox(
             "Case set", [SCAN, *CASE_SETS], key=address.key("study cases"),
             format_func=lambda c: "scan the list" if c == SCAN else f"{c}: the paper's own facts and split",
@@ -152,6 +157,17 @@ def _facts(problem: tuple[str, str] | None) -> tuple[str | None, list[Fact] | No
     _said("facts", problem)
     _said("cases", problem)
     return name, listed, cases
+
+
+def _stored(names: list[str]) -> tuple[list[Fact] | None, str | None]:
+    """A list of the Library, named as the file that it is exported to: so the command line can be given it."""
+    key = address.key("study list")
+    chosen = st.selectbox("List of facts", names, key=key, label_visibility="collapsed")
+    try:
+        return list(base.workbench().fact_lists.get(chosen)), f"{downloads.study_stem(chosen)}.jsonl"
+    except ExpertScopeError as error:
+        st.error(text.error(error))
+        return None, None
 
 
 def _uploaded() -> tuple[list[Fact] | None, str | None]:
