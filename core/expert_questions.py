@@ -62,25 +62,54 @@ def steering(
     `where`: one of `PLACES`; `continued`: length of the greedy continuation in tokens. Raises `InputError` for values
     that are not allowed. `settings`: special_tokens, object_tokens, first_token.
     """
+    factor, continued = _check_steering(factor, where, continued)
+    return _request(
+        STEERING, model, facts, CLEAN_SETTINGS, layer=layer, expert=expert, factor=factor, where=where,
+        continued=continued, **settings,
+    )  # fmt: skip
+
+
+def read(request: DerivedRequest) -> dict[str, Any]:
+    """A request's settings, checked: it may have been written by hand. Raises `InputError`."""
+    settings = {"where": ALL, "continued": MOST_CONTINUED} if request.kind == STEERING else {}
+    settings |= request.get()
+    own = ("layer", "expert", *(("factor", "where", "continued") if request.kind == STEERING else ()))
+    allowed = (*own, *CLEAN_SETTINGS, *(CORRUPT_SETTINGS if request.kind == WRITES else ()))
+    for name in own:
+        if name not in settings:
+            raise InputError(f"{name} is missing.", f"Settings of {request.kind}: {', '.join(allowed)}.", field=name)
+    for name in sorted(set(settings) - set(allowed)):
+        raise InputError(
+            f"{request.kind} has no setting {name}.", f"Its settings: {', '.join(allowed)}.", field=name
+        )
+    for name in ("layer", "expert"):
+        if isinstance(settings[name], bool) or not isinstance(settings[name], int):
+            raise InputError(f"{name} is {settings[name]!r}.", "Give a whole number.", field=name)
+    if request.kind == STEERING:
+        checked = _check_steering(*(settings[name] for name in ("factor", "where", "continued")))
+        settings["factor"], settings["continued"] = checked
+    return settings
+
+
+def _check_steering(factor: Any, where: Any, continued: Any) -> tuple[float, int]:
+    """(factor, length of the continuation) as numbers."""
     try:
-        factor = float(factor)
+        number = float(factor)
     except (TypeError, ValueError):
-        factor = float("nan")
-    if not LEAST_FACTOR <= factor <= MOST_FACTOR:
+        number = float("nan")
+    if not LEAST_FACTOR <= number <= MOST_FACTOR:
         raise InputError(
             f"The factor is {factor}.", f"Give a number from {LEAST_FACTOR:g} to {MOST_FACTOR:g}.", field="factor"
         )
     if where not in PLACES:
         raise InputError(f"where is {where!r}.", f"Choose one of: {', '.join(PLACES)}.", field="where")
-    if isinstance(continued, bool) or int(continued) != continued or not 0 <= continued <= MOST_CONTINUED:
+    whole = isinstance(continued, int | float) and not isinstance(continued, bool) and float(continued).is_integer()
+    if not whole or not 0 <= continued <= MOST_CONTINUED:
         raise InputError(
             f"The continuation is {continued} tokens long.", f"Give a whole number from 0 to {MOST_CONTINUED}.",
             field="continued",
         )  # fmt: skip
-    return _request(
-        STEERING, model, facts, CLEAN_SETTINGS, layer=layer, expert=expert, factor=factor, where=where,
-        continued=int(continued), **settings,
-    )  # fmt: skip
+    return number, int(continued)
 
 
 def trace_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import torch
 from .base import BaseLayer, Run
 from .budget import Budget
 from .derived import DerivedRequest
-from .expert_questions import trace_settings
+from .expert_questions import read, trace_settings
 from .fact_batches import in_batches, usable
 from .missing import Question
 from .moe import MoeModel, contributions
@@ -59,7 +59,7 @@ def answer(
     model: MoeModel, request: DerivedRequest, *, store: Any = None, progress: Progress = SILENT
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """The tables and values above. Settings: layer, expert, special_tokens, object_tokens, first_token."""
-    settings = request.get()
+    settings = read(request)
     layer, expert = settings["layer"], settings["expert"]
     check_expert(model, layer, expert)
     asked = [TraceRequest(fact, model.spec, experts="none", **trace_settings(settings)) for fact in request.facts]

@@ -31,7 +31,7 @@ import torch
 from .base import BaseLayer, Run
 from .budget import Budget
 from .derived import DerivedRequest
-from .expert_questions import ALL, LAST, SUBJECT, trace_settings
+from .expert_questions import ALL, LAST, SUBJECT, read, trace_settings
 from .fact_batches import in_batches, usable
 from .fact_runs import with_best_foil_of
 from .head import all_logits
@@ -98,7 +98,7 @@ def answer(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """The tables and values above. Settings: layer, expert, factor, where, continued, special_tokens, object_tokens,
     first_token."""
-    settings = request.get()
+    settings = read(request)
     steering = Steering(settings["layer"], settings["expert"], settings["factor"], settings["where"])
     check_expert(model, steering.layer, steering.expert)
     name = expert_name(steering.layer, steering.expert)

@@ -38,7 +38,7 @@ from .base import BaseLayer
 from .budget import Budget
 from .derived import DerivedRequest
 from .direct import NO_FACTOR, NO_FROZEN_SCALE, contrast_directions, reach
-from .expert_questions import trace_settings
+from .expert_questions import read, trace_settings
 from .fact_batches import in_batches, usable
 from .fact_runs import Objects, runs_of
 from .lens import vocabulary_effects
@@ -79,7 +79,7 @@ def answer(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """The tables and values above. Settings: layer, expert, and those of a trace (noise, draws, seed, corruption,
     special_tokens, object_tokens, first_token)."""
-    settings = request.get()
+    settings = read(request)
     layer, expert = settings["layer"], settings["expert"]
     check_expert(model, layer, expert)
     asked = [TraceRequest(fact, model.spec, experts="none", **trace_settings(settings)) for fact in request.facts]

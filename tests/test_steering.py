@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core import expert_questions as questions
-from core.derived import derive
+from core.derived import DerivedRequest, derive
 from core.errors import InputError
 from core.moe import MoeModel
 from core.steering import CLEAN, SCALED, TOP
@@ -185,6 +185,33 @@ def test_what_cannot_be_asked(wrong: dict, field: str) -> None:
     with pytest.raises(InputError) as error:
         questions.steering(world("qwen3_moe").model.spec, [], layer=0, expert=0, **wrong)
     assert error.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "field"),
+    [
+        ("expert_size", {"layer": 2}, "expert"), ("expert_writes", {"expert": 0, "layer": "2"}, "layer"),
+        ("expert_neurons", {"expert": True, "layer": 2}, "expert"),
+        ("expert_size", {"expert": 0, "layer": 2, "noise": 3}, "noise"),
+        ("expert_writes", {"expert": 0, "layer": 2, "noise": "loud"}, "noise"),
+        ("steering", {"expert": 0, "layer": 2}, "factor"),
+        ("steering", {"expert": 0, "layer": 2, "factor": 1, "continued": 2.5}, "continued"),
+        ("steering", {"expert": 0, "layer": 2, "factor": 1, "where": 3}, "where"),
+    ],
+)  # fmt: skip
+def test_a_question_written_by_hand(kind: str, settings: dict, field: str) -> None:
+    place = world("qwen3_moe")
+    with pytest.raises(InputError) as error:
+        derive(place.model, DerivedRequest.of(kind, place.model.spec, facts=place.facts[:1], **settings))
+    assert error.value.field == field
+
+
+def test_what_is_left_out_of_a_question_has_its_default() -> None:
+    place = world("qwen3_moe")
+    layer, expert = place.busiest
+    settings = {"layer": layer, "expert": expert, "factor": 0}
+    result = derive(place.model, DerivedRequest.of("steering", place.model.spec, facts=place.facts[:1], **settings))
+    assert result.values["where"] == "all" and result.tables["continuations"].step.max() == 20
 
 
 def test_a_question_has_only_the_settings_that_count() -> None:
