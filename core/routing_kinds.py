@@ -228,13 +228,11 @@ def information_table(routed: RoutedTokens, *, progress: Progress, permutations:
         for slot in range(index.shape[2]):
             active[row[:, None], np.arange(len(routed.layers))[None], index[:, :, slot]] = True
         values = information(active[..., : routed.n_experts], relations, permutations=permutations)
-        for at, layer in enumerate(routed.layers):
-            rows = expert_rows(run, position_class, layer, routed.n_experts)
-            found, baseline, high = (each[at] for each in values)
-            parts.append(rows.assign(
-                information=found, baseline=baseline, high=high, above_baseline=found - baseline, facts=len(facts),
-                relations=len(set(relations)),
-            ))  # fmt: skip
+        found, baseline, high = (each.ravel() for each in values)
+        parts.append(expert_rows(run, position_class, routed.layers, routed.n_experts).assign(
+            information=found, baseline=baseline, high=high, above_baseline=found - baseline, facts=len(facts),
+            relations=len(set(relations)),
+        ))  # fmt: skip
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
@@ -297,10 +295,10 @@ def answer_comparison(
         found = compare(*sets, permutations=PERMUTATIONS)
         where = {"run": run, "position_class": position_class}
         layers.append(_layers(found, routed[0], **where))
-        for at, layer in enumerate(routed[0].layers):
-            experts.append(expert_rows(run, position_class, layer, routed[0].n_experts).assign(
-                part=found.part[at], part_baseline=found.part_baseline[at], share_a=found.a[at], share_b=found.b[at],
-            ))  # fmt: skip
+        experts.append(expert_rows(run, position_class, routed[0].layers, routed[0].n_experts).assign(
+            part=found.part.ravel(), part_baseline=found.part_baseline.ravel(), share_a=found.a.ravel(),
+            share_b=found.b.ravel(),
+        ))  # fmt: skip
     values = {
         f"{key}_{name}": side.values[key]
         for name, side in zip("ab", sides, strict=True)

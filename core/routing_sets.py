@@ -5,6 +5,8 @@ Pure counting; knows no model, no store, no page.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -36,10 +38,10 @@ def frequency_table(routed: RoutedTokens) -> pd.DataFrame:
     parts = []
     for run, position_class in parts_of(routed):
         index = routed.index[mask_of(routed, run, position_class)]
-        for at, layer in enumerate(routed.layers):
-            counts = np.bincount(index[:, at].ravel(), minlength=routed.n_experts)[: routed.n_experts]
-            rows = expert_rows(run, position_class, layer, routed.n_experts)
-            parts.append(rows.assign(count=counts, tokens=len(index)))
+        every = [np.bincount(at.ravel(), minlength=routed.n_experts) for at in index.swapaxes(0, 1)]
+        rows = expert_rows(run, position_class, routed.layers, routed.n_experts)
+        counts = np.concatenate([each[: routed.n_experts] for each in every])
+        parts.append(rows.assign(count=counts, tokens=len(index)))
     table = pd.concat(parts, ignore_index=True)
     return table.assign(frequency=table["count"] / table.tokens)
 
@@ -61,26 +63,28 @@ def wide_table(frequencies: pd.DataFrame, position_class: str) -> pd.DataFrame:
 def load_table(frequencies: pd.DataFrame) -> pd.DataFrame:
     """One row per run, position class and layer: `load_entropy` (1: all experts share alike), `unused` experts, how
     many, `unused_names`, the share of the load that the busiest expert takes, `tokens`."""
-    rows = []
-    for (run, position_class, layer), part in frequencies.groupby(["run", "position_class", "layer"], sort=False):
-        share = part["count"].to_numpy(dtype=float)
-        unused = part.name[part["count"] == 0].tolist()
-        busiest = part.loc[part["count"].idxmax()]
-        rows.append({
-            "run": run, "position_class": position_class, "layer": layer,
-            "load_entropy": float(load_entropy(share[None])[0]), "unused": len(unused),
-            "unused_names": " ".join(unused), "busiest": busiest["name"],
-            "busiest_frequency": float(busiest.frequency), "tokens": int(part.tokens.iloc[0]),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    n_experts = int(frequencies.expert.max()) + 1  # the table has every layer's experts in their order
+    counts = frequencies["count"].to_numpy(dtype=float).reshape(-1, n_experts)
+    names = frequencies["name"].to_numpy().reshape(-1, n_experts)
+    busiest = np.arange(len(counts)), counts.argmax(1)
+    out = frequencies.iloc[::n_experts][["run", "position_class", "layer"]].reset_index(drop=True)
+    return out.assign(
+        load_entropy=load_entropy(counts),
+        unused=(counts == 0).sum(1),
+        unused_names=[" ".join(some[each == 0]) for some, each in zip(names, counts, strict=True)],
+        busiest=names[busiest],
+        busiest_frequency=frequencies.frequency.to_numpy().reshape(-1, n_experts)[busiest],
+        tokens=frequencies.tokens.to_numpy()[::n_experts],
+    )
 
 
-def expert_rows(run: str, position_class: str, layer: int, n_experts: int) -> pd.DataFrame:
-    """The columns that name the experts of one layer in the tables here."""
-    experts = np.arange(n_experts)
-    names = [expert_name(layer, int(e)) for e in experts]
+def expert_rows(run: str, position_class: str, layers: Sequence[int], n_experts: int) -> pd.DataFrame:
+    """The columns that name the experts of some layers in the tables here: all of a layer's, one after the other."""
     return pd.DataFrame({
-        "run": run, "position_class": position_class, "layer": layer, "expert": experts, "name": names,
+        "run": run, "position_class": position_class,
+        "layer": np.repeat(np.array(layers, dtype=np.int64), n_experts),
+        "expert": np.tile(np.arange(n_experts), len(layers)),
+        "name": [expert_name(layer, expert) for layer in layers for expert in range(n_experts)],
     })  # fmt: skip
 
 
@@ -125,7 +129,7 @@ def relation_table(routed: RoutedTokens, run: str, position_class: str, layer: i
     for relation in sorted(tokens.relation.astype(object).unique()):
         mine = (tokens.relation == relation).to_numpy()
         counts = np.bincount(index[mine].ravel(), minlength=routed.n_experts)[: routed.n_experts]
-        rows = expert_rows(run, position_class, layer, routed.n_experts)
+        rows = expert_rows(run, position_class, [layer], routed.n_experts)
         facts = int(tokens.fact[mine].nunique())
         parts.append(rows.assign(relation=relation, count=counts, tokens=int(mine.sum()), facts=facts))
     if not parts:

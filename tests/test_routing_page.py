@@ -111,17 +111,13 @@ def test_the_first_visit_counts_the_bundled_facts(bench, result):
     form = control(page, "segmented_control", "Form")
     form.set_value("context").run()
     assert view_of(drawn(page)).a == PromptSet(form="context")
-    control(page, "segmented_control", "Form").set_value("direct").run()
     control(page, "selectbox", "Layer").set_value(3).run()
-    assert view_of(drawn(page)).layer == 3 and "Experts of layer 3" in shown(page)
-    control(page, "selectbox", "Layer").set_value(1).run()
+    assert view_of(page).layer == 3 and "Experts of layer 3" in shown(page)
     control(page, "selectbox", "Expert").set_value(2).run()
-    assert "L1E002: the tokens behind it" in shown(drawn(page))
+    assert "L3E002: the tokens behind it" in shown(page)
     control(page, "segmented_control", "Runs").set_value("change").run()
-    control(page, "segmented_control", "Positions").set_value("last subject").run()
-    view = view_of(drawn(page))
-    assert (view.run, view.position_class) == ("change", "last subject")
-    assert "Expert frequency: last subject, corrupt − clean" in shown(page)
+    assert view_of(page).run == "change"
+    assert "Expert frequency: last token, corrupt − clean" in shown(page)
 
 
 def test_an_expert_shows_the_tokens_behind_it_and_where_they_lead(bench, result):
@@ -194,7 +190,7 @@ def test_plain_prompts_are_pasted_and_a_long_list_comes_back_by_its_key(bench, m
 def test_two_sets_are_compared(bench, model):
     page = opened(RoutingView(section="compare", a=PromptSet(facts=FactSet(relations=("relation 0",), n=256))))
     next(b for b in page.button if b.label == "the same facts, stated before").click().run()
-    view = view_of(drawn(page))
+    view = view_of(page)
     assert view.b == PromptSet(facts=view.a.facts, form="context")
     four = [fact for fact in FACTS if fact.relation == "relation 0"]
     other = PromptSet(facts=FactSet(relations=("relation 1",), n=256))

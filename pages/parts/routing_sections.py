@@ -141,7 +141,7 @@ def _information_map(result: DerivedResult, run: str, position_class: str, n_lay
     })  # fmt: skip
     return charts.expert_map(
         pd.concat([table.assign(value=table.above_baseline), tips], axis=1), n_layers=n_layers,
-        n_experts=result.values["n_experts"], title="information − baseline (bits)", tips=list(tips), signed=True,
+        n_experts=result.values["n_experts"], title="above the baseline (bits)", tips=list(tips), signed=True,
         **options,
     )  # fmt: skip
 

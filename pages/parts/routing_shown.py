@@ -121,13 +121,13 @@ def _layer_and_expert(shown: Shown) -> None:
     layers = shown.result.values["layers"]
     of_layer = address.key(f"routing layer {shown.layer}")
     st.selectbox(
-        "Layer", layers, index=layers.index(shown.layer), key=of_layer, width=120, format_func="layer {}".format,
+        "Layer", layers, index=layers.index(shown.layer), key=of_layer, width=140, format_func="layer {}".format,
         on_change=address.callback(of_layer, lambda: look(layer=st.session_state[of_layer], expert=None)),
     )  # fmt: skip
     options = list(range(shown.n_experts))
     of_expert = address.key(f"routing expert {shown.layer} {view.expert}")
     st.selectbox(
-        "Expert", options, index=view.expert, key=of_expert, width=130, placeholder="none",
+        "Expert", options, index=view.expert, key=of_expert, width=150, placeholder="none",
         format_func=lambda e: expert_name(shown.layer, e),
         on_change=address.callback(
             of_expert, lambda: look(layer=shown.layer, expert=st.session_state[of_expert], fact=None)
