@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import pytest
 from playwright.sync_api import expect
 from served import CHARTS, SLOW, serve, settled
 
-import core
+from cache import Store
+from cache.lending import patiently
 from core import facts, views
 from core.compare import words
 from core.compare.link import Pair, to_query
@@ -17,13 +17,19 @@ from core.compare.tables import Compared
 from core.links import Link, View
 from core.requests import TraceRequest
 from core.tooltips import number
+from core.trace import from_store
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("server")) as server:
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with serve(folder) as server:
         yield server
 
 
@@ -37,18 +43,22 @@ def pair():
     return Pair(Link(one, View("rescue"), True), Link(two, View("rescue"), True))
 
 
-@pytest.fixture(scope="module")
-def compared(pair):
-    model = core.load_model("demo")
-    results = [core.trace(model, dataclasses.replace(side.request)) for side in (pair.a, pair.b)]
-    return Compared(*results)
+def stored(folder, pair) -> Compared:
+    """Both answers as the server stored them."""
+    path = folder / "home" / "store.duckdb"
+    store = patiently(lambda: Store.open(path), 60, path=path)
+    try:
+        return Compared(*(from_store(store, side.request) for side in (pair.a, pair.b)))
+    finally:
+        store.close()
 
 
-def test_a_cold_link_shows_both_sides_and_a_click_is_read_on_both(server, new_page, pair, compared, tmp_path):
+def test_a_cold_link_shows_both_sides_and_a_click_is_read_on_both(server, folder, new_page, pair, tmp_path):
     page = new_page(accept_downloads=True)
     page.goto(server.link("Compare", **to_query(pair)))  # the first request that this server gets
     settled(page, 8)
     expect(page.locator('[data-testid="stException"]')).to_have_count(0)
+    compared = stored(folder, pair)
     shown = page.locator('[data-testid="stMain"]').inner_text()
     for sentence in words.sentences(compared):
         assert sentence in shown

@@ -62,7 +62,7 @@ def read(page) -> Pair:
     return from_query(params_of(page), bundled={17: FRANCE, 18: JAPAN}.get, default=FRANCE)
 
 
-def test_two_noise_levels_stand_side_by_side(bench, engine):  # noqa: F811
+def test_two_noise_levels_stand_side_by_side_with_links_scripts_and_report(bench, engine):  # noqa: F811
     pair = pair_of(b=BASE.replace(noise=1.0, draws=2))
     page = finished(opened(pair), bench)
     assert engine.asked == [pair.a.request, pair.b.request]
@@ -78,6 +78,13 @@ def test_two_noise_levels_stand_side_by_side(bench, engine):  # noqa: F811
     row = last.loc[last.rescue_a.idxmax()]
     assert re.search(f"Layer patch at layer {row.layer}: a at “.*is.*5.*” rescue", text)
     assert f"b − a rescue {row.rescue_difference:+.3f}".replace("-", "−") in text
+    links = [dict(parse_qsl(e.proto.query_string)) for e in page.get("page_link") if "Open on" in e.proto.label]
+    assert links == [trace_query(link.request, link.view, bundled=True) for link in (pair.a, pair.b)]
+    codes = [code.value for code in page.code]
+    assert any(urlencode(to_query(pair)) in code and code.startswith("python -m core compare") for code in codes)
+    assert any("noise=1.0" in code and "import core" in code for code in codes)
+    noted = [one.part for one in page.session_state["es_noted"].values()]
+    assert len(noted) == 8 and all(part.picture is not None and part.table is not None for part in noted)
 
 
 def test_the_sidebar_changes_one_side_and_the_address_says_so(bench, engine):  # noqa: F811
@@ -110,13 +117,6 @@ def test_another_fact_lets_go_of_the_chosen_cell(bench, engine):  # noqa: F811
     back = read(page)
     assert (back.a.request.fact, back.b.request.fact) == (FRANCE, JAPAN)
     assert (back.a.view.pos, back.b.view.pos) == (None, None)
-
-
-def test_each_side_opens_on_the_trace_page(bench, engine):  # noqa: F811
-    pair = pair_of(b=BASE.replace(fact=JAPAN, noise=2.0))
-    page = finished(opened(pair), bench)
-    links = [dict(parse_qsl(e.proto.query_string)) for e in page.get("page_link") if "Open on" in e.proto.label]
-    assert links == [trace_query(link.request, link.view, bundled=True) for link in (pair.a, pair.b)]
 
 
 def test_the_trace_page_leads_here_with_its_question_twice(bench, engine):  # noqa: F811
@@ -176,13 +176,3 @@ def test_large_type_is_one_switch_for_all_pages_and_in_the_link(bench, engine): 
     assert "type" not in params_of(page) and "font-size: 20.8px" not in shown(page)
     other = finished(opened(to_query(pair_of()) | {"type": "large"}), bench)
     assert next(t for t in other.toggle if t.label == "Large type").value is True
-
-
-def test_the_script_and_the_report_are_about_what_is_shown(bench, engine):  # noqa: F811
-    pair = pair_of(b=BASE.replace(noise=1.0))
-    page = finished(opened(pair), bench)
-    codes = [code.value for code in page.code]
-    assert any(urlencode(to_query(pair)) in code and code.startswith("python -m core compare") for code in codes)
-    assert any("noise=1.0" in code and "import core" in code for code in codes)
-    noted = [one.part for one in page.session_state["es_noted"].values()]
-    assert len(noted) == 8 and all(part.picture is not None and part.table is not None for part in noted)
