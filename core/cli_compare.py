@@ -67,16 +67,17 @@ def run_compare(arguments: argparse.Namespace) -> int:
 def summary(compared: Compared) -> str:
     """What changed, in sentences and a table, and the routing agreement of each layer."""
     from .compare import words
+    from .report import columns
 
     headings, rows, _ = words.numbers(compared)
     lines = [visible(line) for line in words.sentences(compared)]
-    lines += ["", *_columns([headings, *rows])]
+    lines += ["", *columns(headings, rows)]
     if not compared.no_routing:
         cells = [
             [f"L{r.layer}", f"{r.same:.0%} of {r.positions}", f"{r.jaccard:.3f}"]
             for r in compared.routing_layers.itertuples()
         ]
-        lines += ["", *_columns([["layer", "same set of experts", "mean Jaccard"], *cells])]
+        lines += ["", *columns(["layer", "same set of experts", "mean Jaccard"], cells)]
     return "\n".join(lines)
 
 
@@ -95,7 +96,3 @@ def _traced(requests: list[TraceRequest], store: Any, progress: TerminalProgress
         del model
     return found  # type: ignore[return-value]
 
-
-def _columns(table: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]

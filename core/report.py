@@ -96,7 +96,7 @@ def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
                 _ratio(cell.restoration) if cell else "",
             ]
         )
-    lines = _columns(headings, rows)
+    lines = columns(headings, rows)
     if len(results) > MAX_FACT_LINES:
         lines.append(f"… and {len(results) - MAX_FACT_LINES} more; all rows are in the table (--out).")
     if any(cell.endswith("*") for row in rows for cell in row[2:4]):
@@ -123,7 +123,7 @@ def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
     sites = _best(_sites(rows_of_all, runs), best)
     rows = [[f"L{s.layer}", s.site, restored(s.rescue), _signed(s.rescue)] for s in sites.itertuples()]
     lines += ["", "Best sites (layer patch; mean rescue ÷ mean drop)"]
-    lines += _columns(["layer", "position", "restoration", "rescue"], rows)
+    lines += columns(["layer", "position", "restoration", "rescue"], rows)
     experts = _best(_experts(rows_of_all, runs), best)
     if len(experts):
         rows = [
@@ -131,7 +131,7 @@ def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
             for e in experts.itertuples()
         ]
         lines += ["", "Best experts at the last position (facts without the expert count 0)"]
-        lines += _columns(["expert", "restoration", "rescue", "clean-active"], rows)
+        lines += columns(["expert", "restoration", "rescue", "clean-active"], rows)
     return "\n".join(lines)
 
 
@@ -215,7 +215,7 @@ def _block(title: str, headings: list[str], rows: list[list[str]], draws: int) -
     headings = [*headings[:4], "over draws", *headings[4:]]
     if draws == 1:
         headings, rows = headings[:4] + headings[5:], [r[:4] + r[5:] for r in rows]
-    return [title, *_columns(headings, rows)]
+    return [title, *columns(headings, rows)]
 
 
 def patches_summary(results: Sequence[PatchResult]) -> str:
@@ -245,7 +245,7 @@ def patches_summary(results: Sequence[PatchResult]) -> str:
         ratio = some.rescue.mean() / whole if divides else math.nan
         means = [number(some[score].mean()), number(some.rescue.mean()), _ratio(ratio)]
         rows.append([visible(str(name)), run, *means])
-    lines += _columns(["patch", "run", shown, "rescue", "restoration"], rows)
+    lines += columns(["patch", "run", shown, "rescue", "restoration"], rows)
     if floor := rounding(results[0].provenance):
         lines.append(f"  Noise floor of a single rescue: {floor}.")
     if score == "rank":
@@ -276,7 +276,7 @@ def minimal_summary(results: Sequence[MinimalResult]) -> str:
             ]
             for r in curve.itertuples()
         ]  # fmt: skip
-        lines += _columns(headings, rows) if rows else []
+        lines += columns(headings, rows) if rows else []
         if result.reached:
             lines.append(f"{len(curve)} expert{'s' if len(curve) > 1 else ''} restore {result.target:g} of the drop.")
         elif rows:
@@ -285,7 +285,8 @@ def minimal_summary(results: Sequence[MinimalResult]) -> str:
     return "\n\n".join(blocks)
 
 
-def _columns(headings: list[str], rows: list[list[str]]) -> list[str]:
+def columns(headings: list[str], rows: list[list[str]]) -> list[str]:
+    """A table of texts as lines of equal columns."""
     table = [headings, *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(headings))]
     return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
