@@ -86,7 +86,8 @@ def layer_expert(
     """Layer × expert heat map of expert patches at one position: all experts of all layers.
 
     Selection `expert` with fields layer and expert (the shared one is `views.SHARED_INDEX`). Unrouted experts are
-    blank, those routed only in a corrupt run carry a ring, the view's layer a frame, its expert an outline.
+    blank, those routed only in a corrupt run carry a ring, the view's layer a frame, its expert and the experts of its
+    coalition an outline.
     """
     tables = Tables()
     grid = views.expert_grid(result, pos)
@@ -135,6 +136,10 @@ def layer_expert(
     if view.layer is not None:
         frame = alt.Chart(tables(pd.DataFrame({"layer": [view.layer]})))
         layers.append(outline(frame, palette.mark, width=1.6).encode(y=y))
+        ticked = grid.expert.isin([views.SHARED_INDEX if e == SHARED else e for e in view.coalition])
+        if (ticked := ticked & (grid.layer == view.layer)).any():
+            members = alt.Chart(tables(grid.loc[ticked, ["layer", "column"]]))
+            layers.append(outline(members, palette.expert).encode(x=x, y=y))
     layers.append(outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
     return rows_of(alt.layer(*layers), tables, len(grid), prov.n_layers, palette)
 

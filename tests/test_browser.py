@@ -83,7 +83,8 @@ def numbers(page: Page, start: str) -> tuple[float, float]:
     """(rescue, restoration) of the sentence that begins so."""
     sentence = page.locator('[data-testid="stMarkdown"]', has_text=re.compile("^" + re.escape(start)))
     expect(sentence).to_be_visible(timeout=SLOW)
-    found = re.search(r"rescue ([+-][0-9.]+) logits, restoration (-?[0-9.]+)[:,]", sentence.inner_text())
+    text = sentence.inner_text().replace("−", "-")
+    found = re.search(r"rescue ([+-][0-9.]+) logits, restoration (-?[0-9.]+)[:,.]", text)
     return float(found[1]), float(found[2])
 
 
@@ -191,3 +192,52 @@ def test_a_downloaded_chart_draws_itself_without_a_network(server, new_page, kno
     expect(cells).to_have_count(known.runs.model.config.num_hidden_layers * known.tokens, timeout=SLOW)
     assert [url for url in asked if not url.startswith("file:")] == []
     assert known.fact.text in alone.locator("body").inner_text()
+
+
+def test_a_coalition_is_built_by_clicks(server, new_page, known):
+    layer, pos = 0, known.pos
+    page = new_page()
+    page.goto(
+        server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED, layer=layer, pos=pos, show="rescue")
+    )
+    settled(page, 4)
+    page.get_by_role("radio", name="Coalition").or_(page.get_by_role("button", name="Coalition")).first.click()
+    expect(page.get_by_text("Tick the experts that are put back together.")).to_be_visible(timeout=SLOW)
+    settled(page, 4)
+    experts = known.runs.clean_run[layer].active(pos)
+    for number, expert in enumerate(experts, start=1):
+        cell(page, 1, layer * known.experts + expert).click()
+        expect(page.get_by_text(re.compile(f"^{number} experts? together"))).to_be_visible(timeout=SLOW)
+        settled(page, 5)
+    assert params(page)["coalition"] == ",".join(map(str, sorted(experts)))
+
+    def joint(draw):
+        update = sum(known.runs.expert_update(draw, layer, pos, expert) for expert in experts)
+        y = known.runs.corrupt_runs[draw][layer].y[pos] + update
+        return oracle.patched(known.runs.model, known.runs.case, draw, layer=layer, pos=pos, y=y)
+
+    assert numbers(page, f"{len(experts)} experts together") == pytest.approx(known.effect(joint), abs=2e-3)
+    cell(page, 1, layer * known.experts + experts[0]).click()  # and off again
+    expect(page.get_by_text(re.compile("^1 expert together"))).to_be_visible(timeout=SLOW)
+    single = known.effect(lambda draw: known.runs.expert_patch(draw, layer, pos, experts[1]))
+    assert numbers(page, "1 expert together") == pytest.approx(single, abs=2e-3)
+
+
+def test_a_key_goes_to_the_next_fact_but_not_while_typing(server, new_page, known):
+    page = new_page()
+    page.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED))
+    settled(page, 4)
+    same = [f.case_id for f in facts.bundled() if f.relation == known.fact.relation]
+    following = same[(same.index(known.fact.case_id) + 1) % len(same)]
+    search = page.get_by_placeholder("Search: subject, object, case_id")
+    search.press_sequentially("n")
+    expect(search).to_have_value("n")
+    settled(page, 4)
+    assert params(page)["fact"] == str(known.fact.case_id)
+    search.fill("")
+    page.locator("body").click(position={"x": 700, "y": 5})
+    page.keyboard.press("n")
+    page.wait_for_url(re.compile(f"fact={following}(&|$)"), timeout=SLOW)
+    settled(page, 4)
+    page.keyboard.press("p")
+    page.wait_for_url(re.compile(f"fact={known.fact.case_id}(&|$)"), timeout=SLOW)

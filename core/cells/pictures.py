@@ -13,7 +13,12 @@ from ..tooltips import number, spread
 from . import tables
 from .words import logits
 
-NEEDED = {"rescue": "rescue (suffices)", "zero": "zero knockout (needed)", "reroute": "reroute knockout (needed)"}
+NEEDED = {
+    "rescue": "rescue (suffices)",
+    "direct": "its direct part",
+    "zero": "zero knockout (needed)",
+    "reroute": "reroute knockout (needed)",
+}
 """Column of `tables.necessity` → what the legend says."""
 
 
@@ -58,21 +63,22 @@ def effects(rows: pd.DataFrame, *, roles: dict[str, str], palette: Palette = LIG
 
 
 @unchecked
-def necessity(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
-    """Per expert: what it brings back alone, and what is lost without it. `table`: of `tables.necessity`."""
+def necessity(table: pd.DataFrame, *, direct: bool = True, palette: Palette = LIGHT) -> Picture:
+    """Per expert: what it brings back alone, and what is lost without it. `table`: of `tables.necessity`; `direct`:
+    with the direct part of the rescue (it is 0 but at the last position)."""
     drawn = Tables()
-    known = [name for name in NEEDED if table[name].notna().any()]
+    known = [name for name in NEEDED if table[name].notna().any() and (direct or name != "direct")]
     long = table.melt(["name"], known, var_name="measure", value_name="value").dropna()
     long = long.assign(
         what=long.measure.map(NEEDED),
         t_name=long.name + ": " + long.measure.map(NEEDED),
         t_logits=[f"{logits(value)} logits" for value in long.value],
     )
-    colours = {"rescue": palette.high, "zero": palette.low, "reroute": palette.joined}
+    colours = {"rescue": palette.high, "direct": palette.kept, "zero": palette.low, "reroute": palette.joined}
     color = alt.Color(
         "what:N",
         scale=alt.Scale(domain=[NEEDED[name] for name in known], range=[colours[name] for name in known]),
-        legend=alt.Legend(title=None, orient="top", columns=3, symbolType="square"),
+        legend=alt.Legend(title=None, orient="top", columns=2, symbolType="square"),
     )
     y = alt.Y("name:N", sort=list(table.name), title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=150))
     offset = alt.YOffset("what:N", sort=[NEEDED[name] for name in known], scale=alt.Scale(paddingInner=0.1))

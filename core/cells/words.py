@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..tooltips import number
 from . import tables
-from .tables import LAYER, SUM, TOGETHER, TOP_K, Specificity
+from .tables import LAYER, SUM, TOGETHER, Specificity
 
 CLOSE = 0.1
 """A joint rescue within this share of the sum of the singles counts as their sum."""
@@ -20,14 +20,10 @@ def logits(value: float) -> str:
 
 
 def coalition(rows: pd.DataFrame, *, floor: float = 0.0) -> str:
-    """What the ticked experts bring back together. `floor`: differences below it (logits) are within rounding."""
+    """What the ticked experts, at least one, bring back together. `floor`: differences below it are rounding (logits).
+    """
     members = int((rows.role == tables.SINGLE).sum())
     whole = tables.rescue_of(rows, LAYER)
-    if not members:
-        return (
-            f"No expert is ticked. The layer patch rescues {logits(whole)} logits, all clean-active experts together "
-            f"{logits(tables.rescue_of(rows, TOP_K))}."
-        )
     together, total = tables.rescue_of(rows, TOGETHER), tables.rescue_of(rows, SUM)
     restored = rows.loc[rows.role == TOGETHER, "restoration"].iloc[0]
     words = f"**{members} expert{'s' if members > 1 else ''} together**: rescue **{logits(together)}** logits"

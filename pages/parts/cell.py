@@ -10,8 +10,9 @@ import streamlit as st
 from core import charts, sites, tooltips, views
 from core.links import SHARED, View
 from core.results import TraceResult, expert_name
+from core.trace_view import members
 
-from . import display, downloads, expert_state, pictures, state, text
+from . import display, downloads, expert_state, pictures, sections, state, text
 
 DIRECT = (
     "The part of the rescue that reaches the logits without a later layer, the final norm's scale as in the corrupt "
@@ -82,7 +83,7 @@ def _experts(at: TraceResult, shown: View, ident: str) -> None:
         st.markdown(f":small[**{chosen}** is not routed at this token; the marks show where it is.]")
     with st.grid(2, min_column_width=430, gap="medium"):
         with st.container():
-            _table(table, at, shown, ident, chosen)
+            _table(table, at, shown, ident)
         with st.container():
             view = View(layer=shown.layer, expert=shown.expert)
             picture = pictures.kept(charts.expert_bars, at, shown.layer, shown.pos, view=view, palette=pictures.theme())
@@ -90,6 +91,7 @@ def _experts(at: TraceResult, shown: View, ident: str) -> None:
             pictures.still(
                 picture, key=f"bars-{ident}", alt="Rescue of each active expert, split into true and foil logit"
             )
+    sections.draw(at, shown, ident)
 
 
 def _chosen_expert(row: pd.Series) -> None:
@@ -100,19 +102,24 @@ def _chosen_expert(row: pd.Series) -> None:
     st.markdown(f"**{row['name']}** alone{weights}: {_effect(row)}.")
 
 
-def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen: str | None) -> None:
-    names = list(table.name)
-    slot = pictures.slot("table", (ident, shown.layer, shown.pos), chosen)
-    row = names.index(slot.preset) if slot.preset in names else None
+def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str) -> None:
+    """The experts; a tick marks one everywhere, or puts several into the coalition where that is open."""
+    building = shown.section == "coalition"
+    experts = [SHARED if number == views.SHARED_INDEX else int(number) for number in table.expert]
+    wanted = shown.coalition if building else shown.expert
+    slot = pictures.slot("table", (ident, shown.layer, shown.pos, building), wanted)
+    ticked = slot.preset if building else (slot.preset,)
+    rows = [row for row, expert in enumerate(experts) if expert in ticked]
 
     def pick() -> None:
         rows = (st.session_state.get(slot.key) or {}).get("selection", {}).get("rows") or []
-        slot.picked = names[rows[0]] if rows else None
-        value = None
-        if rows:
-            number = int(table.expert[rows[0]])
-            value = SHARED if number == views.SHARED_INDEX else number
-        state.look(layer=shown.layer, pos=shown.pos, expert=value)
+        picked = [experts[row] for row in rows]
+        if building:
+            slot.picked = members(picked)
+            state.look(layer=shown.layer, pos=shown.pos, coalition=slot.picked)
+        else:
+            slot.picked = picked[0] if picked else None
+            state.look(layer=shown.layer, pos=shown.pos, expert=slot.picked)
 
     columns = {
         "name": st.column_config.TextColumn("expert", pinned=True, width=78),
@@ -133,11 +140,15 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str, chosen
         table.assign(share=(100 * table.share).round() + 0.0),  # + 0.0: no −0 %
         column_config=columns, column_order=list(columns), hide_index=True,
         key=slot.key, on_select=state.callback(slot.key, pick),
-        selection_mode="single-row", selection_default={"selection": {"rows": [] if row is None else [row]}},
+        selection_mode="multi-row" if building else "single-row", selection_default={"selection": {"rows": rows}},
         alt=f"Active experts of layer {shown.layer} at position {shown.pos}",
         height=display.table_height(len(table), 400),
     )  # fmt: skip
-    st.caption("Tick a row to mark the expert everywhere on the page.")
+    st.caption(
+        "Tick the experts that are put back together."
+        if building
+        else "Tick a row to mark the expert everywhere on the page."
+    )
 
 
 def _choose(result: TraceResult, shown: View, ident: str) -> None:

@@ -11,7 +11,7 @@ import streamlit as st
 
 from core.compare.link import Pair, from_query, to_query
 from core.compare.tables import Compared
-from core.links import Link, with_query
+from core.links import Link, View, with_query
 from core.requests import TraceRequest
 from core.results import TraceResult
 
@@ -66,6 +66,11 @@ def beside(link: Link) -> dict[str, str]:
     view = replace(link.view.own(), expert=None, strip=None)
     one = Link(link.request, view, link.bundled)
     return to_query(Pair(one, one))
+
+
+def against(a: TraceRequest, b: TraceRequest, *, bundled: bool) -> dict[str, str]:
+    """Query parameters of this page with two questions about one fact."""
+    return to_query(Pair(Link(a, View(), bundled), Link(b, View(), bundled)))
 
 
 def together(a: TraceResult, b: TraceResult, same_model: bool) -> Compared:

@@ -13,9 +13,9 @@ from core.derived import DerivedResult
 from core.links import SHARED, View
 from core.requests import digest
 from core.results import MIN_DROP, TraceResult
-from core.trace_view import MEASURES, SHOWN, SPREAD
+from core.trace_view import MEASURES, SHOWN, SPREAD, members
 
-from . import cell, downloads, pictures, present, state
+from . import cell, corruptions, downloads, pictures, present, state
 from .answers import answer
 
 COLOURS = "Blue brings the answer back, orange drives it further away. Click a cell."
@@ -36,6 +36,7 @@ HELP_SITE = (
 HELP_WINDOW = (
     "Patch this many neighbouring layers at once. One layer's loss can be made up for by the next; ROME's plots use 10."
 )
+TICK = "In the framed layer a click ticks an expert for the coalition."
 STRIP = (
     "Which experts each token goes to at this layer. Stronger colour: larger router weight. ≈ marks a near tie, where "
     "the choice could flip under rounding. Click to follow an expert."
@@ -68,6 +69,7 @@ def draw(result: TraceResult, view: View) -> None:
                 at = _experts(result, shown.pos)
             if at is not None:
                 _expert_map(at, shown, ident)
+    corruptions.draw(result, view)
     if shown.layer is None:
         st.caption("This result has no cells.")
         return
@@ -157,8 +159,11 @@ def _token_map(result: TraceResult, shown: View, ident: str) -> TraceResult | No
 
 def _expert_map(at: TraceResult, shown: View, ident: str) -> None:
     expert = (shown.layer, shown.expert)
-    slot = pictures.slot("experts", (ident, shown.pos, shown.measure, pictures.theme().name, shown.layer), expert)
-    view = View(shown.measure, shown.pos, shown.layer, slot.preset[1])
+    building = shown.section == "coalition"
+    ticked = shown.coalition if building else ()
+    base = (ident, shown.pos, shown.measure, pictures.theme().name, shown.layer, ticked)
+    slot = pictures.slot("experts", base, expert)
+    view = View(shown.measure, shown.pos, shown.layer, slot.preset[1], coalition=ticked)
     picture = pictures.kept(charts.layer_expert, at, shown.pos, view=view, palette=pictures.theme())
     title = f"Layer × expert at “{views.token_labels(at)[shown.pos]}”"
     downloads.header(title, "layer-expert", at, picture, pictures.kept(views.expert_grid, at, shown.pos))
@@ -166,11 +171,19 @@ def _expert_map(at: TraceResult, shown: View, ident: str) -> None:
     def pick(mark: dict[str, int]) -> None:
         chosen = SHARED if mark["expert"] == views.SHARED_INDEX else mark["expert"]
         slot.picked = (mark["layer"], chosen)
-        state.go(mark["layer"], shown.pos, chosen)
+        if building and mark["layer"] == shown.layer:
+            active = pictures.kept(views.active_experts, at, shown.layer, shown.pos)
+            if mark["expert"] in set(active.expert):
+                toggled = members(set(shown.coalition) ^ {chosen})
+                marked = chosen if chosen in toggled else None
+                state.look(layer=shown.layer, pos=shown.pos, expert=marked, coalition=toggled)
+        else:
+            state.go(mark["layer"], shown.pos, chosen)
 
     alt = f"Layer by expert heat map at position {shown.pos}, layer {shown.layer} framed"
     pictures.show(picture, key=slot.key, selection="expert", on_pick=pick, alt=alt)
-    present.caption(EXPERT_MAP + _missing_note(at, shown) + _rounding_note(at))
+    how = EXPERT_MAP if not building else EXPERT_MAP.replace("Click an expert.", TICK)
+    present.caption(how + _missing_note(at, shown) + _rounding_note(at))
 
 
 def _strip(result: TraceResult, shown: View, ident: str) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import streamlit as st
 
 from core.links import Link, View, from_query, link, to_query
-from core.requests import TraceRequest
+from core.requests import Fact, TraceRequest
 
 from . import base
 from .address import Address, callback, end, key, rerun, touch
 
 __all__ = [
-    "address", "ask", "begin", "callback", "end", "go", "key", "look", "request", "rerun", "touch", "view", "write",
+    "address", "ask", "begin", "callback", "end", "go", "key", "look", "request", "rerun", "step", "touch", "view",
+    "write",
 ]  # fmt: skip
 
 HERE: Address[Link] = Address(
@@ -55,6 +56,16 @@ def go(layer: int, pos: int, expert: int | str | None = None) -> None:
     """Look at another cell of the same result, or at an expert in it."""
     current = HERE.value
     HERE.change(replace(current, view=current.view.at(layer, pos, expert), problems=()))
+
+
+def step(fact: Fact, *, last: int) -> None:
+    """Ask about a neighbouring bundled fact. `last`: the last position of the prompt that is left. What was looked at
+    there stays: layer and expert; other positions mean something else in another prompt."""
+    current = HERE.value
+    view = current.view.elsewhere()
+    if current.view.pos in (None, last):
+        view = replace(view, layer=current.view.layer, expert=current.view.expert)
+    HERE.change(Link(current.request.replace(fact=fact, replacement=()), view, True))
 
 
 def request() -> TraceRequest:

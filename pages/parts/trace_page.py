@@ -9,7 +9,7 @@ import streamlit as st
 from core.links import check_view
 from core.results import TraceResult
 
-from . import base, head, sidebar, state, text, tour
+from . import base, head, neighbours, sidebar, state, text, tour
 from .answers import answer
 
 
@@ -35,6 +35,7 @@ def _draw() -> None:
     result, fresh = answer(link.request, "trace")
     with top:
         head.title(result, fresh)
+        neighbours.draw(None if result is None else len(result.provenance.tokens) - 1)
         tour.draw(result)
     if result is None:
         fact = link.request.fact
