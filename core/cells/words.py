@@ -47,11 +47,11 @@ def necessity(table: pd.DataFrame, *, clean_contrast: float, reroutable: bool) -
     out = [
         f"Most sufficient: **{enough['name']}**, rescue {logits(enough.rescue)} logits alone in the corrupt run. Most "
         f"needed: **{needed['name']}**, without it the clean contrast of {number(clean_contrast)} loses "
-        f"{logits(needed.zero)} logits."
+        f"{number(needed.zero)} logits."
     ]
     if len(together):
         out.append(
-            f"Without all {len(alone)} clean-active experts it loses {logits(together.zero.iloc[0])}. Later layers "
+            f"Without all {len(alone)} clean-active experts it loses {number(together.zero.iloc[0])}. Later layers "
             "make up for part of a loss, so a small cost does not show that an expert does nothing."
         )
     if not reroutable:

@@ -23,27 +23,37 @@ HELP = (
 
 def draw(result: TraceResult, view: View) -> None:
     """What is known of the other corruption's map, or a button that asks for it."""
-    other = other_request(result.request)
-    try:
-        found = base.workbench().lookup(other)
-    except ExpertScopeError:  # there is none, no other subject has as many tokens: said when it is asked for
-        found = None
+    found = _known(result.request)
     if found is None and not view.check:
+        other = others(result.request)[-1]
         st.button(
             f"Check with {NAMES[other.corruption]}", icon=":material/compare:", type="tertiary", help=HELP,
             key=state.key("check"), on_click=lambda: state.look(check=True),
         )  # fmt: skip
         return
     if found is None:
-        found, _ = answer(other, "check")
+        found, _ = answer(others(result.request)[-1], "check")
     if found is not None:
         _say(result, found)
 
 
-def other_request(request: TraceRequest) -> TraceRequest:
-    """The same question under the other corruption."""
-    (other,) = (kind for kind in CORRUPTIONS if kind != request.corruption)
-    return request.replace(corruption=other, replacement=())
+def others(request: TraceRequest) -> list[TraceRequest]:
+    """The same question under the other corruption: with as many draws, and as it is asked here. Another subject is
+    asked for in one draw, for many prompts have no more subjects of the same length."""
+    (kind,) = (kind for kind in CORRUPTIONS if kind != request.corruption)
+    other = request.replace(corruption=kind, replacement=())
+    return [other, other.replace(draws=1)] if kind == "replace" else [other]
+
+
+def _known(request: TraceRequest) -> TraceResult | None:
+    for other in others(request):
+        try:
+            found = base.workbench().lookup(other)
+        except ExpertScopeError:  # said when it is asked for
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def _say(result: TraceResult, other: TraceResult) -> None:
