@@ -185,7 +185,7 @@ def test_ticked_facts_become_a_list_that_can_be_edited_and_deleted(bench):
     page = ran(widget(page.text_input, "Another name").set_value("one animal"))
     page = ran(button(page, "Rename").click())
     assert bench.fact_lists.names() == ["one animal"] and params_of(page) == {"facts": "one animal"}
-    page = confirmed(page, "Delete “one animal” with its 1 facts")
+    page = confirmed(page, "Delete “one animal” with its 1 fact")
     assert bench.fact_lists.names() == [] and params_of(page) == {}
 
 
@@ -337,6 +337,17 @@ def base_size(n: int) -> str:
     from pages.parts import text
 
     return text.size(n)
+
+
+def test_a_study_can_be_made_of_a_stored_list(bench, words, monkeypatch):
+    begun = []
+    monkeypatch.setattr(bench.studies, "start", lambda name, settings, listed: begun.append((name, settings, listed)))
+    page = ran(AppTest.from_file(str(APP), default_timeout=60).switch_page("pages/Study.py"))
+    page = ran(widget(page.segmented_control, "Facts").set_value("a list"))
+    assert widget(page.selectbox, "List of facts").value == "words" and "14 facts, 3 relations." in said(page)
+    ran(button(page, "Start the study").click())
+    ((_, settings, listed),) = begun
+    assert listed == WORDS and settings.facts == "words.jsonl" and settings.preset == "paper"
 
 
 def test_a_model_is_loaded_shown_and_unloaded(bench):

@@ -112,13 +112,13 @@ def actions(view: LibraryView, chosen: Sequence[Fact]) -> None:
                 _edit(view, chosen[0])
         ids = [fact.case_id for fact in chosen]
         library_state.confirm(
-            f"Take out {len(ids):,}", f"Take {_facts(len(ids))} out of this list", lambda: _remove(view.source, ids),
-            key="facts",
+            f"Take out {len(ids):,}", f"Take {library_lists.count(len(ids))} out of this list",
+            lambda: _remove(view.source, ids), key="facts",
         )  # fmt: skip
 
 
 def _remove(name: str, ids: Sequence[int]) -> None:
-    doing(lambda: base.workbench().fact_lists.remove(name, ids), lambda n: f"Took out {_facts(n)}.")
+    doing(lambda: base.workbench().fact_lists.remove(name, ids), lambda n: f"Took out {library_lists.count(n)}.")
 
 
 def to_list(chosen: Sequence[Fact], *, ticked: bool, origin: str, what: str = "") -> None:
@@ -145,7 +145,7 @@ def _put(into: str | None, key: str, chosen: Sequence[Fact], origin: str) -> Non
     if added is not None:
         there = len(chosen) - len(added)
         more = f" {there:,} were there already." if there else ""
-        doing(lambda: None, f"Added {_facts(len(added))} to “{into}”.{more}")
+        doing(lambda: None, f"Added {library_lists.count(len(added))} to “{into}”.{more}")
         look(source=into, section="facts")
 
 
@@ -221,6 +221,3 @@ def _tokens(view: LibraryView, fact: Fact) -> bool:
 def _filled(fact: Fact) -> bool:
     return all(part.strip() for part in (fact.prompt, fact.subject, fact.true)) and bool(fact.foil or fact.foil_auto)
 
-
-def _facts(n: int) -> str:
-    return f"{n:,} fact{'' if n == 1 else 's'}"

@@ -173,9 +173,14 @@ def _make(key: str, listed: Sequence[Fact], note: str) -> None:
 def keep(name: str, listed: Sequence[Fact], note: str) -> None:
     """In a callback: a new list, which is then looked at."""
     desk = base.workbench().fact_lists
-    made = doing(lambda: desk.put(name, listed, note=note), lambda made: f"Kept {len(listed):,} facts as “{made}”.")
+    made = doing(lambda: desk.put(name, listed, note=note), lambda made: f"Kept {count(len(listed))} as “{made}”.")
     if made is not None:
         look(source=made, section="facts")
+
+
+def count(n: int) -> str:
+    """So many facts, in words."""
+    return f"{n:,} fact{'' if n == 1 else 's'}"
 
 
 def head(view: LibraryView, shown: Sequence[Fact]) -> None:
@@ -218,7 +223,7 @@ def _manage(found: FactList) -> None:
         st.text_input("Another name", found.name, key=key, max_chars=120)
         st.button("Rename", on_click=_rename, args=(found.name, key), key="es_library_rename_do")
     library_state.confirm(
-        "Delete list", f"Delete “{text.plain(found.name)}” with its {found.n:,} facts", lambda: _delete(found.name),
+        "Delete list", f"Delete “{text.plain(found.name)}” with its {count(found.n)}", lambda: _delete(found.name),
         key="list",
     )  # fmt: skip
 

@@ -36,7 +36,8 @@ def draw(view: LibraryView) -> None:
             st.button("Unload", icon=":material/eject:", on_click=_unload, key="es_library_unload")
     _table(bench.catalogue(), loaded)
     st.markdown("##### Load a model")
-    left, right = st.columns([2, 3], gap="large")
+    with st.grid(2, min_column_width=330, gap="large"):
+        left, right = st.container(), st.container()
     with left:
         model_panel.draw(view.model, place="library models ", changed=lambda spec: library_state.look(model=spec))
     with right:

@@ -38,7 +38,8 @@ def draw(view: LibraryView) -> None:
         return
     facts = library_lists.shown_facts(view)
     with st.container(border=True):
-        left, right = st.columns([2, 3], gap="large")
+        with st.grid(2, min_column_width=330, gap="large"):
+            left, right = st.container(), st.container()
         with left:
             model_panel.draw(view.model, place="library ", changed=lambda spec: look(model=spec))
         with right:
@@ -57,7 +58,7 @@ def _settings(view: LibraryView) -> None:
         "Measure contrasts", view.measure, key=key, help=HELP_MEASURE, on_change=_change("measure", key, bool)
     )
     if view.measure:
-        with st.grid(4, min_column_width=130, gap="small"):
+        with st.grid(2, min_column_width=130, gap="small"):
             for name, help_ in HELP_LEAST.items():
                 _number(view, name, name.replace("_", " ").replace("min", "minimum"), help_, 0.25)
             _number(view, "noise", "noise level", settings_panel.HELP_NOISE, 0.5, low=0.01, high=100.0)
@@ -66,7 +67,7 @@ def _settings(view: LibraryView) -> None:
                 "seed", 0, max(2**53 - 1, view.seed), view.seed, 1, key=key, help=settings_panel.HELP_SEED,
                 on_change=_change("seed", key, int),
             )  # fmt: skip
-    with st.grid(2, min_column_width=210, gap="small"):
+    with st.grid(2, min_column_width=190, gap="small"):
         for name, options, help_ in (
             ("special_tokens", SPECIAL_TOKENS, settings_panel.HELP_SPECIAL),
             ("object_tokens", OBJECT_TOKENS, settings_panel.HELP_OBJECT),
