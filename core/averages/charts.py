@@ -25,6 +25,8 @@ CELL_TIPS = ["t_cell", "t_restoration", "t_rescue", "t_mean_drop", "t_above_0_in
 EXPERT_TIPS = [
     "t_expert", "t_restoration", "t_rescue", "t_where_active", "t_clean-active_in", "t_router_weight", "t_facts",
 ]  # fmt: skip
+_DASHES = {MIDDLE_SUBJECT: [6, 3], FURTHER: [2, 3]}
+"""Lines that are told apart without their colour."""
 ROW = 34
 """Height of one role's row in pixels."""
 
@@ -35,7 +37,7 @@ def role_label(role: str) -> str:
 
 
 def role_colours(palette: Palette) -> dict[str, str]:
-    """One colour per role, told apart without hue too by their order in the legend and in the tooltip."""
+    """One colour per role."""
     return {
         BEFORE: palette.grid, FIRST_SUBJECT: palette.low, MIDDLE_SUBJECT: palette.kept, LAST_SUBJECT: palette.high,
         FURTHER: palette.joined, LAST: palette.expert,
@@ -61,7 +63,10 @@ def role_map(
     every = next(step for step in (1, 2, 4, 5, 10, 20, 50) if n_layers / step <= 26)
     x = alt.X(
         "layer:O", title="layer", scale=alt.Scale(domain=list(range(n_layers)), paddingInner=gap(n_layers)),
-        axis=alt.Axis(values=list(range(0, n_layers, every)), labelAngle=0, ticks=False, domain=False, labelPadding=6),
+        axis=alt.Axis(
+            values=list(range(0, n_layers, every)), labelAngle=0, labelOverlap="greedy", ticks=False, domain=False,
+            labelPadding=6,
+        ),
     )  # fmt: skip
     y = alt.Y(
         "label:N", sort=None, title=None,
@@ -95,22 +100,22 @@ def role_curves(
     rows = rows.rename(columns={measure: "value"})
     present = [name for name in ROLES if name in set(table.role)]
     colors = role_colours(palette)
-    labels = [role_label(name) for name in present]
-    color = alt.Color(
-        "label:N", scale=alt.Scale(domain=labels, range=[colors[name] for name in present]),
-        legend=alt.Legend(
-            title=None, orient="top", columns=3, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1
-        ),
-    )  # fmt: skip
+    legend = alt.Legend(
+        title=None, orient="top", columns=3, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, symbolSize=300
+    )
+    scale = alt.Scale(domain=present, range=[colors[name] for name in present])
+    color = alt.Color("name:N", scale=scale, legend=legend)
+    scale = alt.Scale(domain=present, range=[_DASHES.get(name, [1, 0]) for name in present])
+    dash = alt.StrokeDash("name:N", scale=scale, legend=legend)
     x = alt.X(
         "layer:Q", title="layer", scale=alt.Scale(domain=[-0.3, n_layers - 0.7], nice=False),
         axis=alt.Axis(tickMinStep=1, format="d"),
     )  # fmt: skip
     y = alt.Y("value:Q", title=TITLES[measure])
-    data = tables(rows[["layer", "role", "label", "value", "ci_low", "ci_high", *CELL_TIPS]])
+    data = tables(rows[["layer", "role", "name", "value", "ci_low", "ci_high", *CELL_TIPS]])
     base = alt.Chart(data)
     zero = alt.Chart(tables(pd.DataFrame({"zero": [0.0]})))
-    strong = "true" if role is None else f"datum.label === '{role_label(role)}'"
+    strong = "true" if role is None else f"datum.name === '{role}'"
     chosen = selection("point", {"layer": None, "role": None}, False)
     chart = alt.layer(
         zero.mark_rule(stroke=palette.muted, strokeWidth=1, tooltip=None).encode(y="zero:Q"),
@@ -119,7 +124,7 @@ def role_curves(
             opacity=alt.condition(strong, alt.value(0.2), alt.value(0.1)),
         ),
         base.mark_line(tooltip=None).encode(
-            x=x, y=y, color=color, strokeWidth=alt.condition(strong, alt.value(2.6), alt.value(1.6))
+            x=x, y=y, color=color, strokeDash=dash, strokeWidth=alt.condition(strong, alt.value(2.6), alt.value(1.6))
         ),
         base.mark_circle(size=46, opacity=1, cursor="pointer")
         .encode(x=x, y=y, color=color, tooltip=tooltip(CELL_TIPS))
@@ -206,7 +211,7 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
     tips = pd.DataFrame(rows, columns=CELL_TIPS)
     rows = table.reset_index(drop=True)
     labels, places = rows.role.map(role_label), rows.role.map(ROLES.index)
-    return pd.concat([rows.assign(label=labels, role=places), tips], axis=1)
+    return pd.concat([rows.assign(name=rows.role, label=labels, role=places), tips], axis=1)
 
 
 def _expert_told(grid: pd.DataFrame, n_facts: int) -> list[tuple[str, ...]]:
