@@ -109,8 +109,7 @@ def of_trace(request: TraceRequest, *, layer: int, expert: int, facts: FactSet =
 def rescue_request(view: ExpertView, facts: Iterable[Fact]) -> DerivedRequest:
     """The rescue of every expert over `facts` (see `core.expert_rescue`): the same question for all experts."""
     settings = view.settings
-    if view.corruption == "replace":
-        del settings["noise"]  # no number depends on it
+    del settings["noise" if view.corruption == "replace" else "replacement"]  # no number depends on it
     return DerivedRequest.of(RESCUE_KIND, view.model, facts=tuple(facts), **settings)
 
 
