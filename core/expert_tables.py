@@ -91,14 +91,14 @@ def every_expert(tables: Tables) -> pd.DataFrame:
     return out[columns].sort_values("mean_all", ascending=False, ignore_index=True, kind="stable")
 
 
-def rescue(tables: Tables, layer: int, expert: int, *, top_k: int) -> Rescue:
+def rescue(tables: Tables, layer: int, expert: int) -> Rescue:
     """The rescue of one expert over the facts, its controls, and their estimates.
 
-    `top_k` of the model: with 2, one active-random control is drawn. Means are over facts with a 95 % bootstrap
-    interval in which all facts of a subject are resampled together. `values`: n, n_active, median_rank and
+    With two clean-active experts in a layer one active-random control is drawn. Means are over facts with a 95 %
+    bootstrap interval in which all facts of a subject are resampled together. `values`: n, n_active, median_rank and
     first (facts in which its rescue is the highest of the active experts), mean_drop and restoration.
     """
-    per_fact = _per_fact(tables, layer, expert, top_k)
+    per_fact = _per_fact(tables, layer, expert)
     active = per_fact.clean_active
     columns = pd.DataFrame({
         "expert_rescue": per_fact.rescue,
@@ -133,7 +133,7 @@ def rescue(tables: Tables, layer: int, expert: int, *, top_k: int) -> Rescue:
     return Rescue(per_fact, estimates, relations, values)
 
 
-def _per_fact(tables: Tables, layer: int, expert: int, top_k: int) -> pd.DataFrame:
+def _per_fact(tables: Tables, layer: int, expert: int) -> pd.DataFrame:
     """One row per fact: its rescue, rank, controls and differences; NaN where something is not defined."""
     known = tables["facts"].reset_index(drop=True)
     at = tables["patches"][tables["patches"].layer == layer]
@@ -149,8 +149,7 @@ def _per_fact(tables: Tables, layer: int, expert: int, top_k: int) -> pd.DataFra
     out["rank"] = out.fact.map(ranks[ranks.expert == expert].set_index("fact")["rank"])
     out["n_active"] = out.fact.map(at.groupby("fact").size()).fillna(0).astype(int)
     case_ids = known.set_index("fact").case_id
-    n = controls.n_controls(top_k, wanted=MAX_CONTROLS)
-    means = controls.random_control_means(table, case_ids, expert, controls=n) if len(case_ids) else {}
+    means = controls.random_control_means(table, case_ids, expert, controls=MAX_CONTROLS)
     out["control_random"] = out.fact.map(means).astype(float)
     out["specificity"] = out.rescue - out.control_random
     matched = {

@@ -34,7 +34,7 @@ def data_of(picture, column: str) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def found() -> expert_tables.Rescue:
-    return expert_tables.rescue(tables(), 3, 0, top_k=2)
+    return expert_tables.rescue(tables(), 3, 0)
 
 
 @pytest.fixture(scope="module")

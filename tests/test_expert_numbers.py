@@ -115,7 +115,7 @@ def test_controls_rank_and_means_follow_the_protocol(model, rescue):
     everyone = expert_tables.every_expert(rescue.tables)
     assert list(everyone.mean_all) == sorted(everyone.mean_all, reverse=True)
     some = everyone[(everyone.n_active > 2) & (everyone.n_active < 12)].iloc[0]  # neither always nor never active
-    found = expert_tables.rescue(rescue.tables, int(some.layer), int(some.expert), top_k=model.top_k)
+    found = expert_tables.rescue(rescue.tables, int(some.layer), int(some.expert))
     expected = pd.DataFrame(by_hand(rescue, int(some.layer), int(some.expert), model.top_k))
     assert some.mean_all == pytest.approx(expected.rescue.mean()) and some.n_active == expected.active.sum()
     assert list(found.facts.clean_active) == list(expected.active)

@@ -118,7 +118,7 @@ def test_without_an_expert_all_are_listed_and_one_is_chosen(bench, rescue):
 
 def test_the_numbers_above_the_sections_are_those_of_the_expert(bench, model, rescue, some):
     text = shown(opened(some))
-    found = expert_tables.rescue(rescue.tables, some.layer, some.expert, top_k=model.top_k)
+    found = expert_tables.rescue(rescue.tables, some.layer, some.expert)
     lines = found.estimates.set_index("quantity")
     for name in ("expert_rescue", "expert_rescue_active_only", "specificity", "gate_matched_specificity"):
         ends = ", ".join(number(lines[end][name], 3, True) for end in ("ci_low", "ci_high"))
@@ -162,7 +162,7 @@ def test_next_and_previous(bench, some):
 def test_the_facts_lead_to_the_trace_page_with_the_expert_marked(bench, rescue, some):
     page = opened(some, show="rescue")
     table = page.dataframe[-1].value
-    found = expert_tables.rescue(rescue.tables, some.layer, some.expert, top_k=2).facts
+    found = expert_tables.rescue(rescue.tables, some.layer, some.expert).facts
     assert sorted(table.case_id) == sorted(found.case_id)
     row = table.iloc[0]
     there = links.from_query(

@@ -147,7 +147,7 @@ def _pickers(view: ExpertView, shape: Shape | None) -> None:
     options = list(range(shape.n_experts))
     key = address.key(f"expert layer {view.name}")
     st.selectbox(
-        "Layer", shape.moe_layers, index=None if layer is None else shape.moe_layers.index(layer), key=key, width=110,
+        "Layer", shape.moe_layers, index=None if layer is None else shape.moe_layers.index(layer), key=key, width=130,
         format_func="layer {}".format, label_visibility="collapsed", placeholder="layer",
         on_change=_choose(key, lambda chosen: {"layer": chosen, "expert": view.expert if view.chosen else 0}),
     )  # fmt: skip

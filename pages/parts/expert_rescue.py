@@ -74,7 +74,7 @@ MEANS = (
 
 def count(result: DerivedResult, layer: int, expert: int) -> Rescue:
     """The numbers of one expert."""
-    return expert_tables.rescue(result.tables, layer, expert, top_k=int(result.provenance["top_k"]))
+    return expert_tables.rescue(result.tables, layer, expert)
 
 
 def found_of(view: ExpertView, result: DerivedResult) -> Rescue | None:

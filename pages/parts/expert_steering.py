@@ -40,9 +40,6 @@ def draw(shown: Shown) -> None:
     result, _ = answer(request, "expert steering")
     if result is None:
         return
-    if result.tables["facts"].empty:
-        st.info("The model cannot take this fact. Choose another one.")
-        return
     _say(shown, result)
 
 
@@ -74,14 +71,16 @@ def _say(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.Derived
 
 
 def _fact(shown: Shown) -> Fact:
-    """The fact of the link, else one where the expert is clean-active, else the first that the model can take."""
-    wanted = [fact for fact in shown.facts if fact.case_id == shown.view.fact]
+    """The fact of the link, else the one where the expert has the largest router weight, else the first; all of those
+    that the model can take."""
+    known = [int(i) for i in shown.rescue.tables["facts"].fact]
+    wanted = [i for i in known if shown.facts[i].case_id == shown.view.fact]
     if wanted:
-        return wanted[0]
-    patches, known = shown.rescue.tables["patches"], shown.rescue.tables["facts"].fact
+        return shown.facts[wanted[0]]
+    patches = shown.rescue.tables["patches"]
     own = patches[(patches.layer == shown.layer) & (patches.expert == shown.expert)]
     best = own.sort_values("router_weight", ascending=False).fact
-    return shown.facts[int(best.iloc[0] if len(best) else known.iloc[0])]
+    return shown.facts[int(best.iloc[0]) if len(best) else known[0]]
 
 
 def _choose_fact(shown: Shown, fact: Fact) -> None:
