@@ -14,6 +14,8 @@ from core.trace_view import SCOPES, members
 from . import display, downloads, pictures, present, state, text
 from .answers import answer
 
+AT_ONCE = 3
+"""Up to this many draws the whole demo model is searched without a click."""
 SCOPE_NAMES = {"cell": "this cell", "layer": "this layer", "pos": "this token", "model": "the whole model"}
 MEANING = (
     "At each step the clean-active expert joins that restores most together with those before it. Grey: random sets of "
@@ -27,7 +29,8 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
     layer = shown.layer if shown.scope in ("cell", "layer") else None
     pos = shown.pos if shown.scope in ("cell", "pos") else None
     asked = ask("minimal_set", at.request, layer=layer, pos=pos, target=shown.target)
-    quick = shown.scope == "cell" or at.request.model.name == "demo"
+    few = shown.scope != "model" or at.request.draws <= AT_ONCE
+    quick = shown.scope == "cell" or (at.request.model.name == "demo" and few)
     found, _ = answer(asked, "section", auto=quick)
     if found is None:
         return
