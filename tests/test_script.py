@@ -13,12 +13,12 @@ import pytest
 from fake_results import FRANCE, fake_result
 
 import core
-from core import cli, facts, script
+from core import cli, expert_questions, facts, models, script
 from core.cli_derive import read
 from core.compare import words
 from core.compare.link import Pair, to_query
 from core.compare.tables import Compared
-from core.derived import DerivedRequest
+from core.derived import DerivedRequest, derive
 from core.errors import InputError
 from core.links import Link, View
 from core.requests import Fact, ModelSpec, TraceRequest
@@ -100,7 +100,15 @@ def question():
     return TraceRequest(fact=facts.bundled()[40], model=spec, noise=2.0, draws=2, seed=5, experts=(1,))
 
 
-def test_the_scripts_of_a_trace_give_its_numbers(model, question, tmp_path, capsys):
+@pytest.fixture
+def loading(model, monkeypatch):
+    """The scripts load this very model: that loading is asked for as it should be is tested above."""
+    asked = []
+    monkeypatch.setattr(models, "load_model", lambda **spec: asked.append(spec) or model)
+    return asked
+
+
+def test_the_scripts_of_a_trace_give_its_numbers(model, question, loading, tmp_path, capsys):
     expected = core.trace(model, question).frame
     known = {fact.case_id: fact for fact in facts.bundled()}
     fact = dataclasses.replace(question.fact, relation=None)  # no longer the bundled one
@@ -114,6 +122,7 @@ def test_the_scripts_of_a_trace_give_its_numbers(model, question, tmp_path, caps
     found = {}
     exec(script.of_trace(question, bundled=known.get).python, found)  # noqa: S102
     _same(found["result"].frame, expected)
+    assert len(loading) == 3 and {spec["dtype"] for spec in loading} == {"float32"}
     assert "clean contrast" in capsys.readouterr().out
 
 
@@ -124,7 +133,7 @@ def _same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
         np.testing.assert_allclose(left, right, atol=1e-4, equal_nan=True)
 
 
-def test_the_scripts_of_a_comparison_give_its_numbers(model, question, tmp_path, capsys):
+def test_the_scripts_of_a_comparison_give_its_numbers(model, question, loading, tmp_path, capsys):
     a, b = question.replace(experts="last"), question.replace(experts="last", noise=1.0, seed=6)
     compared = Compared(core.trace(model, a), core.trace(model, b))
     known = {fact.case_id: fact for fact in facts.bundled()}
@@ -141,3 +150,21 @@ def test_the_scripts_of_a_comparison_give_its_numbers(model, question, tmp_path,
     np.testing.assert_allclose(found["compared"].cells.rescue_difference, compared.cells.rescue_difference, atol=1e-4)
     link = to_query(Pair(Link(a, View(), True), Link(b, View(), True)))
     assert made == script.of_comparison("&".join(f"{name}={value}" for name, value in link.items()), a, b)
+
+
+def test_the_scripts_of_a_derived_answer_give_its_numbers(model, loading, tmp_path, capsys):
+    known = {fact.case_id: fact for fact in facts.bundled()}
+    few = [dataclasses.replace(known[40], relation=None), known[41]]
+    request = expert_questions.size(ModelSpec(), few, layer=2, expert=3)
+    expected = derive(model, request)
+    assert expected.tables
+    made = script.of_result(expected, bundled=known.get)
+    assert cli.main([*shlex.split(made.command)[3:], "--no-cache", "--out", str(tmp_path / "out")]) == 0
+    found = {}
+    exec(made.python, found)  # noqa: S102
+    for name, table in expected.tables.items():
+        pd.testing.assert_frame_equal(found["result"].tables[name], table, rtol=1e-4, atol=1e-4)
+        read_back = pd.read_parquet(tmp_path / "out" / f"{name}.parquet")
+        pd.testing.assert_frame_equal(read_back, table, rtol=1e-4, atol=1e-4, check_dtype=False)
+    written = json.loads((tmp_path / "out" / "answer.json").read_text("utf-8"))
+    assert written["request"]["facts"] == request.to_dict()["facts"]
