@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from urllib.parse import parse_qsl, urlencode
 
 import altair as alt
@@ -17,7 +18,7 @@ from core.compare.align import align
 from core.compare.link import Pair, from_query, from_text, to_query
 from core.compare.tables import BOTH, ONLY_A, ONLY_B, Compared
 from core.errors import InputError
-from core.links import Link, View
+from core.links import NAMES, Link, View
 from core.requests import Fact, ModelSpec, TraceRequest
 
 JAPAN = Fact(prompt="The capital of {} is", subject="Japan", true="Tokyo", foil="Seoul", case_id=18)
@@ -403,3 +404,16 @@ def test_maps_of_prompts_that_do_not_correspond_stand_on_their_own_columns(compa
     axes = [picture.spec["layer"][0]["encoding"] for picture in maps]
     assert [len(axis["x"]["scale"]["domain"]) for axis in axes] == [6, 3]
     assert [axis["y"]["scale"]["domain"] for axis in axes] == [[5, 4, 3, 2, 1, 0]] * 2
+
+
+def test_no_link_breaks_the_page_and_what_is_read_can_be_written():
+    rng = random.Random(0)
+    values = ["", "0", "1", "17", "18", "-1", "3.5", "nan", "x", "auto", "off", "replace", "noise", "int8", "rescue"]
+    values += ["A|B", "A|a", "|", "<b>", "é\n", "9" * 25, "bfloat16", "org/x", "shared"]
+    for _ in range(400):
+        names = rng.sample(NAMES, rng.randint(0, 6))
+        names += rng.sample(["prompt", "subject", "true", "foil"], rng.randint(0, 4))
+        params = {f"{rng.choice('ab')}.{name}": rng.choice(values) for name in names}
+        pair = read(params | {"edit": rng.choice(values), "same_model": rng.choice(values)})
+        again = read(to_query(pair))
+        assert again == dataclasses.replace(pair, problems=()), params
