@@ -70,7 +70,14 @@ def comparison_request(a: DerivedRequest, b: DerivedRequest) -> DerivedRequest:
 def sides_of(request: DerivedRequest) -> tuple[DerivedRequest, DerivedRequest]:
     """The two questions that a comparison is made of."""
     settings = request.get()
-    n = settings["facts_of_a"]
+    n, sides = settings.get("facts_of_a"), [settings.get(name) for name in "ab"]
+    whole = isinstance(n, int) and 0 <= n <= len(request.facts)
+    if not whole or not all(isinstance(side, dict) for side in sides) or set(settings) != {"a", "b", "facts_of_a"}:
+        raise InputError(
+            "A comparison of two sets needs the settings a, b and facts_of_a.",
+            "a and b are settings of the kind `routing`; the first facts_of_a of the facts are those of a.",
+            field="settings",
+        )
     return (
         DerivedRequest.of(ROUTING, request.model, facts=request.facts[:n], **settings["a"]),
         DerivedRequest.of(ROUTING, request.model, facts=request.facts[n:], **settings["b"]),
@@ -90,12 +97,10 @@ def answer(
     `clean_corrupt` (per position class and layer: Jensen–Shannon divergence of the clean and the corrupt runs' load).
     Values: layers, n_experts, top_k, n_prompts, left_out.
     """
-    settings = request.get()
-    places, prompts, left_out = _placed(model, request, progress)
-    routed = collect(
-        model, prompts, noise=settings.get("noise", 3.0), draws=settings.get("draws", 1),
-        seed=settings.get("seed", 0), progress=Share(progress, 0, 0.9, 1),
-    )  # fmt: skip
+    asked = _asked(request)
+    places, prompts, left_out = _placed(model, request, asked, progress)
+    share = Share(progress, 0, 0.9, 1)
+    routed = collect(model, prompts, noise=asked.noise, draws=asked.draws, seed=asked.seed, progress=share)
     progress.update(0.9, 1, "statistics")
     tables, values = parts_of_answer(routed, [prompt.fact for prompt in prompts], places, progress=progress)
     return tables, values | {"left_out": left_out, "caption": [caption(request, len(prompts))]}
@@ -116,20 +121,35 @@ def parts_of_answer(
     }  # fmt: skip
 
 
+def _asked(request: DerivedRequest) -> TraceRequest:
+    """The settings as those of a trace (of no fact). Raises `InputError` for what cannot be a setting."""
+    settings = request.get()
+    unknown = sorted(set(settings) - {*_SETTINGS, "prompts"})
+    if unknown:
+        known = ", ".join([*_SETTINGS, "prompts"])
+        raise InputError(f"Routing has no setting {unknown[0]!r}.", f"It has: {known}.", field="settings")
+    prompts = settings.pop("prompts", [])
+    if not isinstance(prompts, list) or any(not isinstance(each, str) or "{}" in each for each in prompts):
+        raise InputError("prompts has to be a list of texts without {}.", "Write subjects out.", field="prompts")
+    if prompts and request.facts:
+        raise InputError("There are facts and plain prompts.", "Give one or the other.", field="prompts")
+    return TraceRequest(plain(""), model=request.model, **settings)
+
+
+_SETTINGS = ("corruption", "noise", "draws", "seed", "special_tokens")
+
+
 def _placed(
-    model: MoeModel, request: DerivedRequest, progress: Progress
+    model: MoeModel, request: DerivedRequest, asked: TraceRequest, progress: Progress
 ) -> tuple[list[int], list[PlacedPrompt], list[dict[str, Any]]]:
     """The prompts as token ids with their places in the request, and those that the model cannot take with the
     reason."""
-    settings = request.get()
-    names = ("corruption", "noise", "draws", "seed", "special_tokens")
-    given = {name: settings[name] for name in names if name in settings}
-    facts = request.facts or [plain(text, i) for i, text in enumerate(settings.get("prompts", ()))]
+    facts = request.facts or [plain(text, i) for i, text in enumerate(request.get().get("prompts", ()))]
     places, prompts, left_out = [], [], []
     for number, fact in enumerate(facts):
         progress.check()
         try:
-            prompts.append(place(model, TraceRequest(fact, model=request.model, **given)))
+            prompts.append(place(model, asked.replace(fact=fact)))
             places.append(number)
         except InputError as error:
             left_out.append({"case_id": fact.case_id, "subject": fact.subject or fact.prompt[:80], "why": str(error)})

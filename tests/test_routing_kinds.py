@@ -200,6 +200,23 @@ def test_a_comparison_is_of_its_two_sides(model, facts, tmp_path) -> None:
     assert set(parts.itertuples(index=False, name=None)) == {("clean", LAST), ("clean", OTHERS), ("clean", ALL)}
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("routing", {"nois": 3}, "no setting 'nois'"),
+        ("routing", {"draws": 0}, "draws is 0"),
+        ("routing", {"corruption": "x"}, "corruption is 'x'"),
+        ("routing", {"prompts": "Rome"}, "a list of texts"),
+        ("routing", {"prompts": ["Rome"]}, "facts and plain prompts"),
+        ("routing_comparison", {"a": {}, "b": {}}, "needs the settings a, b and facts_of_a"),
+        ("routing_comparison", {"a": {}, "b": {}, "facts_of_a": 99}, "needs the settings"),
+    ],
+)
+def test_questions_written_by_hand_are_checked(model, facts, kind, settings, words) -> None:
+    with pytest.raises(InputError, match=words):
+        derived.derive(model, derived.DerivedRequest.of(kind, SPEC, facts=facts, **settings))
+
+
 def test_a_set_does_not_diverge_from_itself_and_chance_is_no_divergence(routed) -> None:
     units = routed.tokens.fact.to_numpy()
     mask = mask_of(routed, "clean", LAST_SUBJECT)

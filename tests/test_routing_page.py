@@ -111,6 +111,7 @@ def test_the_first_visit_counts_the_bundled_facts(bench, result):
     form = control(page, "segmented_control", "Form")
     form.set_value("context").run()
     assert view_of(drawn(page)).a == PromptSet(form="context")
+    assert "1 of 13 facts do not have their subject in the prompt and are left out." in shown(page)
     control(page, "selectbox", "Layer").set_value(3).run()
     assert view_of(page).layer == 3 and "Experts of layer 3" in shown(page)
     control(page, "selectbox", "Expert").set_value(2).run()

@@ -161,6 +161,8 @@ def _list(shown: Shown, table: pd.DataFrame) -> None:
     st.caption(f"{len(table):,} token{'s' if len(table) > 1 else ''}, largest router weight first.{more}")
     if facts:
         _one(shown, top)
+    else:
+        st.caption("Plain prompts have no subject, so there is nothing to trace.")
 
 
 def _address(shown: Shown, fact: Fact, pos: int) -> str:

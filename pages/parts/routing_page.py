@@ -51,7 +51,7 @@ def draw() -> None:
 
 def _nothing(view: RoutingView) -> str:
     if view.a.source == FACTS:
-        return "There is no fact in this set. Choose others in the sidebar."
+        return "There is no fact in this set in this form. Choose others in the sidebar."
     return "Paste prompts in the sidebar, one per line, or upload a text file."
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import streamlit as st
 
-from core.prompt_forms import FORMS
+from core.prompt_forms import DIRECT, FORMS, PARAPHRASED, in_form
 from core.prompt_lists import MOST_PROMPTS, read_lines
 from core.requests import CORRUPTIONS, MAX_DRAWS, SPECIAL_TOKENS
 from core.routing_link import FACTS, SOURCES, PromptSet, RoutingView
 
-from . import address, fact_set_panel, model_panel, navigation, text
+from . import address, base, fact_set_panel, model_panel, navigation, text
 from . import settings_panel as words
 from .routing_state import choose, choose_prompts, look, prompts_of, said, setting
 
@@ -63,10 +63,20 @@ def prompt_set(which: str, chosen: PromptSet, *, title: str) -> None:
             help=HELP_FORM, width="stretch",
             on_change=address.callback(form, lambda: choose(which, replace(chosen, form=st.session_state[form]))),
         )  # fmt: skip
+        _without_form(chosen)
     else:
         _plain(which, chosen, place)
     if problem := said(which):
         st.error(problem)
+
+
+def _without_form(chosen: PromptSet) -> None:
+    """How many facts cannot be put into the chosen form."""
+    facts = base.facts_of(chosen.facts) if chosen.form != DIRECT else ()
+    missing = len(facts) - len(in_form(facts, chosen.form))
+    if missing:
+        why = "have no paraphrase" if chosen.form == PARAPHRASED else "do not have their subject in the prompt"
+        st.caption(f"{missing:,} of {len(facts):,} facts {why} and are left out.")
 
 
 def _plain(which: str, chosen: PromptSet, place: str) -> None:
