@@ -29,7 +29,7 @@ from core.models import load_model
 from core.moe import MoeModel
 from core.progress import Progress
 from core.requests import ModelSpec, TraceRequest
-from core.roles import FURTHER, LAST, LAST_SUBJECT, roles_of
+from core.roles import FURTHER, LAST, LAST_SUBJECT, MIDDLE_SUBJECT, roles_of
 from core.trace import from_store
 from tests import oracle
 
@@ -221,6 +221,14 @@ def test_facts_that_the_model_cannot_take_are_counted_and_all_orders_agree(deeps
     again = derive(deepseek, cells_request(asked, its[::-1], site="attention"))
     one, other = tables.role_table(result, min_drop=None), tables.role_table(again, min_drop=None)
     np.testing.assert_allclose(one.rescue, other.rescue, atol=TOL)
+
+
+def test_a_role_that_no_fact_has_leaves_nothing_but_the_facts(deepseek):
+    its = tuple(fact for fact in word_facts() if fact.subject == "France")
+    result = derive(deepseek, experts_request(TraceRequest(NOBODY, ModelSpec("ours")), its, role=MIDDLE_SUBJECT))
+    assert len(result.tables["facts"]) == len(its)
+    assert result.tables["cells"].empty and result.tables["experts"].empty
+    assert tables.expert_table(result, min_drop=None).empty
 
 
 def test_the_answer_is_stored_and_its_traces_are_found_by_the_trace_page(worlds, home):

@@ -7,7 +7,7 @@ by trace, so that nothing known is computed again. Every other site, and experts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,26 +56,31 @@ def cells(
     """The tables `facts` and `cells`, and `left_out`; settings: see `core.averages.questions.cells_request`."""
     settings = request.get()
     site, window = settings["site"], settings["window"]
-    if not site_layers(model, site):
+    layers = site_layers(model, site)
+    if not layers:
         raise InputError(f"No layer of this model has this site: {NAMES[site]}.", "Choose another site.", field="site")
     questions, left_out = usable(model, [trace_request(request, f, model=model.spec) for f in request.facts])
     facts, found = [], []
-    if site == MOE and window == 1:
-        for number, result in _traced(model, questions, store, progress):
+
+    def trace(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
+        requests = [question.request.replace(experts="none") for _, question in batch]
+        results = trace_many(model, requests, store=store, progress=progress)
+        for (number, _), result in zip(batch, results, strict=True):  # the traces themselves are not held
             facts.append(_fact_of_trace(number, result))
             found.append(_cells_of_trace(number, result))
-    else:
-        layers = site_layers(model, site)
 
-        def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
-            answers = site_cells(
-                model, [question for _, question in batch], site=site, window=window, budget=budget, progress=progress
-            )
-            for (number, _), answer in zip(batch, answers, strict=True):
-                facts.append(_fact_of_sweep(number, answer))
-                found.append(_cells_of_sweep(number, answer, layers))
+    def sweep(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
+        answers = site_cells(
+            model, [question for _, question in batch], site=site, window=window, budget=budget, progress=progress
+        )
+        for (number, _), answer in zip(batch, answers, strict=True):
+            facts.append(_fact_of_sweep(number, answer))
+            found.append(_cells_of_sweep(number, answer, layers))
 
-        _batched(model, questions, site, work, progress)
+    in_batches(
+        model, questions, work=trace if site == MOE and window == 1 else sweep, progress=progress, label="tracing",
+        tokens=_run_tokens, rows=lambda question: patched_tokens(model, question, site),
+    )  # fmt: skip
     return {"facts": _facts(facts), "cells": _joined(found, CELL_COLUMNS)}, {"left_out": left_out}
 
 
@@ -107,34 +112,6 @@ def experts(
 
 
 # ---- through traces ----------------------------------------------------------------------------------------------
-
-
-def _traced(
-    model: MoeModel, questions: Sequence[tuple[int, Question]], store: Any, progress: Progress
-) -> list[tuple[int, TraceResult]]:
-    """(number, trace) of every question, in batches."""
-    found: list[tuple[int, TraceResult]] = []
-
-    def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
-        requests = [question.request.replace(experts="none") for _, question in batch]
-        results = trace_many(model, requests, store=store, progress=progress)
-        found.extend((number, result) for (number, _), result in zip(batch, results, strict=True))
-
-    _batched(model, questions, MOE, work, progress)
-    return found
-
-
-def _batched(
-    model: MoeModel,
-    questions: Sequence[tuple[int, Question]],
-    site: str,
-    work: Callable[[list[tuple[int, Question]], Budget, Progress], None],
-    progress: Progress,
-) -> None:
-    in_batches(
-        model, questions, work=work, progress=progress, label="tracing", tokens=_run_tokens,
-        rows=lambda question: patched_tokens(model, question, site),
-    )  # fmt: skip
 
 
 def _run_tokens(question: Question) -> int:
