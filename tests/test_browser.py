@@ -1,4 +1,4 @@
-"""The Trace page in a real Chromium, a fresh server and the demo model; numbers from naive hooks (tests/oracle.py)."""
+"""Trace and Expert page in a real Chromium, a fresh server, the demo model; numbers from naive hooks (tests/oracle.py)."""
 
 from __future__ import annotations
 
@@ -241,3 +241,43 @@ def test_a_key_goes_to_the_next_fact_but_not_while_typing(server, new_page, know
     settled(page, 4)
     page.keyboard.press("p")
     page.wait_for_url(re.compile(f"fact={known.fact.case_id}(&|$)"), timeout=SLOW)
+
+
+def test_the_click_path_fact_cell_expert_its_page_and_back(server, new_page, known):
+    layer, pos = known.runs.model.config.num_hidden_layers - 1, known.tokens - 1
+    page = new_page()
+    page.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED))
+    settled(page, 4)
+    cell(page, 0, layer * known.tokens + pos).click()
+    expect(page.get_by_text(f"Experts of layer {layer} at")).to_be_visible(timeout=SLOW)
+    settled(page, 4)
+    expert = known.runs.clean_run[layer].active(pos)[0]
+    name = expert_name(layer, expert)
+    cell(page, 1, layer * known.experts + expert).click()
+    page.wait_for_url(re.compile(rf"expert={expert}(&|$)"), timeout=SLOW)
+    settled(page, 4)
+    before, rescue = page.url, numbers(page, name)
+
+    page.get_by_role("link", name=f"Open {name} on its page").click()
+    page.wait_for_url(re.compile(rf"/Expert\?.*expert={name}"), timeout=SLOW)
+    expect(page.get_by_text(f"Expert {name}", exact=True)).to_be_visible(timeout=SLOW)
+    settled(page, 2)
+    expect(page.locator('[data-testid="stException"]')).to_have_count(0)
+    assert params(page) | {"noise": f"{NOISE:g}", "draws": str(DRAWS), "seed": str(SEED)} == params(page)
+    assert page.locator("mark").count() > 0  # top prompts, the token marked
+
+    page.get_by_text("Rescue", exact=True).click()
+    settled(page, 3)
+    assert params(page)["show"] == "rescue"
+    page.go_back()
+    settled(page, 2)
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="open", exact=True).first.click()
+    other = opened.value
+    settled(other, 4)
+    assert (params(other)["layer"], params(other)["expert"]) == (str(layer), str(expert))
+    other.close()
+    page.go_back()
+    settled(page, 4)
+    assert page.url == before
+    assert numbers(page, name) == rescue
