@@ -1,4 +1,4 @@
-"""Trace and Expert page in a real Chromium, a fresh server, the demo model; numbers from naive hooks (tests/oracle.py)."""
+"""Trace and Expert page in a real Chromium: a fresh server, the demo model; numbers from naive hooks (oracle.py)."""
 
 from __future__ import annotations
 
