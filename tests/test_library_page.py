@@ -25,7 +25,7 @@ from core.requests import Fact, ModelSpec, TraceRequest
 from core.study import data
 from core.study.settings import preset
 from core.trace import trace_many
-from core.workbench import Engine, Workbench, real_engine
+from core.workbench import Engine, StoreStatus, Workbench, real_engine
 from pages.parts import base, library_facts
 
 WAIT = 60.0
@@ -331,6 +331,17 @@ def test_the_stores_limit_a_models_share_and_derived_answers(bench, model, words
     assert "as small as its contents" in said(page)
     page = confirmed(tick(page, 0), "Delete everything that is stored of")
     assert bench.store_status().contents == 0 and bench.fact_lists.names() == ["words"]
+
+
+def test_a_limit_below_the_contents_asks_first(bench, monkeypatch):
+    limits = []
+    status = StoreStatus(10**8, 5 * 10**7, 10**9, (("demo (abc)", 5 * 10**7),))
+    monkeypatch.setattr(bench, "store_status", lambda: status)
+    monkeypatch.setattr(bench, "set_store_limit", limits.append)
+    page = ran(widget(opened(show="store").number_input, "Limit (MB)").set_value(20))
+    assert not [b for b in page.button if b.key == "es_library_limit"]
+    confirmed(page, "Delete what was not used for longest, about 30 MB")
+    assert limits == [20 * 10**6]
 
 
 def base_size(n: int) -> str:

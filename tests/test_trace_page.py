@@ -429,6 +429,8 @@ def test_the_store_can_be_emptied(bench, engine, monkeypatch):
     monkeypatch.setattr(bench, "store_status", lambda: status)
     monkeypatch.setattr(bench, "clear_store", cleared.append)
     page = finished(opened(), bench)
+    assert all(b.disabled for b in page.button if b.label.startswith("Forget")), "it asks first"
+    next(box for box in page.checkbox if box.label == "Unlock what deletes").check().run()
     next(b for b in page.button if b.label.startswith("Forget demo")).click().run()
     next(b for b in page.button if b.label == "Forget everything").click().run()
     assert cleared == ["demo (abc)", None]

@@ -90,7 +90,7 @@ def _button(request: Request, slot: str) -> bool:
     what = "trace" if isinstance(request, TraceRequest) else "compute"
     with st.container(border=True):
         about = "" if isinstance(request, TraceRequest) else f" ({request.title})"
-        st.markdown(f"**{text.plain(request.model.name)} has not been asked this yet{text.plain(about)}.**")
+        st.markdown(f"**{text.plain(f'{request.model.name} has not been asked this yet{about}.')}**")
         if model.state != LOADED:
             st.markdown(f"{text.plain(model.detail)}{need}")
         if (draws := _draws(request)) > AUTO_DRAWS:

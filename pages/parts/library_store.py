@@ -50,8 +50,15 @@ def _size(status: StoreStatus) -> None:
     st.progress(min(share, 1.0), text=f"{share:.0%} of the limit")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         key = address.key(f"library limit {status.limit}")
-        st.number_input("Limit (MB)", 10, 10**7, max(round(status.limit / _MB), 10), 100, key=key, width=180)
-        st.button("Set limit", on_click=_limit, args=(key,), key="es_library_limit")
+        limit = st.number_input("Limit (MB)", 10, 10**7, max(round(status.limit / _MB), 10), 100, key=key, width=180)
+        if limit * _MB < status.contents:
+            over = text.size(status.contents - limit * _MB)
+            library_state.confirm(
+                "Set limit", f"Delete what was not used for longest, about {over}", lambda: _limit(key), key="limit",
+                icon=":material/compress:",
+            )  # fmt: skip
+        else:
+            st.button("Set limit", on_click=_limit, args=(key,), key="es_library_limit")
         st.button(
             "Compact", on_click=_compact, icon=":material/compress:", key="es_library_compact",
             help="Rewrites the file without its free space. It needs room for a second copy meanwhile.",

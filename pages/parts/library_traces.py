@@ -118,7 +118,7 @@ def _table(shown: Sequence[StoredTrace], key: str) -> None:
         {
             "open": [study_state.trace_address(link_of(t)) for t in shown],
             "name": [t.label or None for t in shown],
-            "fact": [f"{t.request.fact.text} → {t.request.fact.true.strip()}" for t in shown],
+            "fact": [f"{t.request.fact.subject.strip()} → {t.request.fact.true.strip()}" for t in shown],
             "model": [f"{t.model.split('/')[-1]} · {t.dtype} · {t.device}" for t in shown],
             "corruption": [_corruption(t) for t in shown],
             "draws": [t.request.draws for t in shown],
@@ -126,6 +126,7 @@ def _table(shown: Sequence[StoredTrace], key: str) -> None:
             "computed": [t.created.replace("T", " ")[:16] for t in shown],
             "size": [text.size(t.bytes) for t in shown],
             "relation": [(t.request.fact.relation or "").replace("_", " ") for t in shown],
+            "prompt": [t.request.fact.text for t in shown],
             "remark": [_remark(t) for t in shown],
         }
     )
@@ -139,7 +140,8 @@ def _table(shown: Sequence[StoredTrace], key: str) -> None:
             ),
             "model": st.column_config.TextColumn("model", width=135),
             "corruption": st.column_config.TextColumn("corruption", width=115),
-            "fact": st.column_config.TextColumn("fact", width=245),
+            "fact": st.column_config.TextColumn("fact", width=190),
+            "prompt": st.column_config.TextColumn("prompt", width="large"),
             "draws": st.column_config.NumberColumn("draws", width=60),
             "experts": st.column_config.TextColumn("experts at", help=HELP_EXPERTS, width=75),
             "computed": st.column_config.TextColumn("computed (UTC)", width=125),

@@ -32,16 +32,20 @@ def _size() -> None:
             f"{text.size(status.size)}; beyond the limit the least recently used goes first."
         )
         limit = st.number_input("Limit (MB)", 10, 10**7, round(status.limit / _MB), 100, key="es_store_limit")
+        sure = st.checkbox("Unlock what deletes", key="es_store_sure", help="What is deleted has to be computed again.")
         if limit * _MB != status.limit and abs(limit * _MB - status.limit) >= _MB:
-            st.button("Set limit", on_click=_do, args=("limit", int(limit) * _MB), key="es_set_limit")
+            st.button(
+                "Set limit", on_click=_do, args=("limit", int(limit) * _MB), key="es_set_limit",
+                disabled=limit * _MB < status.contents and not sure,
+            )  # fmt: skip
         for i, (model, size) in enumerate(status.models):
             st.button(
                 f"Forget {text.plain(model.split(' ')[0])} ({text.size(size)})", on_click=_do, args=("clear", model),
-                key=f"es_forget_{i}", width="stretch",
+                key=f"es_forget_{i}", width="stretch", disabled=not sure,
             )  # fmt: skip
         st.button(
             "Forget everything", on_click=_do, args=("clear", None), key="es_forget_all", width="stretch",
-            disabled=not status.models,
+            disabled=not (status.models and sure),
         )  # fmt: skip
         if problem := st.session_state.pop("es_store_problem", None):
             st.error(text.plain(problem))
