@@ -119,6 +119,7 @@ def test_the_first_visit_counts_the_bundled_facts(bench, result):
     control(page, "segmented_control", "Runs").set_value("change").run()
     assert view_of(page).run == "change"
     assert "Expert frequency: last token, corrupt − clean" in shown(page)
+    assert "frequency in the corrupt runs − frequency in the clean runs (last token of 12 prompts)" in shown(page)
 
 
 def test_an_expert_shows_the_tokens_behind_it_and_where_they_lead(bench, result):
@@ -221,4 +222,4 @@ def test_what_a_link_says_that_is_not_there_is_named(bench):
     text = shown(page)
     assert "Layer 2 has no experts to show" in text and "The link says show=nothing" in text
     page = opened(set="prompts", prompts="Rome", where="last subject", run="corrupt")
-    assert "last token of 1 prompts, clean runs" in shown(page)
+    assert "last token of 1 prompt, clean runs" in shown(page)

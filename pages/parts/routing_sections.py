@@ -58,12 +58,7 @@ def frequency(shown: Shown) -> None:
     table = pictures.kept(_wide, result, view.position_class)
     header(f"Expert frequency: {shown.where}", "routing-frequency", shown, "expert", _frequency_map,
            view.position_class, view.run, shown.n_layers, table=table, expert=view.expert)  # fmt: skip
-    tokens = int(table.clean_tokens.iloc[0])
-    present.caption(
-        f"Each cell: the share of {tokens:,} tokens ({CLASS_NAMES[view.position_class].lower()} of "
-        f"{result.values['n_prompts']:,} prompts, clean runs) that is routed to the expert. Click a cell to look at an "
-        "expert."
-    )
+    present.caption(f"{_cells(shown, table)} Click a cell to look at an expert.")
     mine = table[table.layer == shown.layer]
     header(f"Experts of layer {shown.layer}: {CLASS_NAMES[view.position_class].lower()}", "routing-bars", shown,
            "expert", _frequency_bars, view.position_class, shown.layer, table=mine, expert=view.expert,
@@ -73,6 +68,19 @@ def frequency(shown: Shown) -> None:
     _load(shown)
     if shown.has_corrupt:
         _changed(shown)
+
+
+def _cells(shown: Shown, table: pd.DataFrame) -> str:
+    """What a cell of the frequency map says."""
+    view, prompts = shown.view, shown.result.values["n_prompts"]
+    of = f"{CLASS_NAMES[view.position_class].lower()} of {prompts:,} prompt{'s' if prompts > 1 else ''}"
+    if view.run == CHANGE:
+        return (
+            f"Each cell: frequency in the corrupt runs − frequency in the clean runs ({of}). Blue: routed more often "
+            "with the subject corrupted, orange: less often."
+        )
+    tokens = int(table[f"{view.run}_tokens"].iloc[0])
+    return f"Each cell: the share of {tokens:,} tokens ({of}, {view.run} runs) that is routed to the expert."
 
 
 def _load(shown: Shown) -> None:
