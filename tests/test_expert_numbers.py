@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import checkpoints
@@ -17,6 +18,7 @@ from word_facts import word_facts
 from core import expert_link, expert_routing, expert_tables, stats
 from core.checks import ensure_checked
 from core.derived import derive
+from core.errors import InputError
 from core.expert_link import ExpertView
 from core.moe import MoeModel
 from core.requests import Fact, ModelSpec
@@ -276,3 +278,19 @@ def test_routing_is_counted_as_by_hand(model, facts, oracles):
     counts = expected[expected.routed].token_id.value_counts()
     assert dict(zip(frequent.token_id, frequent.routed, strict=True)) == counts.to_dict()
     assert list(frequent.routed) == sorted(frequent.routed, reverse=True)
+
+
+def test_a_router_that_cannot_be_driven_so_is_not_rerouted(model, facts, knockout, monkeypatch):
+    view, both = knockout
+    structure = dataclasses.replace(model.structure, reroutable=False)
+    monkeypatch.setattr(type(model), "structure", structure)
+    result = derive(model, expert_link.knockout_request(view, facts))
+    assert result.values["modes"] == ["zero"]
+    zero = both.tables["knockouts"][lambda table: table["mode"] == "zero"].reset_index(drop=True)
+    assert np.allclose(result.tables["knockouts"].change, zero.change, atol=1e-5)
+
+
+@pytest.mark.parametrize(("layer", "expert"), [(9, 0), (1, 99)])
+def test_an_expert_that_is_not_there_is_refused_in_words(model, facts, layer, expert):
+    with pytest.raises(InputError, match=f"no expert L{layer}E{expert:03d}"):
+        derive(model, expert_link.knockout_request(ExpertView(layer=layer, expert=expert), facts))
