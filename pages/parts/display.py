@@ -20,6 +20,9 @@ _NAME, _LARGE = "type", "large"
 # Streamlit's own sizes are in rem, those of its tables too, and so are ours
 _STYLE = f"""<style>
 html {{ font-size: {16 * FACTOR:g}px !important; }}
+@media (min-width: 1000px) {{
+  [data-testid="stSidebar"]:not([data-collapsed="true"]) {{ min-width: {280 * FACTOR:g}px !important; }}
+}}
 #vg-tooltip-element {{ font-size: {13 * FACTOR:g}px !important; }}
 </style>"""
 
