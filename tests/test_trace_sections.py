@@ -20,6 +20,7 @@ from core.cells.asking import ask, ask_clean
 from core.cells.words import logits
 from core.links import View, to_query
 from core.requests import TraceRequest
+from pages.parts import present
 from pages.parts.text import plain
 
 REQUEST = TraceRequest(fact=FRANCE, draws=2)
@@ -105,7 +106,9 @@ def test_nothing_of_a_section_is_asked_before_it_is_opened(bench, engine):  # no
     assert "section" not in params_of(page) and len(page.get("vega_lite_chart")) == 4
 
 
-def test_ticked_experts_are_put_back_together(bench, engine):  # noqa: F811
+def test_ticked_experts_are_put_back_together(bench, engine, monkeypatch):  # noqa: F811
+    findings = []
+    monkeypatch.setattr(present, "say", findings.append)
     page = section(finished(opened(to_query(REQUEST, AT, bundled=True)), bench), "coalition", bench)
     assert engine.derived == [], "nothing is ticked"
     page = finished(next(b for b in page.button if b.label == "All clean-active").click().run(), bench)
@@ -118,6 +121,8 @@ def test_ticked_experts_are_put_back_together(bench, engine):  # noqa: F811
     assert f"**{len(experts)} experts together**: rescue **{total + LIFT:+.3f}** logits" in words
     assert f"of the layer patch ({whole:+.3f})" in words
     assert f"Their single rescues sum to {total:+.3f}: so together they do 1.000 more than that." in words
+    assert findings[-1][0].startswith(f"{len(experts)} experts together: rescue {total + LIFT:+.3f} logits")
+    assert any(f"experts={experts}" in code.value and "'coalition'" in code.value for code in page.code)
     page = finished(next(b for b in page.button if b.label == "None").click().run(), bench)
     assert "coalition" not in params_of(page) and " together**" not in shown(page)
 

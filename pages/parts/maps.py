@@ -19,6 +19,7 @@ from . import cell, corruptions, downloads, pictures, present, state
 from .answers import answer
 
 COLOURS = "Blue brings the answer back, orange drives it further away. Click a cell."
+APART = "The stronger the colour, the further the draws lie apart. Click a cell."
 EXPERT_MAP = (
     "Each coloured cell puts back one expert's update alone. Blank: not routed at this token. "
     "Ring: routed in the corrupt run only. Click an expert."
@@ -153,7 +154,8 @@ def _token_map(result: TraceResult, shown: View, ident: str) -> TraceResult | No
     kind = "dense layer" if shown.site == sites.MOE else "layer"
     note = f" Dashed: {without} {kind}{'s' if without > 1 else ''}, nothing to patch." if without else ""
     meaning = sites.cell_meaning(shown.site, shown.window)
-    present.caption(f"{meaning} {COLOURS}{note}{_missing_note(result, shown)}{_rounding_note(result)}")
+    colours = APART if shown.measure == SPREAD else COLOURS
+    present.caption(f"{meaning} {colours}{note}{_missing_note(result, shown)}{_rounding_note(result)}")
     return here
 
 

@@ -12,7 +12,7 @@ from core.links import View
 from core.results import TraceResult
 from core.trace_view import members
 
-from . import downloads, pictures, present, state
+from . import downloads, pictures, present, sections, state
 from .answers import answer
 
 LINE = "Tick experts in the table above, or click them in the layer × expert map, in the framed layer."
@@ -42,7 +42,7 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
     if found is None:
         return
     rows = pictures.kept(tables.coalition_rows, found)
-    st.markdown(words.coalition(rows, floor=at.provenance.noise_floor or 0.0))
+    sections.say([words.coalition(rows, floor=at.provenance.noise_floor or 0.0)])
     picture = pictures.kept(_effects, found, palette=pictures.theme())
     downloads.header("Together, alone, and the whole layer", "coalition", found, picture, rows)
     pictures.still(picture, key=f"coalition-{ident}", alt="Rescue of each ticked expert, of their sum, of all together")

@@ -11,7 +11,7 @@ from core.cells.asking import ask
 from core.links import SHARED, View
 from core.results import TraceResult, expert_name
 
-from . import downloads, pictures, present
+from . import downloads, pictures, present, sections
 from .answers import answer
 
 MEANING = (
@@ -36,8 +36,7 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
     found, _ = answer(ask("cell_controls", at.request, layer=shown.layer, pos=shown.pos, expert=expert), "section")
     if found is None:
         return
-    for sentence in words.controls(tables.specificity(found), expert_name(shown.layer, expert)):
-        st.markdown(sentence)
+    sections.say(words.controls(tables.specificity(found), expert_name(shown.layer, expert)))
     rows = pictures.kept(tables.control_rows, found)
     picture = pictures.kept(_effects, found, palette=pictures.theme())
     downloads.header("The marked expert and its controls", "controls", found, picture, rows)

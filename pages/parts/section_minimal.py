@@ -11,7 +11,7 @@ from core.links import View
 from core.results import TraceResult
 from core.trace_view import SCOPES, members
 
-from . import display, downloads, pictures, present, state, text
+from . import display, downloads, pictures, present, sections, state, text
 from .answers import answer
 
 AT_ONCE = 3
@@ -36,7 +36,7 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
         return
     values, curve = found.values, found.tables["curve"]
     said = words.minimal(curve, scope=values["scope"], target=values["target"], reached=values["reached"])
-    st.markdown(text.plain(said))
+    sections.say([text.plain(said)])
     for note in values["notes"]:
         st.caption(text.plain(note))
     if curve.empty:

@@ -11,7 +11,7 @@ from core.cells.asking import ask_clean
 from core.links import View
 from core.results import TraceResult
 
-from . import display, downloads, pictures, present
+from . import display, downloads, pictures, present, sections
 from .answers import answer
 
 MEANING = (
@@ -35,10 +35,9 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
 
     table = pictures.kept(both, found, ident)
     values, last = found.values, shown.pos == views.last_pos(at)
-    for sentence in words.necessity(
-        table, clean_contrast=values["clean_contrast"], reroutable=values["reroutable"]
-    ):  # fmt: skip
-        st.markdown(sentence)
+    sections.say(
+        words.necessity(table, clean_contrast=values["clean_contrast"], reroutable=values["reroutable"])
+    )
     with st.grid(2, min_column_width=430, gap="medium"):
         with st.container():
             picture = pictures.kept(picture_of, found, ident, palette=pictures.theme(), direct=last)

@@ -6,6 +6,8 @@ Nothing of a section is asked for before it is opened, and the page is on the sc
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Sequence
 
 import streamlit as st
 
@@ -13,7 +15,7 @@ from core.links import View
 from core.results import TraceResult
 from core.trace_view import SECTIONS
 
-from . import state
+from . import present, state
 
 NAMES = {
     "coalition": "Coalition",
@@ -39,3 +41,10 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
     if shown.section is not None:
         with st.container(border=True):
             importlib.import_module(f"pages.parts.section_{shown.section}").draw(at, shown, ident)
+
+
+def say(sentences: Sequence[str]) -> None:
+    """What a section found, in Markdown sentences: on the page, and at the head of the page's report."""
+    for sentence in sentences:
+        st.markdown(sentence)
+    present.say([re.sub(r"\\(.)|\*\*", lambda escaped: escaped[1] or "", sentence) for sentence in sentences])
