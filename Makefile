@@ -67,7 +67,7 @@ $(VENV)/.installed: requirements.txt constraints.txt | $(BIN)/python
 	$(call install,$(PIP),-r requirements.txt -c constraints.txt)
 	@touch $@
 
-$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+$(VENV)/.installed-test: requirements-test.txt requirements-ray.txt $(VENV)/.installed
 	$(PIP) install -r requirements-test.txt -c constraints.txt
 	@touch $@
 
