@@ -69,7 +69,7 @@ def intervals(
     if offset:
         y["yOffset"] = alt.YOffset("series:N", scale=alt.Scale(domain=list(colors), paddingOuter=0.3))
     color = colours("series", dict(colors))
-    axis = alt.Axis(tickCount=7, labelOverlap=True)
+    axis = alt.Axis(tickCount=7, labelOverlap="greedy", labelSeparation=6)
     x = alt.X("mean:Q", title=title, axis=axis)
     layers = [zero_line(data, palette, axis="x")]
     if len(there):

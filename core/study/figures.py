@@ -204,7 +204,8 @@ def joint_search(table: pd.DataFrame, *, recurrence: float, palette: Palette = L
         ],
     )
     named = data(shown_rows[["layer", "expert", "recurrence", "mean_all", *TOLD]])
-    x = alt.X("recurrence:Q", title="recurrence on discovery", axis=alt.Axis(format="%"))
+    axis = alt.Axis(format="%", labelOverlap="greedy", labelSeparation=6)
+    x = alt.X("recurrence:Q", title="recurrence on discovery", axis=axis)
     y = alt.Y("mean_all:Q", title="rescue, all facts (logits)")
     color = alt.Color(
         "layer:Q",

@@ -60,7 +60,7 @@ NAMES = {
     "v_specificity": "specificity (val.)", "v_specificity_low": "low", "v_specificity_high": "high",
     "v_specificity_n": "n", "mean_validation": "all (val.)", "ci_low": "low", "ci_high": "high",
     "positive_fraction": "positive", "p_sign_flip": "p", "n_missing": "missing", "split": "half",
-    "router_weight": "w clean", "layer_rescue": "layer rescue", "expert_rescue": "expert rescue",
+    "router_weight": "w clean", "layer_rescue": "layer rescue", "expert_rescue": "expert rescue", "meaning": "what",
 }  # fmt: skip
 """Column → heading, where it is not its own name with spaces."""
 FIRST = {
@@ -72,6 +72,8 @@ FIRST = {
 MARKERS = {"inside": "✓ inside", "outside": "✗ outside", "same": "✓ same", "other": "✗ other"}
 WIDTHS = {"quantity": 165, "meaning": 265, "name": 80, "split": 85}
 NARROW = 66
+SHORT = 36
+"""Letters of a meaning that is shown whole."""
 
 
 def show(
@@ -85,6 +87,11 @@ def show(
 ) -> None:
     """A table; a ticked row calls `on_pick` with its number. `columns`: further column configurations."""
     order = [name for name in table if name != "expert" or "name" not in table]
+    # texts that fill the width come after the numbers; of a quantity's name and its meaning the shorter stands first
+    late = ["relations"]
+    if "meaning" in order:
+        late.append("quantity" if table.meaning.str.len().max() <= SHORT else "meaning")
+    order.sort(key=lambda name: name in late)
     if "name" in order:
         order.sort(key=lambda name: 0 if name in ("layer", "name") else 1 if name in FIRST else 2)
     config = {name: _column(name, table[name]) for name in order} | (columns or {})
