@@ -37,7 +37,7 @@ def draw(view: LibraryView) -> None:
     if not shown:
         st.info("The list is empty. Type a fact in below." if not known else "No fact of the list is like that.")
     else:
-        key = table_key(view, "facts", len(shown))
+        key = table_key(view, "facts", shown)
         above = st.container()
         table(view, shown, key=key)
         _count(len(shown), known)
@@ -50,9 +50,9 @@ def draw(view: LibraryView) -> None:
     _own(view)
 
 
-def table_key(view: LibraryView, name: str, n: int) -> str:
+def table_key(view: LibraryView, name: str, shown: Sequence[Fact]) -> str:
     """A key for a table of facts: a fresh one, with nothing ticked, whenever other rows are shown."""
-    return address.key(f"library {name} {view.source} {view.relation} {view.search} {view.outcome} {n}")
+    return address.key(f"library {name} {view.source} {hash((tuple(shown), view.relation, view.search, view.outcome))}")
 
 
 def table(

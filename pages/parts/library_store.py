@@ -74,7 +74,7 @@ def _models(status: StoreStatus) -> None:
         st.caption("Nothing is stored yet.")
         return
     table = pd.DataFrame({"model": [m for m, _ in status.models], "size": [text.size(b) for _, b in status.models]})
-    key = address.key(f"library store models {len(table)}")
+    key = address.key(f"library store models {hash(tuple(table.model))}")
     above = st.container()
     st.dataframe(
         table, hide_index=True, key=key, on_select="rerun", selection_mode="single-row", alt="The store by model",
@@ -113,7 +113,7 @@ def _derived(found: Sequence[StoredDerived]) -> None:
             "size": [text.size(one.bytes) for one in found],
         }
     )
-    key = address.key(f"library derived {len(found)} {found[0].key}")
+    key = address.key(f"library derived {hash(tuple(one.key for one in found))}")
     above = st.container()
     st.dataframe(
         table, hide_index=True, key=key, on_select="rerun", selection_mode="multi-row", alt="Derived answers",

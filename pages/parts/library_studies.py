@@ -32,7 +32,7 @@ def draw(view: LibraryView) -> None:
     if not studies:
         st.info("No study is stored yet.")
         return
-    key = address.key(f"library studies {len(studies)} {studies[0].name}")
+    key = address.key(f"library studies {hash(tuple(study.name for study in studies))}")
     above = st.container()
     study_list.table(studies, key=key, on_select="rerun")
     rows = library_state.ticked(key, len(studies))

@@ -43,7 +43,7 @@ def draw(view: LibraryView) -> None:
     if not shown:
         st.info("No stored trace is like that.")
         return
-    key = address.key(f"library traces {view.of} {view.search} {len(shown)} {shown[0].key}")
+    key = address.key(f"library traces {view.of} {view.search} {hash(tuple(trace.key for trace in shown))}")
     above = st.container()
     _table(shown[:MOST], key)
     more = f"; the first {MOST:,} are listed" if len(shown) > MOST else ""

@@ -149,7 +149,7 @@ def _table(view: LibraryView, facts: Sequence[Fact], table: pd.DataFrame, wanted
             for name, help_ in (_LOGITS | {"corrupt_contrast": "The same in the corrupt run."}).items()
         },
     }
-    key = library_facts.table_key(view, "validated", len(shown))
+    key = library_facts.table_key(view, "validated", shown)
     actions = st.container()
     library_facts.table(view, shown, key=key, more=more, config=config)
     rows = library_state.ticked(key, min(len(shown), library_facts.MOST))
