@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .errors import InputError
 from .facts import relations as count_relations
-from .links import Reader
+from .links import MAX_TEXT, Reader
 from .requests import SEPARATOR, Fact
 
 BUNDLED = "bundled"
@@ -62,10 +62,14 @@ class FactSet:
         """The inverse of `to_query`. Whatever cannot be is replaced by the default and named in `read.problems`."""
         default = default or FactSet()
         listed = read.text("relations", SEPARATOR.join(_escaped(name) for name in default.relations))
+        relations = tuple(_plain(name) for name in listed.split(SEPARATOR) if name.strip())
+        if len(SEPARATOR.join(_escaped(name) for name in relations)) > MAX_TEXT:
+            read.odd("relations", None, f"at most {MAX_TEXT} characters long as a link has them")
+            relations = default.relations
         every = read.text("n", "") == ALL
         return cls(
             source=read.text("facts", default.source).strip() or default.source,
-            relations=tuple(_plain(name) for name in listed.split(SEPARATOR) if name.strip()),
+            relations=relations,
             n=None if every else read.whole("n", default.n, low=1, high=MOST),
             seed=read.whole("facts_seed", default.seed, low=0, high=2**62),
         )

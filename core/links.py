@@ -7,6 +7,7 @@ Knows no browser and no page; the names are the command line's.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -116,7 +117,7 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
     read = Reader(params)
     fact, is_bundled = _fact(read, params, bundled, default)
     model = ModelSpec(
-        name=read.text("model", "demo") or "demo",
+        name=_model_name(read),
         revision=read.text("revision", "") or None,
         dtype=read.choice("dtype", DTYPES, "auto"),
         device=read.choice("device", DEVICES, "auto"),
@@ -139,9 +140,18 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
     return Link(request, view, is_bundled, tuple(read.problems))
 
 
+def _model_name(read: Reader) -> str:
+    name = read.text("model", "demo")
+    if name.strip():
+        return name
+    read.problems.append("The link names no model; demo is used instead.")
+    return "demo"
+
+
 def _fact(read: Reader, params: Mapping[str, str], bundled, default: Fact) -> tuple[Fact, bool]:
     if any(name in params for name in _TYPED) and "fact" not in params:
-        missing = [name for name in ("prompt", "subject", "true") if not params.get(name, "").strip()]
+        typed = {name: read.text(name, "") for name in ("prompt", "subject", "true")}
+        missing = [name for name, value in typed.items() if not value.strip()]
         if missing:
             read.problems.append(
                 f"The link's fact has no {' and no '.join(missing)}; the default fact is shown instead."
@@ -149,9 +159,7 @@ def _fact(read: Reader, params: Mapping[str, str], bundled, default: Fact) -> tu
             return default, True
         auto = read.choice("foil_auto", ("0", "1"), "0") == "1"
         return Fact(
-            prompt=read.text("prompt", ""),
-            subject=read.text("subject", ""),
-            true=read.text("true", ""),
+            **typed,
             foil=None if auto else read.text("foil", "") or None,
             foil_auto=auto,
             occurrence=read.whole("occurrence", None, low=1),
@@ -187,17 +195,22 @@ class Reader:
 
     def odd(self, name: str, default: object, expected: str) -> None:
         """Note that a parameter is not what it must be."""
-        used = "it is left out" if default is None else f"{default} is used instead"
+        used = "it is left out" if default in (None, "") else f"{default} is used instead"
         shown = self._params[name]
-        shown = shown if len(shown) <= 40 else shown[:40] + "…"
+        shown = "".join(c if c.isprintable() else "\ufffd" for c in shown[:40]) + ("…" if len(shown) > 40 else "")
         self.problems.append(f"The link says {name}={shown}, but {name} must be {expected}; {used}.")
 
     def text(self, name: str, default: str) -> str:
+        """A text without control characters. What joins or directs letters (U+200C, U+202B) is part of a text: it
+        changes the tokens."""
         value = self._params.get(name, default)
         if len(value) > MAX_TEXT:
             self.odd(name, default, f"at most {MAX_TEXT} characters long")
             return default
-        return "".join(c for c in value if c.isprintable() or c in "\n\t")
+        kept = "".join(c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+        if kept != value:
+            self.problems.append(f"The link's {name} has characters that are no text; they are left out.")
+        return kept
 
     def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
         value = self._params.get(name, default)

@@ -108,7 +108,10 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
 def from_text(text: str, *, bundled: Callable[[int], Fact | None], default: Fact) -> Pair:
     """A whole address of the Compare page, or its parameters. Raises `InputError` where it says something that cannot
     be: a program must not go on with a guess."""
-    query = urlsplit(text).query if "?" in text else text
+    try:
+        query = urlsplit(text).query if "?" in text else text
+    except ValueError:  # such as half of the brackets around an IPv6 address
+        query = ""
     params = dict(parse_qsl(query, keep_blank_values=True))
     if not any(name.startswith(("a.", "b.")) for name in params):
         raise InputError(

@@ -62,6 +62,8 @@ def from_query(params: Mapping[str, str]) -> StudyView:
         split=split,
         fact=read.whole("fact", None, low=0),
     )
+    if view.study is None:
+        return StudyView(problems=tuple(read.problems))
     if view.expert is not None and view.layer is None:
         read.problems.append("The link names an expert but no layer, so no expert is marked.")
         view = replace(view, expert=None)
