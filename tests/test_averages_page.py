@@ -25,7 +25,7 @@ from core.fact_sets import FactSet
 from core.links import SHARED
 from core.moe import MoeModel
 from core.requests import ModelSpec
-from core.roles import FIRST_SUBJECT, LAST_SUBJECT
+from core.roles import FIRST_SUBJECT, LAST
 from core.tooltips import number
 from core.workbench import Engine, StoreStatus, Workbench
 from pages.parts import base, pictures
@@ -75,7 +75,8 @@ def drawn(page: AppTest) -> AppTest:
     deadline = time.monotonic() + WAIT
     while page.get("progress"):
         assert time.monotonic() < deadline, shown(page)
-        time.sleep(0.05)
+        for job in base.workbench().jobs.all():
+            assert job.wait(WAIT)
         page.run()
     assert not page.exception, page.exception
     return page
@@ -115,57 +116,50 @@ def test_a_first_visit_averages_the_default_facts_and_says_who_is_left_out(bench
     assert len(bench.jobs.all()) and not page.warning
 
 
-def test_a_link_opens_the_cell_with_its_average_and_the_facts_behind_it(bench, answers):
-    layer, other_layer = sorted(set(answers[0].tables["cells"].layer))[:2]
-    view = dataclasses.replace(ALL, layer=int(layer), role=LAST_SUBJECT, measure="rescue")
+def test_a_link_opens_the_cell_and_the_expert_with_the_facts_behind_them(bench, answers):
+    experts = tables.expert_table(answers[1], min_drop=None)
+    row = experts[experts.expert >= 0].iloc[0]
+    view = dataclasses.replace(ALL, layer=int(row.layer), expert=int(row.expert), measure="rescue")
     page = opened(view)
     assert now(page) == view
+    said, frames = shown(page), [frame.value for frame in page.dataframe]
     table = tables.role_table(answers[0], min_drop=None)
-    cell = table[(table.layer == layer) & (table.role == LAST_SUBJECT)].iloc[0]
-    said = shown(page)
+    cell = table[(table.layer == row.layer) & (table.role == LAST)].iloc[0]
     assert charts.interval(cell.rescue, cell.rescue_low, cell.rescue_high, True) in said
-    behind = tables.behind_cell(answers[0], layer, LAST_SUBJECT, min_drop=None)
-    listed = next(frame.value for frame in page.dataframe if "trace" in frame.value and "subject" in frame.value)
+    behind = tables.behind_cell(answers[0], row.layer, LAST, min_drop=None)
+    listed = next(frame for frame in frames if "trace" in frame)
     assert list(listed.subject) == list(behind.subject)
     assert list(listed.rescue) == pytest.approx(list(behind.rescue), abs=1e-5)
     query = {name: values[0] for name, values in parse_qs(urlsplit(listed.trace[0]).query).items()}
     there = links.from_query(query, bundled={f.case_id: f for f in FACTS}.get, default=FACTS[-1])
     assert there.request.fact == FACTS[behind.fact[0]]
-    assert (there.view.layer, there.view.pos, there.view.measure) == (layer, behind.pos[0], "rescue")
-    other = widget(page, "selectbox", "Layer").set_value(other_layer).run()
-    assert now(drawn(other)).layer == other_layer
+    assert (there.view.layer, there.view.pos, there.view.measure) == (row.layer, behind.pos[0], "rescue")
 
-
-def test_experts_of_the_role_their_facts_and_the_way_to_their_page(bench, answers):
-    table = tables.expert_table(answers[1], min_drop=None)
-    row = table[table.expert >= 0].iloc[0]
-    view = dataclasses.replace(ALL, layer=int(row.layer), expert=int(row.expert))
-    page = opened(view)
-    said = shown(page)
     assert f"Facts behind {row['name']} at the last token" in said
     assert charts.interval(row.rescue, row.rescue_low, row.rescue_high, True) in said
     assert number(row.rescue_active, 3, True) in said and f"over the {row.n_active} in which" in said
-    experts = next(frame.value for frame in page.dataframe if "name" in frame.value)
-    assert list(experts.name) == list(table.name)
-    behind = page.dataframe[-1].value
-    assert behind.rescue.mean() == pytest.approx(row.rescue, abs=1e-5)
+    assert list(next(frame for frame in frames if "name" in frame).name) == list(experts.name)
+    assert frames[-1].rescue.mean() == pytest.approx(row.rescue, abs=1e-5)
     link = next(p.proto for p in page.get("page_link") if row["name"] in p.proto.label)
-    assert "Expert" in link.page or link.page_script_hash
-    there = expert_link.from_query({n: v[0] for n, v in parse_qs(link.query_string).items()})
-    assert (there.layer, there.expert) == (row.layer, row.expert) and there.facts == view.facts
-    shared = opened(dataclasses.replace(view, expert=SHARED))
-    assert f"L{row.layer}shared at the last token" in shown(shared)
-    nobody = opened(dataclasses.replace(ALL, role=FIRST_SUBJECT, facts=FactSet(relations=("nothing",))))
+    expert = expert_link.from_query({n: v[0] for n, v in parse_qs(link.query_string).items()})
+    assert (expert.layer, expert.expert) == (row.layer, row.expert) and expert.facts == view.facts
+
+
+def test_the_shared_expert_and_a_set_without_facts(bench, answers):
+    layer = int(answers[0].tables["cells"].layer.max())
+    shared = opened(dataclasses.replace(ALL, layer=layer, expert=SHARED))
+    assert f"L{layer}shared at the last token" in shown(shared)
+    nobody = opened(dataclasses.replace(ALL, facts=FactSet(relations=("nothing",))))
     assert "There is no fact in this set" in shown(nobody)
 
 
 def test_every_setting_is_in_the_address_and_asks_anew(bench):
     page = opened(dataclasses.replace(ALL, facts=FactSet(n=3)))
-    widget(page, "selectbox", "Site").set_value("residual").run()
-    widget(page, "number_input", "Window").set_value(2).run()
-    page = drawn(widget(page, "number_input", "Draws").set_value(2).run())
-    widget(page, "selectbox", "Role").set_value(FIRST_SUBJECT).run()
-    page = drawn(page)
+    widget(page, "selectbox", "Site").set_value("residual")
+    widget(page, "number_input", "Window").set_value(2)
+    widget(page, "number_input", "Draws").set_value(2)
+    widget(page, "selectbox", "Role").set_value(FIRST_SUBJECT)
+    page = drawn(page.run())
     view = now(page)
     assert (view.site, view.window, view.asked.draws, view.role) == ("residual", 2, 2, FIRST_SUBJECT)
     assert "residual stream after the layer is put back" in shown(page) and "windows of 2 layers" in shown(page)
