@@ -341,7 +341,7 @@ def test_renaming_and_deleting(bench, book, finished):
     assert [r.name for r in book.all()] == ["<b>größe</b> *x*"]
     assert "<b>größe" not in "".join(e.proto.body for e in page.get("html"))
     assert button(page, "Delete for good").disabled
-    page.checkbox[-1].check().run()
+    next(box for box in page.checkbox if box.label.startswith("Delete")).check().run()
     button(page, "Delete for good").click().run()
     assert book.all() == [] and params_of(page) == {}
     assert "A **study** asks" in shown(page)
