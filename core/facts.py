@@ -257,7 +257,7 @@ def _text(row: Row, file: str, columns: tuple[str, ...], *, required: bool = Tru
         return None
     have = ", ".join(row.columns) or "none"
     named = columns[0] if len(columns) == 1 else f"{columns[0]} (or {', '.join(columns[1:])})"
-    empty = next((c for c in columns if row.has(c)), None)
+    empty = next((c for c in columns if c in row.columns), None)
     what = f"column {empty}, is empty" if empty else f"there is no column {named}"
     raise InputError(
         f"{file}: {row}: {what}." if not empty else f"{file}: {row}, {what}.",

@@ -217,18 +217,18 @@ def test_what_is_exported_can_be_uploaded_again(bench, ending):
     ]
     page = opened()
     page = ran(page.file_uploader[0].upload(f"mine{ending}", to_file(odd, ending), "text/plain"))
-    assert "14 facts" in said(page)
+    assert "14 facts of 4 relations." in said(page)
     page = ran(button(page, "Keep as a list").click())
     assert bench.fact_lists.get("mine") == tuple(odd) and params_of(page) == {"facts": "mine"}
     assert "From the file mine" in said(page)
 
 
 def test_a_wrong_file_is_said_with_row_and_field(bench):
-    bad = "prompt,subject,target_true,target_new\nThe {} is,a,b,c\nThe {} is,,b,c\n"
+    bad = "prompt,subject,target_true,target_new\nThe {} is,a,b,c\nThe {} is,a,,c\n"
     page = opened()
     page = ran(page.file_uploader[0].upload("bad.csv", bad.encode(), "text/csv"))
     message = re.sub(r"\\(.)", r"\1", page.error[0].value)
-    assert "bad.csv" in message and "row 1 (line 3)" in message and "subject" in message
+    assert "bad.csv: row 1 (line 3), column target_true, is empty." in message
     assert "Keep as a list" not in [b.label for b in page.button]
 
 

@@ -108,7 +108,7 @@ def actions(view: LibraryView, chosen: Sequence[Fact]) -> None:
         if view.source == BUNDLED:
             return
         if len(chosen) == 1:
-            with st.popover("Edit", icon=":material/edit:", key="es_library_edit"):
+            with st.popover("Edit", icon=":material/edit:", key=f"es_library_edit {hash(chosen[0])}"):
                 _edit(view, chosen[0])
         ids = [fact.case_id for fact in chosen]
         library_state.confirm(
@@ -124,7 +124,8 @@ def _remove(name: str, ids: Sequence[int]) -> None:
 def to_list(chosen: Sequence[Fact], *, ticked: bool, origin: str, what: str = "") -> None:
     """Making a list of these facts, or adding them to one. `origin`: the list that they are from."""
     which = what or f"{'ticked' if ticked else 'shown'}"
-    with st.popover(f"To a list: {len(chosen):,} {which}", icon=":material/playlist_add:", key=f"es_to_list_{what}"):
+    label = f"To a list: {len(chosen):,} {which}"
+    with st.popover(label, icon=":material/playlist_add:", key=f"es_to_list_{what} {origin}"):
         names = library_lists.names()
         key = address.key(f"library to list {what} {len(names)}")
         new = "a new list"

@@ -32,9 +32,10 @@ def sidebar(view: LibraryView) -> None:
     known = known_facts(view)
     _filters(view, known)
     with st.container(horizontal=True, gap="small"):
-        with st.popover("Upload", icon=":material/upload_file:", key="es_library_upload"):
-            _upload({found.name for found in lists})
-        with st.popover("New list", icon=":material/add:", key="es_library_new"):
+        # with the list in the key: a fresh one, closed, once the new list is looked at
+        with st.popover("Upload", icon=":material/upload_file:", key=f"es_library_upload {view.source}"):
+            _upload(view, {found.name for found in lists})
+        with st.popover("New list", icon=":material/add:", key=f"es_library_new {view.source}"):
             key = address.key("library new list")
             st.text_input("Name", key=key, max_chars=120, placeholder="a name for an empty list")
             st.button("Make an empty list", on_click=_make, args=(key, (), "Made here."), key="es_library_make")
@@ -122,15 +123,15 @@ def _filters(view: LibraryView, known: Sequence[Fact]) -> None:
     )  # fmt: skip
 
 
-def _upload(taken: set[str]) -> None:
+def _upload(view: LibraryView, taken: set[str]) -> None:
     most = int(st.get_option("server.maxUploadSize"))
     st.caption(
         f"CounterFact, or a table with columns prompt, subject, target_true, target_new, relation_id, case_id: "
         f"{', '.join(sorted(FORMATS))}. At most {most} MB."
     )
     file = st.file_uploader(
-        "File of facts", type=[ending.removeprefix(".") for ending in FORMATS], key=address.key("library upload"),
-        label_visibility="collapsed", max_upload_size=most,
+        "File of facts", type=[ending.removeprefix(".") for ending in FORMATS], label_visibility="collapsed",
+        max_upload_size=most, key=address.key(f"library upload {view.source}"),
     )  # fmt: skip
     auto = st.toggle(
         "Foils: the model's most probable other token", key=address.key("library upload auto"),
@@ -143,7 +144,7 @@ def _upload(taken: set[str]) -> None:
         st.error(problem)
         return
     relations = len(facts.relations(read))
-    st.caption(f"{len(read):,} facts, {relations} relations.")
+    st.caption(f"{count(len(read))} of {relations} relation{'' if relations == 1 else 's'}.")
     stem = file.name.rsplit(".", 1)[0][:100] or "uploaded"
     suggested = next(n for i in range(1, 10_000) if (n := stem if i == 1 else f"{stem}-{i}") not in taken)
     key = address.key(f"library upload name {file.file_id}")
@@ -218,7 +219,7 @@ def _export(view: LibraryView, shown: Sequence[Fact]) -> None:
 
 
 def _manage(found: FactList) -> None:
-    with st.popover("Rename", icon=":material/edit:", key="es_library_rename"):
+    with st.popover("Rename", icon=":material/edit:", key=f"es_library_rename {found.name}"):
         key = address.key(f"library rename {found.name}")
         st.text_input("Another name", found.name, key=key, max_chars=120)
         st.button("Rename", on_click=_rename, args=(found.name, key), key="es_library_rename_do")

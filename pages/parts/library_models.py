@@ -69,6 +69,7 @@ def _table(entries: list[CatalogEntry], loaded: ModelSpec | None) -> None:
     st.dataframe(
         table, hide_index=True, alt="Models", placeholder=NONE, height=display.table_height(len(table), 460),
         column_config={
+            "state": st.column_config.TextColumn(width=115),
             "layers × experts": st.column_config.TextColumn(help="MoE layers × routed experts of each."),
             "top-k": st.column_config.NumberColumn(help="Experts that a token is routed to.", width=60),
             "memory": st.column_config.TextColumn(help=HELP_MEMORY),

@@ -176,7 +176,7 @@ def _actions(chosen: Sequence[StoredTrace], shown: Sequence[StoredTrace]) -> Non
         return
     if len(chosen) == 1:
         study_state.trace_link(link_of(chosen[0]))
-        with st.popover("Rename", icon=":material/edit:", key="es_trace_rename"):
+        with st.popover("Rename", icon=":material/edit:", key=f"es_trace_rename {chosen[0].label}"):
             key = address.key(f"library label {chosen[0].key}")
             st.text_input("Name", chosen[0].label, key=key, max_chars=MAX_LABEL, placeholder="none")
             st.button("Rename", on_click=_rename, args=(chosen[0].key, key), key="es_trace_rename_do")
