@@ -70,6 +70,12 @@ class View:
         """The same way to look, at no cell."""
         return View(self.measure, site=self.site, window=self.window, section=self.section, check=self.check)
 
+    def of_neighbour(self, last: int) -> View:
+        """The same way to look at another fact. `last`: the last position of the prompt that is left. Layer and expert
+        stay where it is looked at; another position means something else in another prompt."""
+        view = self.elsewhere()
+        return replace(view, layer=self.layer, expert=self.expert) if self.pos in (None, last) else view
+
     def at(self, layer: int | None, pos: int | None, expert: int | str | None = None) -> View:
         """The same way to look, at another cell; the ticked experts stay where it is the same layer and position."""
         same = (layer, pos) == (self.layer, self.pos)

@@ -132,6 +132,9 @@ def test_another_cell_lets_go_of_the_experts_and_another_fact_of_the_cell():
                 coalition=(1, 5), scope="layer", target=0.5, check=True)  # fmt: skip
     assert view.at(2, 3, 7) == dataclasses.replace(view, expert=7, strip=None)
     assert view.at(2, 4) == dataclasses.replace(view, pos=4, expert=None, strip=None, coalition=())
+    assert view.of_neighbour(9) == view.elsewhere()
+    assert view.of_neighbour(3) == dataclasses.replace(view.elsewhere(), layer=2, expert=1)
+    assert dataclasses.replace(view, pos=None).of_neighbour(9) == view.of_neighbour(3)
     assert view.own() == View("rescue", pos=3, layer=2, expert=1, strip=4)
     assert dataclasses.replace(view, measure="rescue_sd").own() == View(pos=3, layer=2, expert=1, strip=4)
     assert view.elsewhere() == View("rescue", site="residual", window=3, section="minimal", check=True)

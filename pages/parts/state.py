@@ -59,13 +59,10 @@ def go(layer: int, pos: int, expert: int | str | None = None) -> None:
 
 
 def step(fact: Fact, *, last: int) -> None:
-    """Ask about a neighbouring bundled fact. `last`: the last position of the prompt that is left. What was looked at
-    there stays: layer and expert; other positions mean something else in another prompt."""
+    """Ask about a neighbouring bundled fact. `last`: the last position of the prompt that is left."""
     current = HERE.value
-    view = current.view.elsewhere()
-    if current.view.pos in (None, last):
-        view = replace(view, layer=current.view.layer, expert=current.view.expert)
-    HERE.change(Link(current.request.replace(fact=fact, replacement=()), view, True))
+    request = current.request.replace(fact=fact, replacement=())
+    HERE.change(Link(request, current.view.of_neighbour(last), True))
 
 
 def request() -> TraceRequest:
