@@ -107,7 +107,7 @@ def name_of(chosen: PromptSet) -> str:
 def trace_link(view: RoutingView, fact: Fact, *, pos: int | None, layer: int | None, expert: int | None) -> Link:
     """The fact as a question to the Trace page with this page's settings, at a cell."""
     shown = View(pos=pos, layer=layer, expert=expert if layer is not None else None)
-    return Link(view.trace(fact), shown, base.bundled().get(fact.case_id) == fact)
+    return Link(view.trace(fact), shown, base.is_bundled(fact))
 
 
 def expert_view(view: RoutingView, layer: int, expert: int) -> ExpertView:

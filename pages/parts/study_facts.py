@@ -146,8 +146,7 @@ def _link(found: Findings, scan_index: int, pos: int | None, layer: int | None, 
         return None
     fact: Fact = found.facts[scan_index]
     request = trace_request(StudySettings.from_dict(found.settings), fact)
-    bundled = fact.case_id is not None and base.bundled().get(fact.case_id) == fact
-    return Link(request, trace_view(pos=pos, layer=layer, expert=expert), bundled)
+    return Link(request, trace_view(pos=pos, layer=layer, expert=expert), base.is_bundled(fact))
 
 
 def _address(found: Findings, row, layer: int | None, expert: int | None) -> str | None:
