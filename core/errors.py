@@ -6,19 +6,27 @@ it without a traceback, the pages show it as it is. Anything else is a defect of
 
 from __future__ import annotations
 
+MOST = 2000
+"""Characters of each half of a message; what a person typed may be a book."""
+
 
 class ExpertScopeError(Exception):
     """Base of all errors displayed to the user: `what` happened, and what to do `next`.
 
-    `exit_code` is the command line's: 2 for wrong input, 1 for a failure.
+    `exit_code` is the command line's: 2 for wrong input, 1 for a failure. Beyond `MOST` characters the middle of each
+    half is left out.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, next: str = "") -> None:
-        self.what = what
-        self.next = next
-        super().__init__(f"{what} {next}".strip())
+        self.what = _shortened(what)
+        self.next = _shortened(next)
+        super().__init__(f"{self.what} {self.next}".strip())
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST else f"{text[: MOST // 2]} … {text[-MOST // 2 + 3 :]}"
 
 
 class InputError(ExpertScopeError):

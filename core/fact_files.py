@@ -15,6 +15,7 @@ from typing import Any
 from .errors import InputError
 
 MAX_BYTES = 512 * 2**20
+MAX_ROWS = 2_000_000  # of a Parquet file, where a few bytes can stand for any number of rows
 MAX_CHARS = 20_000  # of one value; a prompt is a sentence, not a book
 FORMATS = {
     ".json": "json",
@@ -130,12 +131,12 @@ def _json(text: str, name: str) -> list[tuple[int | None, dict]]:
     """A list of records, or one record. Lines of records under this name are read as such."""
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         first = text.lstrip().split("\n", 1)[0]
         if _is_record_line(first) and "\n" in text.strip():
             return _jsonl(text, name)
-        where = f"line {error.lineno}, column {error.colno}: {error.msg}" if hasattr(error, "lineno") else "too deep"
-        raise _bad(name, f"is no valid JSON: {where}.", "") from None
+        line = f"line {error.lineno}, " if hasattr(error, "lineno") else ""
+        raise _bad(name, f"is no valid JSON: {line}{_why(error)}.", "") from None
     if isinstance(data, dict):
         if "requested_rewrite" not in data and "subject" not in data:
             shown = ", ".join(map(str, list(data)[:8])) or "no keys"
@@ -153,10 +154,17 @@ def _json(text: str, name: str) -> list[tuple[int | None, dict]]:
     return [(None, record) for record in data]
 
 
+def _why(error: ValueError | RecursionError) -> str:
+    """What is wrong with JSON that could not be read."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"column {error.colno}: {error.msg}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+
+
 def _is_record_line(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
 
 
@@ -169,9 +177,9 @@ def _jsonl(text: str, name: str) -> list[tuple[int | None, dict]]:
         row = Row(len(records), {}, line_number)
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            column = f", column {error.colno}: {error.msg}" if hasattr(error, "colno") else ": too deep"
-            raise _bad(name, f"{row} is no valid JSON{column}.", "Every line has to be one record {…}.") from None
+        except (ValueError, RecursionError) as error:
+            why = f"{row} is no valid JSON: {_why(error)}."
+            raise _bad(name, why, "Every line has to be one record {…}.") from None
         if isinstance(record, list) and not records and all(isinstance(r, dict) for r in record):
             return [(None, r) for r in record]  # a JSON list under a .jsonl name
         if not isinstance(record, dict):
@@ -225,7 +233,7 @@ def _cell(cell: str) -> Any:
     if cell.startswith("{") and cell.endswith("}") and len(cell) > 2:
         try:
             return json.loads(cell)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return cell
     return cell
 
@@ -235,9 +243,13 @@ def _parquet(content: bytes, name: str) -> list[tuple[int | None, dict]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(content))
-        return [(None, record) for record in table.to_pylist()]
-    except (pa.ArrowException, OSError, ValueError) as error:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+        if file.metadata.num_rows > MAX_ROWS or sum(group.total_byte_size for group in groups) > MAX_BYTES:
+            most = f"{MAX_ROWS:,} rows or {MAX_BYTES // 2**20} MiB"
+            raise _bad(name, f"unpacks to more than {most}.", "Cut it into smaller files.")
+        return [(None, record) for record in file.read().to_pylist()]
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         reason = str(error).split("\n")[0].strip().rstrip(".")
         raise _bad(name, f"is no readable Parquet file: {reason}.", "") from None
 

@@ -232,8 +232,7 @@ def _prompt(row: Row, file: str, subject: str) -> str:
             field="facts",
         )
     for template in templates:
-        filled = template.replace("{}", bare)
-        if template.count("{}") == 1 and prompt.startswith(filled):
+        if template.count("{}") == 1 and prompt.startswith(filled := template.replace("{}", bare)):
             return template + prompt[len(filled) :]
     return prompt
 
@@ -252,7 +251,14 @@ def _text(row: Row, file: str, columns: tuple[str, ...], *, required: bool = Tru
                 'It has to be a text, or {"str": text} for an object.',
                 field="facts",
             )
-        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise InputError(
+                f"{file}: {row}, column {column}, holds half of a surrogate pair, which is no character.",
+                "The text was damaged by a wrong encoding: make the file again.",
+                field="facts",
+            )
+        return text
     if not required:
         return None
     have = ", ".join(row.columns) or "none"
@@ -303,7 +309,10 @@ def _missing(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "something nested too deeply"
     return text if len(text) <= 60 else text[:60] + "…"
 
 

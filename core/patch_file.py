@@ -83,10 +83,11 @@ def parse_patches(data: Any) -> list[PatchSpec]:
     if not isinstance(data, list) or not data:
         raise _wrong("the file", "is not a list of patches", "Write [ {...}, ... ] with at least one.")
     specs = [_patch(item, i) for i, item in enumerate(data)]
-    names = [spec.name for spec in specs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise _wrong(f"patch {twice!r}", "is there twice", "Give every patch a name of its own.")
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.name in seen:
+            raise _wrong(f"patch {spec.name!r}", "is there twice", "Give every patch a name of its own.")
+        seen.add(spec.name)
     return specs
 
 

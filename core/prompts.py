@@ -15,6 +15,7 @@ from .requests import OBJECT_TOKENS, SPECIAL_TOKENS, Fact
 
 Span = tuple[int, int]
 _CONTEXT = 24  # characters shown on each side of an occurrence of the subject
+_LISTED = 10  # occurrences shown
 
 
 @dataclass(frozen=True)
@@ -393,13 +394,13 @@ def _occurrences(text: str, subject: str) -> list[int]:
 def _listed(text: str, subject: str, starts: list[int]) -> str:
     """1: "…before [subject] after…"; 2: …"""
     shown = []
-    for number, at in enumerate(starts, 1):
+    for number, at in enumerate(starts[:_LISTED], 1):
         end = at + len(subject)
         before, after = text[max(0, at - _CONTEXT) : at], text[end : end + _CONTEXT]
         left = "…" if at > _CONTEXT else ""
         right = "…" if end + _CONTEXT < len(text) else ""
         shown.append(f'{number}: "{left}{before}[{subject}]{after}{right}"')
-    return "; ".join(shown)
+    return "; ".join(shown) + (f"; and {len(starts) - _LISTED:,} more" if len(starts) > _LISTED else "")
 
 
 def _notes(fact: Fact) -> list[str]:

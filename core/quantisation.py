@@ -49,7 +49,7 @@ def check_asked(name: str) -> None:
     """Raise `InputError` for a quantisation that cannot be asked for, saying why where that is known."""
     if name in QUANTISATIONS:
         return
-    why = f" {name} is not supported: {_ASKED[name]}." if name in _ASKED else ""
+    why = f" {name} is not supported: {_ASKED[name]}." if isinstance(name, str) and name in _ASKED else ""
     raise InputError(
         f"quantisation is {name!r}.{why}", f"Choose one of: {', '.join(QUANTISATIONS)}.", field="quantisation"
     )

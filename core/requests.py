@@ -55,7 +55,7 @@ class Fact:
     @property
     def text(self) -> str:
         """The prompt as the model gets it, before tokenisation."""
-        return self.prompt.replace("{}", self.subject) if "{}" in self.prompt else self.prompt
+        return self.prompt.replace("{}", self.subject, 1)  # with several `{}` it is refused, and could grow huge
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ModelSpec:
         _one_of("device", self.device, DEVICES)
         check_asked(self.quantisation)
         _one_of("placement", self.placement, PLACEMENTS)
-        if not self.name.strip():
+        if not isinstance(self.name, str) or not self.name.strip():
             raise InputError("No model was named.", "Give `demo`, a hub id or a folder.", field="model")
 
 
@@ -111,19 +111,18 @@ class TraceRequest:
         if isinstance(self.experts, str):
             _one_of("experts", self.experts, ("last", "all", "none"))
         else:
-            object.__setattr__(self, "experts", tuple(sorted({int(p) for p in self.experts})))
+            object.__setattr__(self, "experts", _positions(self.experts))
         noise = _number("noise", self.noise)
         if not (math.isfinite(noise) and 0 < noise <= 100):
             raise InputError(f"The noise level is {self.noise}.", "Give a number above 0, at most 100.", field="noise")
         object.__setattr__(self, "noise", noise)
         for name, low, high in (("draws", 1, MAX_DRAWS), ("seed", 0, 2**62)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or not low <= value <= high:
-                raise InputError(f"{name} is {value}.", f"Give a whole number from {low} to {high}.", field=name)
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
 
     def _check_replacement(self) -> None:
-        given = (self.replacement,) if isinstance(self.replacement, str) else tuple(self.replacement)
+        given = (self.replacement,) if isinstance(self.replacement, str) else self.replacement
+        if not isinstance(given, (tuple, list)) or not all(isinstance(name, str) for name in given):
+            raise InputError(f"replacement is {given!r}.", "Give the names of other subjects.", field="replacement")
         given = tuple(name.strip() for name in given)
         object.__setattr__(self, "replacement", given)
         if not given:
@@ -169,12 +168,39 @@ def digest(*parts: Any) -> str:
 
 
 def _one_of(field_name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise InputError(f"{field_name} is {value!r}.", f"Choose one of: {', '.join(allowed)}.", field=field_name)
 
 
 def _number(field_name: str, value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{field_name} is {value!r}.", "Give a number.", field=field_name) from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{field_name} is {_shown(value)}.", "Give a number.", field=field_name) from None
+
+
+def _whole(field_name: str, value: Any, low: int, high: int) -> int:
+    try:
+        if not isinstance(value, (bool, str, bytes)) and int(value) == value and low <= value <= high:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(
+        f"{field_name} is {_shown(value)}.", f"Give a whole number from {low} to {high}.", field=field_name
+    )
+
+
+def _positions(value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(pos) for pos in value}))
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"experts is {_shown(value)}.", "Choose last, all, none, or token positions.", field="experts"
+        ) from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of too many digits"

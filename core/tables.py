@@ -5,6 +5,7 @@ Heavy libraries are imported where they are used, so that the command line's hel
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -114,7 +115,10 @@ def table_bytes(table: pd.DataFrame, suffix: str, *, metadata: Any = None) -> by
     for it.
     """
     if suffix == ".csv":
-        return table.to_csv(index=False).encode("utf-8")
+        text = table.to_csv(index=False)
+        if "\r" in text:  # which Python's writer leaves bare, and readers take for the end of a row
+            text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+        return text.encode("utf-8")
     if suffix == ".json":
         # double_precision: pandas cuts floats to 10 decimals unless told
         return table.to_json(orient="records", double_precision=15, force_ascii=False).encode("utf-8")

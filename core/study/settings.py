@@ -167,15 +167,20 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}.", f"Choose one of: {', '.join(allowed)}.", field=name)
 
 
+def _is_number(value: Any) -> bool:
+    # a whole number may be too large for a float, and is out of every range then
+    return isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value)
+
+
 def _whole(name: str, value: Any, low: int, high: int) -> int:
-    good = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    good = _is_number(value)
     if not good or int(value) != value or not low <= value <= high:
         raise InputError(f"{name} is {value!r}.", f"Give a whole number from {low} to {high}.", field=name)
     return int(value)
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    good = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    good = _is_number(value)
     if not good or not low <= value <= high:
         raise InputError(f"{name} is {value!r}.", f"Give a number from {low:g} to {high:g}.", field=name)
     return float(value)
