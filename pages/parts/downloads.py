@@ -17,7 +17,7 @@ from core import export
 from core.picture import Picture
 from core.tables import table_bytes
 
-from . import present
+from . import present, text
 
 if TYPE_CHECKING:
     from core.study.findings import Findings
@@ -35,7 +35,7 @@ FORMATS = {
 def header(title: str, name: str, result: export.Result, picture: Picture | None, table: pd.DataFrame) -> None:
     """A picture's title and its download menu in one line."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.markdown(f"**{title}**", width="content")
+        st.markdown(f"**{text.plain(title)}**", width="content")  # a token may stand in it
         menu(name, title, result, picture, table)
 
 
@@ -74,8 +74,9 @@ def study_stem(name: str) -> str:
 
 
 def _popover(name: str, title: str, note: str, stem: str, make: dict[str, Callable[[], bytes]]) -> None:
-    with st.popover("", icon=":material/download:", type="tertiary", help=f"Download: {title}", key=f"es_menu_{name}"):
-        st.caption(f"{title}. {note}")
+    said = text.plain(title)
+    with st.popover("", icon=":material/download:", type="tertiary", help=f"Download: {said}", key=f"es_menu_{name}"):
+        st.caption(f"{said}. {note}")
         for ending, (label, mime) in FORMATS.items():
             if ending in make:
                 st.download_button(
