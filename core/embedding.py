@@ -41,6 +41,15 @@ def xml(text: str) -> str:
     )
 
 
+def drawable(spec: Any) -> Any:
+    """A chart's spec without the characters that XML cannot hold: the converter ends the whole process over one."""
+    if isinstance(spec, str):
+        return xml(spec)
+    if isinstance(spec, dict):
+        return {name: drawable(value) for name, value in spec.items()}
+    return [drawable(value) for value in spec] if isinstance(spec, list | tuple) else spec
+
+
 def svg_with(text: str, about: Any) -> bytes:
     """An SVG file with `about` as JSON in its `metadata` element."""
     found = html.escape(json.dumps(about, ensure_ascii=False), quote=False)

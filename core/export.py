@@ -17,7 +17,7 @@ import pandas as pd
 from .compare import words
 from .compare.tables import Compared
 from .derived import DerivedResult
-from .embedding import one_line, png_with, svg_with
+from .embedding import drawable, one_line, png_with, svg_with
 from .picture import Picture, chart_page
 from .results import TraceResult
 from .tables import table_bytes
@@ -126,14 +126,14 @@ def svg(picture: Picture, result: Result, title: str) -> bytes:
     """The chart with title and caption as SVG; request and provenance in its `metadata` element."""
     import vl_convert
 
-    return svg_with(vl_convert.vegalite_to_svg(_spec(picture, result, title)), origin(result))
+    return svg_with(vl_convert.vegalite_to_svg(drawable(_spec(picture, result, title))), origin(result))
 
 
 def png(picture: Picture, result: Result, title: str) -> bytes:
     """The chart with title and caption as PNG at twice its size; request and provenance in its text chunk."""
     import vl_convert
 
-    return png_with(vl_convert.vegalite_to_png(_spec(picture, result, title), scale=2), origin(result))
+    return png_with(vl_convert.vegalite_to_png(drawable(_spec(picture, result, title)), scale=2), origin(result))
 
 
 def page(picture: Picture, result: Result, title: str) -> bytes:

