@@ -6,21 +6,15 @@ Knows names and bytes; not what a fact is. As with studies, the file is open onl
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
 
 from core.errors import InputError
 
-from .database import Database, acquire, release
-from .lending import patiently
-from .location import default_path
+from .borrowed import Borrowed
+from .database import Database
 from .migrations import Cursor
-from .studies import MAX_NAME, WAIT_SECONDS
-
-T = TypeVar("T")
+from .studies import MAX_NAME
 
 _HEAD = "id, name, n, note, bytes, created, updated"
 
@@ -40,13 +34,9 @@ class ListRecord:
     updated: int
 
 
-class FactLists:
+class FactLists(Borrowed):
     """All lists of one store. Methods may be called from any thread; what they raise for a person is a StoreError, or
     an InputError where a name is wrong, taken or unknown."""
-
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, wait_seconds: float = WAIT_SECONDS) -> None:
-        self.path = Path(path) if path is not None else default_path()
-        self._wait = wait_seconds
 
     def all(self) -> list[ListRecord]:
         """Every list, in alphabetical order."""
@@ -130,21 +120,6 @@ class FactLists:
     def _tick(cursor: Cursor, database: Database) -> int:
         query = "SELECT coalesce(max(greatest(id, updated)), 0) FROM fact_lists"
         return database.tick(after=int(cursor.execute(query).fetchall()[0][0]))
-
-    def _read(self, query: str, parameters: Mapping[str, Any] | None = None) -> list[tuple]:
-        values = dict(parameters) if parameters else None
-        return self._with(lambda database: database.read(lambda cursor: cursor.execute(query, values).fetchall()))
-
-    def _write(self, work: Callable[[Cursor, Database], T]) -> T:
-        return self._with(lambda database: database.write(lambda cursor: work(cursor, database)))
-
-    def _with(self, work: Callable[[Database], T]) -> T:
-        """Do `work` on the open database, waiting for it where another process has it."""
-        database = patiently(lambda: acquire(self.path), self._wait, path=self.path)
-        try:
-            return work(database)
-        finally:
-            release(database)
 
 
 def checked_name(name: str) -> str:

@@ -10,19 +10,14 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from . import shelves
-from .database import Database, acquire, release
-from .lending import patiently
-from .location import default_path
+from .borrowed import WAIT_SECONDS, Borrowed
+from .database import Database
 from .migrations import Cursor
-from .studies import WAIT_SECONDS
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,12 +47,11 @@ class HeldDerived:
     stored: int
 
 
-class Holdings:
+class Holdings(Borrowed):
     """The answers of one store. Methods may be called from any thread; what they raise for a person is a StoreError."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, wait_seconds: float = WAIT_SECONDS) -> None:
-        self.path = Path(path) if path is not None else default_path()
-        self._wait = wait_seconds
+        super().__init__(path, wait_seconds=wait_seconds)
         self._lock = threading.Lock()
         self._known: tuple[tuple, list[Held]] | None = None
 
@@ -124,22 +118,6 @@ class Holdings:
                 cursor.execute("INSERT INTO labels VALUES (?, ?)", [key, label])
 
         self._write(work)
-
-    # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _read(self, query: str) -> list[tuple]:
-        return self._with(lambda database: database.read(lambda cursor: cursor.execute(query).fetchall()))
-
-    def _write(self, work: Callable[[Cursor, Database], T]) -> T:
-        return self._with(lambda database: database.write(lambda cursor: work(cursor, database)))
-
-    def _with(self, work: Callable[[Database], T]) -> T:
-        """Do `work` on the open database, waiting for it where another process has it."""
-        database = patiently(lambda: acquire(self.path), self._wait, path=self.path)
-        try:
-            return work(database)
-        finally:
-            release(database)
 
 
 _STAMP = """

@@ -7,24 +7,17 @@ Knows names, JSON and bytes; not what a study measures. The file is open only wh
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from core.errors import InputError, StoreError
 
-from .database import Database, acquire, release
-from .lending import patiently
-from .location import default_path
+from .borrowed import Borrowed
+from .database import Database
 from .migrations import Cursor
 
-T = TypeVar("T")
-
 MAX_NAME = 120
-WAIT_SECONDS = 5.0
-"""How long a method waits for a store that another process has open just now."""
 
 _HEAD = "id, name, model, settings, plan, provenance, state, note, progress, stop, created, updated"
 
@@ -49,13 +42,9 @@ class StudyRecord:
     updated: int
 
 
-class Studies:
+class Studies(Borrowed):
     """All studies of one store. Methods may be called from any thread; what they raise for a person is a StoreError,
     or an InputError where a name is wrong, taken or unknown."""
-
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, wait_seconds: float = WAIT_SECONDS) -> None:
-        self.path = Path(path) if path is not None else default_path()
-        self._wait = wait_seconds
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -198,21 +187,6 @@ class Studies:
 
     def _unknown(self, name: str) -> InputError:
         return InputError(f"There is no study {name!r}.", "`python -m core study list` lists them.", field="name")
-
-    def _read(self, query: str, parameters: Mapping[str, Any] | None = None) -> list[tuple]:
-        values = dict(parameters) if parameters else None
-        return self._with(lambda database: database.read(lambda cursor: cursor.execute(query, values).fetchall()))
-
-    def _write(self, work: Callable[[Cursor, Database], T]) -> T:
-        return self._with(lambda database: database.write(lambda cursor: work(cursor, database)))
-
-    def _with(self, work: Callable[[Database], T]) -> T:
-        """Do `work` on the open database, waiting for it where another process has it."""
-        database = patiently(lambda: acquire(self.path), self._wait, path=self.path)
-        try:
-            return work(database)
-        finally:
-            release(database)
 
 
 def checked_name(name: str) -> str:

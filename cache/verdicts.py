@@ -12,10 +12,10 @@ from typing import Any
 
 from core.errors import StoreError
 
+from .borrowed import WAIT_SECONDS
 from .lending import patiently
 from .location import default_path
 from .store import Store
-from .studies import WAIT_SECONDS
 
 
 class Verdicts:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import checkpoints
 import pytest
-import tokenizers_for_tests
+from page_on_model import control, drawn, open_page, params_of, shown, small_model, workbench_for
 from streamlit.testing.v1 import AppTest
 from word_facts import word_facts
 
-from cache import Store
 from core import expert_link, links
 from core.averages import charts, tables
 from core.averages.link import AveragesView, from_query, to_query
 from core.averages.questions import cells_request, experts_request
-from core.checks import ensure_checked
 from core.derived import derive
 from core.fact_sets import FactSet
 from core.links import SHARED
@@ -27,8 +22,6 @@ from core.moe import MoeModel
 from core.requests import ModelSpec
 from core.roles import FIRST_SUBJECT, LAST
 from core.tooltips import number
-from core.workbench import Engine, StoreStatus, Workbench
-from pages.parts import base, pictures
 
 WAIT = 60.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -38,9 +31,7 @@ ALL = AveragesView(min_drop=None)
 
 @pytest.fixture(scope="module")
 def model() -> MoeModel:
-    found = MoeModel(checkpoints.build("qwen2_moe"), tokenizers_for_tests.tokenizer("prefix_space"))
-    ensure_checked(found)
-    return found
+    return small_model()
 
 
 @pytest.fixture(scope="module")
@@ -50,54 +41,17 @@ def answers(model):
 
 
 @pytest.fixture
-def bench(model, tmp_path, monkeypatch):
-    with Store.open(tmp_path / "store.duckdb") as store:
-        engine = Engine(lambda name, **options: model, lambda *a, **o: [], lambda *a: None)
-        made = Workbench(store, engine=engine)
-        monkeypatch.setattr(made, "store_status", lambda: StoreStatus(limit=10**9))
-        monkeypatch.setattr(made, "warm_up", lambda: None)
-        monkeypatch.setattr(base, "workbench", lambda: made)
-        monkeypatch.setattr(base, "bundled", lambda: {fact.case_id: fact for fact in FACTS})
-        monkeypatch.setattr(pictures, "_cache", type(pictures._cache)())
+def bench(model, tmp_path):
+    with workbench_for(model, FACTS, tmp_path / "store.duckdb") as made:
         yield made
-        made.close(WAIT)
 
 
 def opened(view: AveragesView | None = None, **params: str) -> AppTest:
-    page = AppTest.from_file(str(APP), default_timeout=60).switch_page("pages/Averages.py")
-    for name, value in ((to_query(view) if view else {}) | params).items():
-        page.query_params[name] = value
-    return drawn(page.run())
-
-
-def drawn(page: AppTest) -> AppTest:
-    """The page after every job has ended."""
-    deadline = time.monotonic() + WAIT
-    while page.get("progress"):
-        assert time.monotonic() < deadline, shown(page)
-        for job in base.workbench().jobs.all():
-            assert job.wait(WAIT)
-        page.run()
-    assert not page.exception, page.exception
-    return page
-
-
-def shown(page: AppTest) -> str:
-    kinds = ("markdown", "caption", "warning", "error", "info", "subheader")
-    text = "\n".join(str(element.value) for kind in kinds for element in getattr(page, kind))
-    return re.sub(r"\\(.)", r"\1", text)
-
-
-def params_of(page: AppTest) -> dict[str, str]:
-    return {name: values[0] if isinstance(values, list) else values for name, values in page.query_params.items()}
+    return open_page("Averages", (to_query(view) if view else {}) | params)
 
 
 def now(page: AppTest) -> AveragesView:
     return from_query(params_of(page))
-
-
-def widget(page: AppTest, kind: str, label: str):
-    return next(found for found in getattr(page, kind) if found.label == label)
 
 
 def test_a_first_visit_averages_the_default_facts_and_says_who_is_left_out(bench, answers):
@@ -110,7 +64,7 @@ def test_a_first_visit_averages_the_default_facts_and_says_who_is_left_out(bench
     left_out = page.dataframe[0].value
     assert list(left_out.case_id) == list(tables.left_out(cells).case_id)
     assert params_of(page) == to_query(AveragesView())
-    everyone = widget(page, "number_input", "Least drop (logits)").set_value(None).run()
+    everyone = control(page, "number_input", "Least drop (logits)").set_value(None).run()
     assert now(drawn(everyone)).min_drop is None
     assert tables.facts_in_words(tables.count(cells, min_drop=None), min_drop=None) in shown(page)
     assert len(bench.jobs.all()) and not page.warning
@@ -155,10 +109,10 @@ def test_the_shared_expert_and_a_set_without_facts(bench, answers):
 
 def test_every_setting_is_in_the_address_and_asks_anew(bench):
     page = opened(dataclasses.replace(ALL, facts=FactSet(n=3)))
-    widget(page, "selectbox", "Site").set_value("residual")
-    widget(page, "number_input", "Window").set_value(2)
-    widget(page, "number_input", "Draws").set_value(2)
-    widget(page, "selectbox", "Role").set_value(FIRST_SUBJECT)
+    control(page, "selectbox", "Site").set_value("residual")
+    control(page, "number_input", "Window").set_value(2)
+    control(page, "number_input", "Draws").set_value(2)
+    control(page, "selectbox", "Role").set_value(FIRST_SUBJECT)
     page = drawn(page.run())
     view = now(page)
     assert (view.site, view.window, view.asked.draws, view.role) == ("residual", 2, 2, FIRST_SUBJECT)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import checkpoints
 import pytest
-import tokenizers_for_tests
+from page_on_model import drawn, open_page, params_of, shown, small_model, workbench_for
 from streamlit.testing.v1 import AppTest
 from word_facts import word_facts
 
-from cache import Store
 from core import expert_link, expert_routing, expert_tables, links
-from core.checks import ensure_checked
 from core.derived import DerivedRequest, derive
 from core.expert_link import ExpertView, from_query
 from core.moe import MoeModel
 from core.routing_kinds import routed_of, routing_request
 from core.tooltips import number
-from core.workbench import Engine, StoreStatus, Workbench
-from pages.parts import base, pictures
+from core.workbench import Workbench
 
 WAIT = 60.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -31,9 +25,7 @@ FACTS = word_facts()
 
 @pytest.fixture(scope="module")
 def model() -> MoeModel:
-    found = MoeModel(checkpoints.build("qwen2_moe"), tokenizers_for_tests.tokenizer("prefix_space"))
-    ensure_checked(found)
-    return found
+    return small_model()
 
 
 @pytest.fixture(scope="module")
@@ -52,46 +44,16 @@ def some(rescue) -> ExpertView:
 @pytest.fixture(scope="module")
 def bench(model, tmp_path_factory):
     """One for all tests: what was computed for one of them is there for the next."""
-    folder = tmp_path_factory.mktemp("store")
-    with Store.open(folder / "store.duckdb") as store, pytest.MonkeyPatch.context() as monkeypatch:
-        engine = Engine(lambda name, **options: model, lambda *a, **o: [], lambda *a: None)
-        made = Workbench(store, engine=engine)
-        monkeypatch.setattr(made, "store_status", lambda: StoreStatus(limit=10**9))
-        monkeypatch.setattr(made, "warm_up", lambda: None)
-        monkeypatch.setattr(base, "workbench", lambda: made)
-        monkeypatch.setattr(base, "bundled", lambda: {fact.case_id: fact for fact in FACTS})
-        monkeypatch.setattr(pictures, "_cache", type(pictures._cache)())
+    with workbench_for(model, FACTS, tmp_path_factory.mktemp("store") / "store.duckdb") as made:
         yield made
-        made.close(WAIT)
 
 
 def opened(view: ExpertView | None = None, **params: str) -> AppTest:
-    page = AppTest.from_file(str(APP), default_timeout=60).switch_page("pages/Expert.py")
-    for name, value in ((expert_link.to_query(view) if view else {}) | params).items():
-        page.query_params[name] = value
-    return drawn(page.run())
-
-
-def drawn(page: AppTest) -> AppTest:
-    """The page after every job has ended."""
-    deadline = time.monotonic() + WAIT
-    while page.get("progress"):
-        assert time.monotonic() < deadline, shown(page)
-        time.sleep(0.05)
-        page.run()
-    assert not page.exception, page.exception
-    return page
-
-
-def shown(page: AppTest) -> str:
-    kinds = ("markdown", "caption", "warning", "error", "info", "subheader")
-    parts = [element.value for kind in kinds for element in getattr(page, kind)]
-    parts += [element.proto.body for element in page.get("html")]
-    return re.sub(r"\\(.)", r"\1", "\n".join(str(part) for part in parts))
+    return open_page("Expert", (expert_link.to_query(view) if view else {}) | params)
 
 
 def view_of(page: AppTest) -> ExpertView:
-    return from_query({name: v[0] if isinstance(v, list) else v for name, v in page.query_params.items()})
+    return from_query(params_of(page))
 
 
 def asked(bench: Workbench, kind: str) -> list[DerivedRequest]:

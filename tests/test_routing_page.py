@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import checkpoints
 import pytest
-import tokenizers_for_tests
+from page_on_model import control, drawn, open_page, params_of, shown, small_model, workbench_for
 from streamlit.testing.v1 import AppTest
 from word_facts import word_facts
 
-from cache import Store
 from core import expert_link, links
-from core.checks import ensure_checked
 from core.derived import derive
 from core.fact_sets import FactSet
 from core.moe import MoeModel
@@ -24,8 +19,6 @@ from core.results import expert_name
 from core.routing_kinds import comparison_request, routed_of, routing_request
 from core.routing_link import PROMPTS, PromptSet, RoutingView, from_query, to_query
 from core.routing_sets import of_expert
-from core.workbench import Engine, StoreStatus, Workbench
-from pages.parts import base, pictures
 
 WAIT = 60.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -35,9 +28,7 @@ LINES = ("The capital of France is Paris.", "Rome", "The city of New York is in 
 
 @pytest.fixture(scope="module")
 def model() -> MoeModel:
-    found = MoeModel(checkpoints.build("qwen2_moe"), tokenizers_for_tests.tokenizer("prefix_space"))
-    ensure_checked(found)
-    return found
+    return small_model()
 
 
 @pytest.fixture(scope="module")
@@ -47,48 +38,17 @@ def result(model):
 
 
 @pytest.fixture
-def bench(model, tmp_path, monkeypatch):
-    with Store.open(tmp_path / "store.duckdb") as store:
-        made = Workbench(store, engine=Engine(lambda name, **options: model, lambda *a, **o: [], lambda *a: None))
-        monkeypatch.setattr(made, "store_status", lambda: StoreStatus(limit=10**9))
-        monkeypatch.setattr(made, "warm_up", lambda: None)
-        monkeypatch.setattr(base, "workbench", lambda: made)
-        monkeypatch.setattr(base, "bundled", lambda: {fact.case_id: fact for fact in FACTS})
-        monkeypatch.setattr(pictures, "_cache", type(pictures._cache)())
+def bench(model, tmp_path):
+    with workbench_for(model, FACTS, tmp_path / "store.duckdb") as made:
         yield made
-        made.close(WAIT)
 
 
 def opened(view: RoutingView | None = None, **params: str) -> AppTest:
-    page = AppTest.from_file(str(APP), default_timeout=60).switch_page("pages/Routing.py")
-    for name, value in ((to_query(view) if view else {}) | params).items():
-        page.query_params[name] = value
-    return drawn(page.run())
-
-
-def drawn(page: AppTest) -> AppTest:
-    """The page after every job has ended."""
-    deadline = time.monotonic() + WAIT
-    while page.get("progress"):
-        assert time.monotonic() < deadline, shown(page)
-        time.sleep(0.05)
-        page.run()
-    assert not page.exception, page.exception
-    return page
-
-
-def shown(page: AppTest) -> str:
-    kinds = ("markdown", "caption", "warning", "error", "info", "subheader")
-    parts = [element.value for kind in kinds for element in getattr(page, kind)]
-    return re.sub(r"\\(.)", r"\1", "\n".join(str(part) for part in parts))
+    return open_page("Routing", (to_query(view) if view else {}) | params)
 
 
 def view_of(page: AppTest) -> RoutingView:
-    return from_query({name: v[0] if isinstance(v, list) else v for name, v in page.query_params.items()})
-
-
-def control(page: AppTest, kind: str, label: str):
-    return next(found for found in getattr(page, kind) if found.label == label)
+    return from_query(params_of(page))
 
 
 def frame(page: AppTest, column: str):
