@@ -281,3 +281,20 @@ def test_the_click_path_fact_cell_expert_its_page_and_back(server, new_page, kno
     settled(page, 4)
     assert page.url == before
     assert numbers(page, name) == rescue
+
+
+@pytest.mark.parametrize(
+    ("where", "asked", "heading", "there", "least"),
+    [
+        ("Method", {}, "Method", ".katex-display", 8),
+        ("Health", {}, "Health", '[data-testid="stMetric"]', 8),
+        ("Expert", {"expert": "L6E015", "n": "8"}, "Expert L6E015", f"{CHARTS} svg.marks", 2),
+    ],
+)
+def test_the_other_pages_open_by_a_link_alone(server, new_page, where, asked, heading, there, least):
+    page = new_page()
+    page.goto(server.link(where, **asked))
+    expect(page.get_by_text(heading, exact=True).last).to_be_visible(timeout=SLOW)
+    expect(page.locator(there).nth(least - 1)).to_be_visible(timeout=SLOW)
+    expect(page.locator('[data-testid="stException"]')).to_have_count(0)
+    assert all(params(page).get(name) == value for name, value in asked.items())
