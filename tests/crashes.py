@@ -37,8 +37,8 @@ from core.study.settings import preset  # noqa: E402
 from core.tables import write_file, write_table  # noqa: E402
 from core.trace import from_store, trace_many  # noqa: E402
 
-FACTS = 30
-LIMIT = 3_000_000
+FACTS = 12
+LIMIT = 1_500_000
 """Bytes that the store of the eviction may keep: a few answers."""
 
 KINDS = ("trace", "evict", "study", "migrate", "export")

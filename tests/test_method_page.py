@@ -50,8 +50,8 @@ def test_a_first_visitor_is_offered_the_tour_and_it_shows_what_it_says(bench, en
         wanted = {name: getattr(stop.view, name) for name in ("layer", "pos", "expert")}
         assert chosen == {name: None if value is None else str(value) for name, value in wanted.items()}
         if number < 4:
-            page = finished(button(page, "Next").click().run(), bench)
-    page = finished(button(page, "Back").click().run(), bench)
+            page = finished(button(page, "Next step").click().run(), bench)
+    page = finished(button(page, "Step back").click().run(), bench)
     assert "4 of 5" in shown(page)
     page = finished(button(page, "End the tour").click().run(), bench)
     assert "of 5" not in shown(page) and not [b for b in page.button if b.label == "Take the tour"]

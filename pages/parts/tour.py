@@ -47,10 +47,10 @@ def draw(result: TraceResult | None) -> None:
         st.markdown(text.plain(stop.words))
         with st.container(horizontal=True):
             if step > 0:
-                st.button("Back", key="es_tour_back", on_click=_go, args=(step - 1, stops[step - 1].view))
+                st.button("Step back", key="es_tour_back", on_click=_go, args=(step - 1, stops[step - 1].view))
             if step + 1 < len(stops):
                 view = stops[step + 1].view
-                st.button("Next", key="es_tour_next", type="primary", on_click=_go, args=(step + 1, view))
+                st.button("Next step", key="es_tour_next", type="primary", on_click=_go, args=(step + 1, view))
             st.button("End the tour", key="es_tour_end", type="tertiary", on_click=_leave)
 
 
