@@ -22,7 +22,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 
-
 LONGEST = ("demo_model", "study_ray", "crashes", "families", "browser", "memory_limit", "cli_study")
 """Files of tests that take longest: they begin first, so that no process is left alone with one at the end."""
 
