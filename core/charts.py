@@ -16,6 +16,8 @@ from .marks import (
     TITLES,
     dense_rows,
     diverging,
+    expert_axis,
+    expert_columns,
     gap,
     layer_axis,
     outline,
@@ -96,13 +98,8 @@ def layer_expert(
     grid["ring"] = grid.status == views.CORRUPT_ONLY
     grid = pd.concat([grid.reset_index(drop=True), expert_tooltips(result, grid)], axis=1)
     prov = result.provenance
-    columns = [str(e) for e in range(prov.n_experts)] + ([SHARED] if prov.has_shared else [])
-    every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if prov.n_experts / step <= 24)
-    shown = [str(e) for e in range(0, prov.n_experts, every)] + ([SHARED] if prov.has_shared else [])
-    x = alt.X(
-        "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=gap(len(columns))),
-        axis=alt.Axis(values=shown, labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6),
-    )  # fmt: skip
+    columns = expert_columns(prov.n_experts, shared=prov.has_shared)
+    x = expert_axis(prov.n_experts, shared=prov.has_shared)
     y = layer_axis(prov.n_layers)
     marked = view.expert is not None and view.layer is not None
     preset = {"layer": view.layer, "expert": views.SHARED_INDEX if view.expert == SHARED else view.expert}

@@ -10,8 +10,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .averages.questions import SHOWN_ROLES, cells_request, experts_request
-from .cli_options import load, method_options, model_options, open_store, template
-from .console import TerminalProgress, say
+from .cli_options import answered, method_options, model_options, template
+from .console import say
 from .errors import InputError
 from .fact_sets import BUNDLED, FactSet, choose
 from .requests import Fact
@@ -78,16 +78,7 @@ def run_averages(arguments: argparse.Namespace) -> int:
     each = check_out(arguments.each) if arguments.each is not None else None
     min_drop = _min_drop(arguments.min_drop)
     request = request_of(arguments)
-    progress = TerminalProgress()
-    try:
-        from .derived import derive, from_store
-
-        with open_store(arguments.no_cache) as store:
-            result = None if store is None else from_store(store, request)
-            if result is None:
-                result = derive(load(request.model, store, progress), request, store=store, progress=progress)
-    finally:
-        progress.close()
+    result = answered(request, no_cache=arguments.no_cache)
 
     from . import export
     from .averages import tables

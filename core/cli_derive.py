@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_options import load, open_store
-from .console import TerminalProgress, visible
+from .cli_options import answered
+from .console import visible
 from .errors import InputError
 from .tables import SUFFIXES, write_file, write_table
 
@@ -45,17 +45,8 @@ def add_derive(commands: Any) -> None:
 
 def run_derive(arguments: argparse.Namespace) -> int:
     """The `derive` command."""
-    from .derived import derive, from_store
-
     request = read(arguments.question)
-    progress = TerminalProgress()
-    try:
-        with open_store(arguments.no_cache) as store:
-            result = None if store is None else from_store(store, request)
-            if result is None:
-                result = derive(load(request.model, store, progress), request, store=store, progress=progress)
-    finally:
-        progress.close()
+    result = answered(request, no_cache=arguments.no_cache)
     for line in result.values.get("caption", [request.title]):
         print(visible(line))
     for name, table in result.tables.items():

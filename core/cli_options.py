@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .console import say
+from .console import TerminalProgress, say
 from .errors import InputError, StoreError
 from .progress import Progress
 from .requests import (
@@ -23,6 +23,9 @@ from .requests import (
     ModelSpec,
     TraceRequest,
 )
+
+if TYPE_CHECKING:
+    from .derived import DerivedRequest, DerivedResult
 
 
 def model_options(model: Any) -> None:
@@ -121,6 +124,21 @@ def load(spec: ModelSpec, store: Any, progress: Progress) -> Any:
     if remark := getattr(model, "remark", ""):
         say(remark)
     return model
+
+
+def answered(request: DerivedRequest, *, no_cache: bool) -> DerivedResult:
+    """The answer to what is more than a trace: from the store, or computed with progress on the terminal."""
+    from .derived import derive, from_store
+
+    progress = TerminalProgress()
+    try:
+        with open_store(no_cache) as store:
+            result = None if store is None else from_store(store, request)
+            if result is None:
+                result = derive(load(request.model, store, progress), request, store=store, progress=progress)
+    finally:
+        progress.close()
+    return result
 
 
 @contextlib.contextmanager

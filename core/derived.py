@@ -7,7 +7,6 @@ them have in common. Finding a stored answer needs neither a loaded model nor to
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import importlib
 import io
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import StoreError
-from .identity import recall_identity, versions
+from .identity import recall_identity
 from .progress import SILENT, Progress
 from .requests import Fact, ModelSpec, digest
 from .tables import table_bytes
@@ -170,26 +169,10 @@ def from_store(store: StoreLike, request: DerivedRequest) -> DerivedResult | Non
 
 def provenance_of(model: MoeModel) -> dict[str, Any]:
     """What stands beside the numbers: model, versions, implementations, noise floor."""
-    return {
-        "model": model.spec.name,
-        "fingerprint": model.fingerprint,
-        "revision": model.spec.revision,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "versions": dict(versions()),
-        "implementation": model.implementation(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "n_layers": model.n_layers,
-        "moe_layers": list(model.moe_layers),
-        "n_experts": model.n_experts,
-        "top_k": model.top_k,
-        "has_shared": model.structure.has_shared,
-        "noise_floor": model.noise_floor.rescue,
-        "noise_floor_largest": model.noise_floor.largest,
-        "quantisation": model.quantisation,
-        "placement": "memory" if model.weights is None else "disk",
-        "notes": [],
-    }
+    from .provenance import about
+
+    placement = "memory" if model.weights is None else "disk"
+    return {**about(model), "quantisation": model.quantisation, "placement": placement, "notes": []}
 
 
 def pack(result: DerivedResult) -> bytes:

@@ -18,13 +18,12 @@ from .budget import Budget
 from .derived import DerivedRequest
 from .errors import InputError
 from .expert_link import EVERYWHERE, MODES, PLACES, REROUTE, ZERO
-from .fact_batches import in_batches, usable
+from .fact_batches import in_batches, questions_of
 from .fact_runs import with_best_foil
 from .missing import Question
 from .moe import MoeModel
 from .patches import Masked, Own, Patch, Step
 from .progress import SILENT, Progress
-from .requests import TraceRequest
 from .results import expert_name
 from .sweep import sweep
 
@@ -54,8 +53,7 @@ def answer(
             field="expert",
         )
     modes = MODES if model.structure.reroutable else (ZERO,)
-    asked = [TraceRequest(fact, model.spec, experts="none", **settings) for fact in request.facts]
-    questions, left_out = usable(model, asked)
+    questions, left_out = questions_of(model, request, **settings)
     parts: list[pd.DataFrame] = []
 
     def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:

@@ -16,13 +16,12 @@ import pandas as pd
 from .base import BaseLayer
 from .budget import Budget
 from .derived import DerivedRequest
-from .fact_batches import in_batches, usable
+from .fact_batches import in_batches, questions_of
 from .fact_runs import runs_of, with_best_foil
 from .missing import Question
 from .moe import MoeModel
 from .patches import Patch, expert_patch
 from .progress import SILENT, Progress
-from .requests import TraceRequest
 from .sweep import sweep
 
 FACT_COLUMNS = {
@@ -48,8 +47,7 @@ def answer(
 
     Settings: those of a `TraceRequest` (noise, draws, seed, special_tokens, object_tokens, first_token, corruption).
     """
-    asked = [TraceRequest(fact, model.spec, experts="none", **request.get()) for fact in request.facts]
-    questions, left_out = usable(model, asked)
+    questions, left_out = questions_of(model, request, **request.get())
     batches: list[_Batch] = []
 
     def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:

@@ -35,12 +35,11 @@ from .base import BaseLayer, Run
 from .budget import Budget
 from .derived import DerivedRequest
 from .expert_questions import read, trace_settings
-from .fact_batches import in_batches, usable
+from .fact_batches import in_batches, questions_of
 from .missing import Question
 from .moe import MoeModel, contributions
 from .one_layer import check_expert, look_at
 from .progress import SILENT, Progress
-from .requests import TraceRequest
 from .results import expert_name
 from .roles import roles_of
 
@@ -62,8 +61,7 @@ def answer(
     settings = read(request)
     layer, expert = settings["layer"], settings["expert"]
     check_expert(model, layer, expert)
-    asked = [TraceRequest(fact, model.spec, experts="none", **trace_settings(settings)) for fact in request.facts]
-    questions, left_out = usable(model, asked)
+    questions, left_out = questions_of(model, request, **trace_settings(settings))
     parts: list[_Part] = []
 
     def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:

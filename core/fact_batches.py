@@ -10,6 +10,7 @@ from typing import Any
 
 from .asking import prepare_for
 from .budget import Budget
+from .derived import DerivedRequest
 from .errors import InputError, OutOfMemory
 from .missing import Question
 from .moe import MoeModel
@@ -30,6 +31,13 @@ def usable(
         except InputError as error:
             left_out.append({"case_id": request.fact.case_id, "subject": request.fact.subject, "why": error.what})
     return questions, left_out
+
+
+def questions_of(
+    model: MoeModel, request: DerivedRequest, **settings: Any
+) -> tuple[list[tuple[int, Question]], list[dict[str, Any]]]:
+    """The same for the facts of a derived request, nothing patched of themselves. `settings`: of a `TraceRequest`."""
+    return usable(model, [TraceRequest(fact, model.spec, experts="none", **settings) for fact in request.facts])
 
 
 def in_batches(

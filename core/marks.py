@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import altair as alt
 import pandas as pd
 
+from .links import SHARED
 from .palette import Palette
 from .picture import Picture, Tables, finish, limit
 
@@ -76,6 +77,22 @@ def layer_axis(n_layers: int) -> alt.Y:
     axis = alt.Axis(values=shown, labelOverlap=False, ticks=False, domain=False, labelPadding=6)
     scale = alt.Scale(domain=domain, paddingInner=gap(n_layers))
     return alt.Y("layer:O", sort=None, title="layer", scale=scale, axis=axis)
+
+
+def expert_columns(n_experts: int, *, shared: bool, every: int = 1) -> list[str]:
+    """What the column `column` of a map of experts says: their indices (each `every`th), then the shared one's name."""
+    return [str(e) for e in range(0, n_experts, every)] + ([SHARED] if shared else [])
+
+
+def expert_axis(n_experts: int, *, shared: bool) -> alt.X:
+    """All experts of a layer, the shared one behind the others."""
+    columns = expert_columns(n_experts, shared=shared)
+    every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if n_experts / step <= 24)
+    shown = expert_columns(n_experts, shared=shared, every=every)
+    return alt.X(
+        "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=gap(len(columns))),
+        axis=alt.Axis(values=shown, labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6),
+    )  # fmt: skip
 
 
 def dense_rows(dense: list[int], labels: list[str], palette: Palette, tables: Tables, field: str) -> list[alt.Chart]:

@@ -45,7 +45,7 @@ from .budget import Budget
 from .derived import DerivedRequest
 from .direct import NO_FACTOR, NO_FROZEN_SCALE, contrast_directions, reach
 from .expert_questions import read, trace_settings
-from .fact_batches import in_batches, usable
+from .fact_batches import in_batches, questions_of
 from .fact_runs import Objects
 from .gated import TOLERANCE, TOLERANCE_HALF, GatedExpert, NotReadable, read_expert
 from .missing import Question
@@ -53,7 +53,6 @@ from .moe import MoeModel
 from .one_layer import Slots, check_expert, contributed, look_at, slots_of
 from .progress import SILENT, Progress
 from .prompts import PreparedFact
-from .requests import TraceRequest
 from .results import expert_name
 
 SIGNS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
@@ -85,8 +84,7 @@ def answer(
     settings = read(request)
     layer, expert = settings["layer"], settings["expert"]
     check_expert(model, layer, expert)
-    asked = [TraceRequest(fact, model.spec, experts="none", **trace_settings(settings)) for fact in request.facts]
-    questions, left_out = usable(model, asked)
+    questions, left_out = questions_of(model, request, **trace_settings(settings))
     gathered = _Gathered(model, layer, expert)
     in_batches(
         model, questions, work=gathered.add, progress=progress, label=f"the neurons of {expert_name(layer, expert)}",

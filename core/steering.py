@@ -32,7 +32,7 @@ from .base import BaseLayer, Run
 from .budget import Budget
 from .derived import DerivedRequest
 from .expert_questions import ALL, LAST, SUBJECT, read, trace_settings
-from .fact_batches import in_batches, usable
+from .fact_batches import in_batches, questions_of
 from .fact_runs import with_best_foil_of
 from .head import all_logits
 from .missing import Question
@@ -41,7 +41,6 @@ from .one_layer import check_expert
 from .patches import Own, Patch, Step
 from .progress import SILENT, Progress, Share
 from .prompts import PreparedFact
-from .requests import TraceRequest
 from .results import expert_name
 from .sweep import sweep
 
@@ -102,8 +101,7 @@ def answer(
     steering = Steering(settings["layer"], settings["expert"], settings["factor"], settings["where"])
     check_expert(model, steering.layer, steering.expert)
     name = expert_name(steering.layer, steering.expert)
-    asked = [TraceRequest(fact, model.spec, experts="none", **trace_settings(settings)) for fact in request.facts]
-    questions, left_out = usable(model, asked)
+    questions, left_out = questions_of(model, request, **trace_settings(settings))
     rows: dict[str, list[tuple]] = {"tokens": [], "facts": [], "continuations": []}
 
     def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:

@@ -9,12 +9,12 @@ import altair as alt
 import pandas as pd
 
 from .. import views
-from ..links import SHARED
 from ..marks import (
     TITLES,
     dense_rows,
     diverging,
-    gap,
+    expert_axis,
+    expert_columns,
     layer_axis,
     outline,
     row_height,
@@ -115,13 +115,8 @@ def expert_difference(
     grid["value"], grid["defined"] = shade(grid[f"{measure}_difference"])
     for name, column in _expert_difference_tooltips(grid).items():
         grid[name] = column
-    columns = [str(e) for e in range(prov.n_experts)] + ([SHARED] if prov.has_shared else [])
-    every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if prov.n_experts / step <= 24)
-    shown = [str(e) for e in range(0, prov.n_experts, every)] + ([SHARED] if prov.has_shared else [])
-    x = alt.X(
-        "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=gap(len(columns))),
-        axis=alt.Axis(values=shown, labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6),
-    )  # fmt: skip
+    columns = expert_columns(prov.n_experts, shared=prov.has_shared)
+    x = expert_axis(prov.n_experts, shared=prov.has_shared)
     y = layer_axis(prov.n_layers)
     tips = ["t_expert", "t_routed", "t_rescue", "t_restoration", "t_router_weight"]
     keep = ["layer", "column", "value", "defined", *tips]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,37 +9,18 @@ import torch
 
 from ..identity import versions
 from ..moe import MoeModel
+from ..provenance import about, partly_corrupted
 from .settings import StudySettings
 
 
 def provenance_of_study(model: MoeModel, settings: StudySettings) -> dict[str, Any]:
     """Where the numbers of a study that begins now come from, as JSON values; `noise_sigma` in embedding units,
     `noise_floor` in logits (see `core.noise_floor`)."""
-    notes = []
-    if model.structure.ids_inside:
-        notes.append(
-            "This family gives its layers further embeddings of the token ids; those of the subject are not "
-            "corrupted, so the corruption is partial."
-        )
     return {
-        "model": model.spec.name,
-        "fingerprint": model.fingerprint,
+        **about(model),
         "identity": model.identity,
-        "revision": model.spec.revision,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "versions": dict(versions()),
-        "implementation": model.implementation(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "noise_sigma": settings.noise * model.embedding_std,
-        "noise_floor": model.noise_floor.rescue,
-        "noise_floor_largest": model.noise_floor.largest,
-        "n_layers": model.n_layers,
-        "moe_layers": model.moe_layers,
-        "n_experts": model.n_experts,
-        "top_k": model.top_k,
-        "has_shared": model.structure.has_shared,
-        "notes": notes,
+        "notes": partly_corrupted(model),
     }
 
 

@@ -111,3 +111,8 @@ def rerun() -> None:
     """Draw the whole page again."""
     touch()
     st.rerun()
+
+
+def ticked(key: str) -> list[int]:
+    """The rows that are ticked in the table `key`, in the order in which that was done."""
+    return (st.session_state.get(key) or {}).get("selection", {}).get("rows") or []

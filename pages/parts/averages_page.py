@@ -13,7 +13,7 @@ from core.derived import DerivedResult
 from core.requests import Fact
 from core.sites import MEANING
 
-from . import address, averages_sidebar, base, present, store_panel, text
+from . import averages_sidebar, base, frame, present, text
 from . import averages_state as state
 from .answers import answer
 
@@ -28,20 +28,14 @@ def draw() -> None:
     averages_sidebar.draw(view)
     state.HERE.write()
     top = st.container()
-    for problem in view.problems:
-        st.warning(text.plain(problem))
-    if problem := st.session_state.pop("es_input_error", None):
-        st.error(text.plain(problem))
+    frame.problems(view.problems)
     facts = base.facts_of(view.facts)
     if facts:
         _averages(view, facts, top)
     else:
         _title(top)
         st.info("There is no fact in this set. Choose others in the sidebar.")
-    with st.sidebar:
-        store_panel.draw()
-    address.end()
-    base.end_page()
+    frame.foot()
 
 
 def starts(view: AveragesView, facts: tuple[Fact, ...]) -> bool:
@@ -81,11 +75,8 @@ def _title(place: Any, result: DerivedResult | None = None, fresh: bool = False)
     with place, st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             st.subheader("Averages", anchor=False, width="content")
-            if result is not None and fresh:
-                st.badge("computed just now", color="green", icon=":material/bolt:")
-            elif result is not None:
-                when = str(result.provenance["created"]).replace("T", " ")[:16]
-                st.badge("from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC).")
+            if result is not None:
+                frame.came_from(str(result.provenance["created"]), fresh)
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             present.place("averages", "Averages over facts")
             with st.popover("Link", icon=":material/link:"):

@@ -12,7 +12,7 @@ from core.links import SHARED, View
 from core.results import TraceResult, expert_name
 from core.trace_view import members
 
-from . import display, downloads, expert_state, pictures, sections, state, text
+from . import address, display, downloads, expert_state, pictures, sections, state, text
 
 DIRECT = (
     "The part of the rescue that reaches the logits without a later layer, the final norm's scale as in the corrupt "
@@ -112,7 +112,7 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str) -> Non
     rows = [row for row, expert in enumerate(experts) if expert in ticked]
 
     def pick() -> None:
-        rows = (st.session_state.get(slot.key) or {}).get("selection", {}).get("rows") or []
+        rows = address.ticked(slot.key)
         picked = [experts[row] for row in rows]
         if building:
             slot.picked = members(picked)

@@ -18,11 +18,11 @@ from . import (
     base,
     compare_state,
     facts_panel,
+    frame,
     model_panel,
     navigation,
     present,
     settings_panel,
-    store_panel,
     study_state,
     text,
 )
@@ -44,10 +44,7 @@ def draw() -> None:
     _sidebar(pair)
     compare_state.HERE.write()
     _head(pair)
-    for problem in pair.problems:
-        st.warning(text.plain(problem))
-    if problem := st.session_state.pop("es_input_error", None):
-        st.error(text.plain(problem))
+    frame.problems(pair.problems)
     results: dict[str, TraceResult | None] = {}
     with st.grid(2, min_column_width=380, gap="medium"):
         for side in SIDES:
@@ -62,10 +59,7 @@ def draw() -> None:
         present.say(words.sentences(compared))
         _changed(compared, pair)
         compare_maps.draw(compared, pair)
-    with st.sidebar:
-        store_panel.draw()
-    address.end()
-    base.end_page()
+    frame.foot()
 
 
 def _sidebar(pair: Pair) -> None:

@@ -18,7 +18,7 @@ from core.expert_link import SECTIONS, ExpertView
 from core.requests import Fact
 from core.results import expert_name
 
-from . import address, base, expert_sidebar, expert_state, present, store_panel, text
+from . import address, base, expert_sidebar, expert_state, frame, present, text
 from .answers import answer
 from .expert_state import look
 
@@ -63,20 +63,14 @@ def draw() -> None:
     expert_sidebar.draw(view)
     expert_state.HERE.write()
     top = st.container()
-    for problem in view.problems:
-        st.warning(text.plain(problem))
-    if problem := st.session_state.pop("es_input_error", None):
-        st.error(text.plain(problem))
+    frame.problems(view.problems)
     facts = base.facts_of(view.facts)
     if facts:
         _dossier(view, facts, top)
     else:
         _title(view, None, top)
         st.info("There is no fact in this set. Choose others in the sidebar.")
-    with st.sidebar:
-        store_panel.draw()
-    address.end()
-    base.end_page()
+    frame.foot()
 
 
 def _dossier(view: ExpertView, facts: Sequence[Fact], top: Any) -> None:
@@ -116,13 +110,7 @@ def _title(
             st.subheader(f"Expert {view.name}" if view.chosen else "Experts", anchor=False, width="content")
             _pickers(view, shape)
             if rescue is not None:
-                when = str(rescue.provenance["created"]).replace("T", " ")[:16]
-                if fresh:
-                    st.badge("computed just now", color="green", icon=":material/bolt:")
-                else:
-                    st.badge(
-                        "from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC)."
-                    )
+                frame.came_from(str(rescue.provenance["created"]), fresh)
         with st.container(horizontal=True, vertical_alignment="bottom", width="content"):
             section = f"Expert {view.name}: {TITLES[view.section].lower()}"
             present.place("expert", section if view.chosen else "Experts")

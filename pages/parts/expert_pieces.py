@@ -118,7 +118,7 @@ def table(
     if on_pick is not None:
 
         def pick() -> None:
-            rows = (st.session_state.get(key) or {}).get("selection", {}).get("rows") or []
+            rows = address.ticked(key)
             if rows:
                 on_pick(rows[0])
 

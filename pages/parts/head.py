@@ -10,7 +10,7 @@ from core.prompts import subject_span
 from core.requests import Fact
 from core.results import MIN_DROP, TraceResult
 
-from . import compare_state, present, state, text
+from . import compare_state, frame, present, state, text
 from .compare_state import PAGE as COMPARE
 
 
@@ -20,13 +20,7 @@ def title(result: TraceResult | None, fresh: bool) -> None:
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             st.subheader("Trace", anchor=False, width="content")
             if result is not None:
-                when = result.provenance.created.replace("T", " ")[:16]
-                if fresh:
-                    st.badge("computed just now", color="green", icon=":material/bolt:")
-                else:
-                    st.badge(
-                        "from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC)."
-                    )
+                frame.came_from(result.provenance.created, fresh)
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             query = compare_state.beside(state.HERE.value)
             fact = state.HERE.value.request.fact

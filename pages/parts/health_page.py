@@ -9,7 +9,7 @@ import streamlit as st
 
 from core import health
 
-from . import address, base, navigation, store_panel, text
+from . import base, frame, navigation, text
 
 EVERY = 2.0
 """Seconds between two looks."""
@@ -23,10 +23,7 @@ def draw() -> None:
     st.subheader("Health", anchor=False)
     st.caption("How this server is. It shows no prompts; a monitor may ask `/_stcore/health` whether it answers.")
     _look()
-    with st.sidebar:
-        store_panel.draw()
-    address.end()
-    base.end_page()
+    frame.foot()
 
 
 @st.fragment(run_every=EVERY)

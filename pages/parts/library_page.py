@@ -9,7 +9,7 @@ import streamlit as st
 
 from core.library_link import SECTIONS, LibraryView
 
-from . import address, base, library_lists, library_state, navigation, store_panel, text
+from . import address, base, frame, library_lists, library_state, navigation, text
 from .library_state import HERE, look
 
 TITLES = {
@@ -53,10 +53,7 @@ def draw() -> None:
     _switch(view)
     st.caption(EXPLAINED[view.section])
     _section(view.section)(view)
-    with st.sidebar:
-        store_panel.draw()
-    address.end()
-    base.end_page()
+    frame.foot()
 
 
 def _section(name: str) -> Callable[[LibraryView], None]:

@@ -68,7 +68,7 @@ def said() -> None:
 
 def ticked(key: str, n: int) -> list[int]:
     """The rows that are ticked in the table `key` of `n` rows."""
-    rows = (st.session_state.get(key) or {}).get("selection", {}).get("rows") or []
+    rows = address_bar.ticked(key)
     return sorted(row for row in rows if 0 <= row < n)
 
 

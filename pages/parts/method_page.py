@@ -7,7 +7,7 @@ import streamlit as st
 from core import method
 from core.links import Link, View, from_query, to_query
 
-from . import address, base, head, navigation, store_panel, study_state, text, tour
+from . import base, frame, head, navigation, study_state, text, tour
 from .address import Address
 from .answers import answer
 
@@ -47,10 +47,7 @@ def draw() -> None:
     st.markdown("\n".join(f"{number}. {text.plain(step)}" for number, step in enumerate(method.STUDY, 1)))
     st.markdown("#### Keep in mind")
     st.markdown("\n".join(f"- {text.plain(point)}" for point in method.CARE))
-    with st.sidebar:
-        store_panel.draw()
-    address.end()
-    base.end_page()
+    frame.foot()
 
 
 def _example(link: Link) -> None:

@@ -149,7 +149,7 @@ def _list(shown: Shown, table: pd.DataFrame) -> None:
     slot = pictures.slot(f"routing-tokens{shown.which}", base, None)
 
     def pick() -> None:
-        rows = (st.session_state.get(slot.key) or {}).get("selection", {}).get("rows") or []
+        rows = address.ticked(slot.key)
         look(fact=int(top.fact[rows[0]]) if rows else None)
 
     options = {"on_select": address.callback(slot.key, pick), "selection_mode": "single-row"} if facts else {}

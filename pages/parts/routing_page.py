@@ -8,7 +8,7 @@ import streamlit as st
 from core.derived import DerivedResult
 from core.routing_link import FACTS, SECTIONS, RoutingView, check
 
-from . import address, base, present, routing_sidebar, routing_state, store_panel, text
+from . import address, base, frame, present, routing_sidebar, routing_state, text
 from .answers import answer
 from .routing_state import look
 
@@ -43,10 +43,7 @@ def draw() -> None:
         st.info(_nothing(view), icon=":material/info:")
     elif result is not None:
         _results(view, result)
-    with st.sidebar:
-        store_panel.draw()
-    address.end()
-    base.end_page()
+    frame.foot()
 
 
 def _nothing(view: RoutingView) -> str:
@@ -61,13 +58,7 @@ def _title(place, result: DerivedResult | None, fresh: bool) -> None:  # noqa: A
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             st.subheader("Routing", anchor=False, width="content")
             if result is not None:
-                when = str(result.provenance["created"]).replace("T", " ")[:16]
-                if fresh:
-                    st.badge("computed just now", color="green", icon=":material/bolt:")
-                else:
-                    st.badge(
-                        "from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC)."
-                    )
+                frame.came_from(str(result.provenance["created"]), fresh)
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             present.place("routing", "Routing of many prompts")
             with st.popover("Link", icon=":material/link:"):

@@ -209,7 +209,7 @@ def _informed(shown: Shown, table: pd.DataFrame) -> None:
 
 
 def _ticked(slot: pictures.Slot, table: pd.DataFrame) -> None:
-    rows = (st.session_state.get(slot.key) or {}).get("selection", {}).get("rows") or []
+    rows = address.ticked(slot.key)
     if rows:
         look(layer=int(table.layer[rows[0]]), expert=int(table.expert[rows[0]]), fact=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from . import facts_panel, model_panel, navigation, settings_panel, state, store_panel
+from . import facts_panel, model_panel, navigation, settings_panel, state
 from .asker import Asker
 
 HERE = Asker("", state.request, state.ask)
@@ -21,9 +21,3 @@ def draw() -> None:
         facts_panel.draw(link.request, HERE, bundled=link.bundled)
         settings_panel.corruption(link.request, HERE)
         settings_panel.tokens(link.request, HERE)
-
-
-def foot() -> None:
-    """The sidebar's last line, drawn after everything that may have been stored."""
-    with st.sidebar:
-        store_panel.draw()

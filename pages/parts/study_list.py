@@ -76,7 +76,7 @@ def overview(studies: list[StudyStatus]) -> None:
     key = address.key(f"studies {len(studies)}")
 
     def pick() -> None:
-        rows = (st.session_state.get(key) or {}).get("selection", {}).get("rows") or []
+        rows = address.ticked(key)
         if rows:
             study_state.look(study=studies[rows[0]].name)
 

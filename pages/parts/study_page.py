@@ -9,7 +9,7 @@ import streamlit as st
 from core.errors import ExpertScopeError
 from core.study.desk import StudyStatus
 
-from . import address, base, navigation, store_panel, study_form, study_keep, study_list, study_state, study_watch, text
+from . import address, base, frame, navigation, study_form, study_keep, study_list, study_state, study_watch, text
 
 STATES = {
     "queued": ("waiting", "gray", ":material/hourglass_empty:"),
@@ -55,10 +55,7 @@ def draw() -> None:
             st.warning(f"There is no study “{name}” in this store. It was renamed, deleted, or never here.")
         study_list.overview(studies)
         study_form.draw(first=not studies)
-    with st.sidebar:
-        store_panel.draw()
-    address.end()
-    base.end_page()
+    frame.foot()
 
 
 def _study(status: StudyStatus) -> None:

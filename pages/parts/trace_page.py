@@ -9,7 +9,7 @@ import streamlit as st
 from core.links import check_view
 from core.results import TraceResult
 
-from . import base, head, neighbours, sidebar, state, text, tour
+from . import base, frame, head, neighbours, sidebar, state, text, tour
 from .answers import answer
 
 
@@ -17,9 +17,7 @@ def draw() -> None:
     """The whole page."""
     base.start_page("Trace")
     _draw()
-    sidebar.foot()
-    state.end()
-    base.end_page()
+    frame.foot()
 
 
 def _draw() -> None:
@@ -28,10 +26,7 @@ def _draw() -> None:
     sidebar.draw()
     state.write()
     top = st.container()
-    for problem in link.problems:
-        st.warning(text.plain(problem))
-    if problem := st.session_state.pop("es_input_error", None):
-        st.error(text.plain(problem))
+    frame.problems(link.problems)
     result, fresh = answer(link.request, "trace")
     with top:
         head.title(result, fresh)

@@ -1,0 +1,34 @@
+"""What stands around every page's own content: sentences about what is wrong, where an answer came from, the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import streamlit as st
+
+from . import address, base, store_panel, text
+
+
+def problems(sentences: Iterable[str]) -> None:
+    """What is wrong with the link, and with what was typed last."""
+    for sentence in sentences:
+        st.warning(text.plain(sentence))
+    if problem := st.session_state.pop("es_input_error", None):
+        st.error(text.plain(problem))
+
+
+def came_from(created: str, fresh: bool) -> None:
+    """A badge: the answer was computed just now, or lay in the store. `created`: when it was computed, ISO 8601."""
+    if fresh:
+        st.badge("computed just now", color="green", icon=":material/bolt:")
+    else:
+        when = created.replace("T", " ")[:16]
+        st.badge("from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC).")
+
+
+def foot() -> None:
+    """The sidebar's last lines, drawn after everything that may have been stored, and the end of the page."""
+    with st.sidebar:
+        store_panel.draw()
+    address.end()
+    base.end_page()
