@@ -88,8 +88,18 @@ def numbers(page: Page, start: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
+def in_address(url: str) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+
+
 def params(page: Page) -> dict[str, str]:
-    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+    return in_address(page.url)
+
+
+def told(page: Page, **asked: object) -> None:
+    """Wait until the address says so: it follows what is drawn by a moment."""
+    wanted = {name: str(value) for name, value in asked.items()}
+    page.wait_for_url(lambda url: wanted.items() <= in_address(url).items(), timeout=SLOW)
 
 
 def test_a_cold_deep_link_a_cell_and_an_expert_show_the_right_numbers(server, new_page, known):
@@ -110,8 +120,7 @@ def test_a_cold_deep_link_a_cell_and_an_expert_show_the_right_numbers(server, ne
     cell(page, 0, layer * known.tokens + pos).click()
     expect(page.get_by_text(f"Experts of layer {layer} at")).to_be_visible(timeout=SLOW)
     settled(page, 4)
-    assert params(page)["layer"] == str(layer)
-    assert params(page)["pos"] == str(pos)
+    told(page, layer=layer, pos=pos)
     layer_patch = known.effect(lambda draw: known.runs.layer_patch(draw, layer, pos))
     assert numbers(page, "The whole layer patch here") == pytest.approx(layer_patch, abs=2e-3)
 
@@ -209,7 +218,7 @@ def test_a_coalition_is_built_by_clicks(server, new_page, known):
         cell(page, 1, layer * known.experts + expert).click()
         expect(page.get_by_text(re.compile(f"^{number} experts? together"))).to_be_visible(timeout=SLOW)
         settled(page, 5)
-    assert params(page)["coalition"] == ",".join(map(str, sorted(experts)))
+    told(page, coalition=",".join(map(str, sorted(experts))))
 
     def joint(draw):
         update = sum(known.runs.expert_update(draw, layer, pos, expert) for expert in experts)
@@ -233,7 +242,7 @@ def test_a_key_goes_to_the_next_fact_but_not_while_typing(server, new_page, know
     search.press_sequentially("n")
     expect(search).to_have_value("n")
     settled(page, 4)
-    assert params(page)["fact"] == str(known.fact.case_id)
+    told(page, fact=known.fact.case_id)
     search.fill("")
     search.blur()
     page.keyboard.press("n")
@@ -263,12 +272,12 @@ def test_the_click_path_fact_cell_expert_its_page_and_back(server, new_page, kno
     expect(page.get_by_text(f"Expert {name}", exact=True)).to_be_visible(timeout=SLOW)
     settled(page, 2)
     expect(page.locator('[data-testid="stException"]')).to_have_count(0)
-    assert params(page) | {"noise": f"{NOISE:g}", "draws": str(DRAWS), "seed": str(SEED)} == params(page)
+    told(page, noise=f"{NOISE:g}", draws=DRAWS, seed=SEED)
     assert page.locator("mark").count() > 0  # top prompts, the token marked
 
     page.get_by_text("Rescue", exact=True).click()
     settled(page, 3)
-    assert params(page)["show"] == "rescue"
+    told(page, show="rescue")
     page.go_back()
     settled(page, 2)
     with page.context.expect_page() as opened:
@@ -297,4 +306,4 @@ def test_the_other_pages_open_by_a_link_alone(server, new_page, where, asked, he
     expect(page.get_by_text(heading, exact=True).last).to_be_visible(timeout=SLOW)
     expect(page.locator(there).nth(least - 1)).to_be_visible(timeout=SLOW)
     expect(page.locator('[data-testid="stException"]')).to_have_count(0)
-    assert all(params(page).get(name) == value for name, value in asked.items())
+    told(page, **asked)

@@ -99,6 +99,16 @@ def drawn(page: AppTest) -> AppTest:
     return page
 
 
+def saying(page: AppTest, words: str) -> AppTest:
+    """The page once it says that."""
+    deadline = time.monotonic() + WAIT
+    while words not in plain(page):
+        assert time.monotonic() < deadline, plain(page)
+        time.sleep(0.05)
+        page.run()
+    return page
+
+
 def shown(page: AppTest) -> str:
     kinds = ("markdown", "caption", "warning", "error", "info", "subheader")
     parts = [element.value for kind in kinds for element in getattr(page, kind)]
@@ -130,17 +140,15 @@ def test_a_fresh_store_explains_a_study_and_begins_the_demo(bench, book, gate):
     assert params_of(page) == {"study": "demo"}
     assert book.get("demo").settings == preset("demo").to_dict()
     assert len(data.load(book, "demo").records) == len(facts.bundled())
-    assert "loading the model" in plain(page)
+    saying(page, "loading the model")
     assert any(m.label == "facts kept" and m.value == "0 of 256" for m in page.metric)
-    second = opened(study="demo")  # another viewer, or a reload
-    assert "loading the model" in plain(second)
+    second = saying(opened(study="demo"), "loading the model")  # another viewer, or a reload
     drawn(button(second, "Cancel").click().run())
     deadline = time.monotonic() + WAIT
     while bench.studies.status("demo").active:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    second.run()
-    assert "was cancelled" in plain(second)
+    saying(second, "was cancelled")
     assert "Report" not in [b.proto.label for b in second.get("download_button")], "nothing was measured"
     button(second, "Go on").click().run()
     assert bench.studies.status("demo").active
