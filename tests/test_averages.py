@@ -15,7 +15,7 @@ import torch
 from word_facts import word_facts
 
 from cache import Store
-from core import cli, cli_averages, facts
+from core import cli, cli_options, facts
 from core.asking import prepare_for
 from core.averages import tables
 from core.averages.questions import NOBODY, SHOWN_ROLES, cells_request, experts_request
@@ -279,7 +279,7 @@ def test_what_there_is_not_is_refused_in_words(worlds):
 
 
 def test_the_command_writes_what_the_page_shows(worlds, demo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli_averages, "load", lambda spec, store, progress: demo)
+    monkeypatch.setattr(cli_options, "load", lambda spec, store, progress: demo)
     out, each = tmp_path / "roles.csv", tmp_path / "each.parquet"
     known = facts.bundled()
     arguments = ["averages", "--n", "3", "--facts-seed", "2", "--site", "residual", "--min-drop", "all", "--seed", "1"]
@@ -295,7 +295,7 @@ def test_the_command_writes_what_the_page_shows(worlds, demo, tmp_path, monkeypa
     best = table[(table.role == LAST) & (table.rescue == table[table.role == LAST].rescue.max())].iloc[0]
     assert f"L{best.layer}" in next(line for line in said.splitlines() if line.startswith(LAST))
 
-    monkeypatch.setattr(cli_averages, "load", None)  # stored: no model is needed
+    monkeypatch.setattr(cli_options, "load", None)  # stored: no model is needed
     with Store.open() as store:  # which loading does
         remember_identity(store, ModelSpec("demo"), demo.identity, label=demo.label)
     remembered = tmp_path / "again.json"
@@ -304,7 +304,7 @@ def test_the_command_writes_what_the_page_shows(worlds, demo, tmp_path, monkeypa
 
 
 def test_the_command_tells_experts_at_a_role(worlds, demo, monkeypatch, capsys):
-    monkeypatch.setattr(cli_averages, "load", lambda spec, store, progress: demo)
+    monkeypatch.setattr(cli_options, "load", lambda spec, store, progress: demo)
     assert cli.main(["averages", "--n", "3", "--experts-at", "last_subject", "--min-drop", "all", "--no-cache"]) == 0
     chosen = choose(FactSet(n=3), facts.bundled())
     result = derive(demo, experts_request(TraceRequest(NOBODY), chosen, role=LAST_SUBJECT))
@@ -323,6 +323,6 @@ def test_the_command_tells_experts_at_a_role(worlds, demo, monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_said_before_a_model_is_loaded(arguments, words, monkeypatch, capsys):
-    monkeypatch.setattr(cli_averages, "load", None)
+    monkeypatch.setattr(cli_options, "load", None)
     assert cli.main(["averages", *arguments]) == 2
     assert words in capsys.readouterr().err
