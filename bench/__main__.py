@@ -1,5 +1,6 @@
-"""`python -m bench [heatmap|engine|disk] ...`: against other methods (see `bench.heatmap`), our engine on its own (see
-`bench.engine`), or a model larger than the memory that it may take (see `bench.disk`)."""
+"""`python -m bench [heatmap|engine|disk|commits] ...`: against other methods (`bench.heatmap`), our engine on its own
+(`bench.engine`), a model larger than the memory that it may take (`bench.disk`), or our engine at two commits
+(`bench.commits`)."""
 
 import importlib
 import os
@@ -11,7 +12,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("WANDB_MODE", "disabled")
 
-WHAT = ("heatmap", "engine", "disk")
+WHAT = ("heatmap", "engine", "disk", "commits")
 
 chosen = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in WHAT else WHAT[0]
 raise SystemExit(importlib.import_module(f"bench.{chosen}").main())

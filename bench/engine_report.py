@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import case
+from .commits import section as removed
 
 if TYPE_CHECKING:
     from .engine import Measured
@@ -34,7 +35,8 @@ def write_engine_results(
         "maps": [_plain(m) for m in maps], "facts": [_plain(m) for m in facts], "last_position": _plain(swept),
         "questions": [_plain(m) for m in questions], "profile": parts,
     }  # fmt: skip
-    text = "\n".join(_lines(data, maps, facts, swept, questions)) + "\n"
+    lines = [*_lines(data, maps, facts, swept, questions), *(("", text) if (text := removed()) else ())]
+    text = "\n".join(lines) + "\n"
     folder.mkdir(exist_ok=True)
     (folder / "engine.json").write_text(json.dumps(data, indent=1) + "\n")
     (folder / "engine.md").write_text(text)

@@ -28,7 +28,8 @@ FILE is a list such as
 Sites: moe, attention, layer (both), residual. Positions: last, last_subject, all, or token indices. restore: clean or
 corrupt. knockout: zero or reroute. Beside numbers, experts may name shared, clean_top_k and routing_union (all experts
 active in the clean run; in either). "experts": [1] with "equal_norm_with": [7]: the update of expert 1, scaled down to
-the norm of expert 7's where that is smaller.
+the norm of expert 7's where that is smaller. Steps at one layer and position: knockouts first, then the block's output
+in the order of the file, then the residual.
 """
 
 

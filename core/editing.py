@@ -47,7 +47,7 @@ class Edit:
 
     `site`: `attention` or `moe` (what that part puts out), or `router` (`experts` are masked where top-k selects).
     `value` [d], fp32, is written over the output (`restore`) or added to it. Without a value, `scale` × what `experts`
-    contribute in this very call is added.
+    contribute in this very call is added; several of those at one token multiply (1 + `scale`).
     """
 
     piece: int
@@ -192,10 +192,14 @@ def _with_own(
     index = index[rows]
     c = contributions(parts.block, x, index, weight, tail_input)
     flat = y.reshape(-1, y.shape[-1]).clone()
-    for i, (edit, _) in enumerate(placed):
-        chosen = torch.isin(index[i], torch.tensor(edit.experts, device=index.device))
-        part = edit.scale * c[i, chosen].float().sum(0)
-        flat[at[i]] = (flat[at[i]].float() + part).to(flat.dtype)
+    row_of = {token: i for i, token in enumerate(at)}
+    left = torch.ones(len(placed), parts.n_experts + 1, device=index.device)  # of each expert; last: of none
+    for token, (edit, _) in zip(at, placed, strict=True):  # edits of one token multiply: out twice is out
+        left[row_of[token], list(edit.experts)] *= 1 + edit.scale
+    slots = torch.where((index >= 0) & (index < parts.n_experts), index, parts.n_experts)
+    for token, i in row_of.items():
+        part = ((left[i, slots[i]] - 1)[:, None] * c[i].float()).sum(0)
+        flat[token] = (flat[token].float() + part).to(flat.dtype)
     return flat.view(y.shape)
 
 

@@ -220,12 +220,13 @@ class _Live:
         """Number new patches: those that must run through their first layer, and those that can join behind it.
 
         A row can be made from its layer's unpatched output where all its first steps act on the stream, or on a
-        block output that is simply added to the stream.
+        block output that is simply added to the stream, and no two at one position (one may be undone by another).
         """
         early, late = [], []
         for patch in patches:
             first = [step for step in patch.steps if step.layer == patch.layer]
-            follows = all(map(self._can_follow, first))
+            places = [pos for step in first for pos in step.positions]
+            follows = len(set(places)) == len(places) and all(map(self._can_follow, first))
             for step in patch.steps:
                 if not (follows and step.layer == patch.layer):
                     self._acting.setdefault((step.layer, step.site == "residual"), set()).add(len(self.patches))

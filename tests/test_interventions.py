@@ -237,6 +237,27 @@ def test_several_positions_at_once(bench: Bench) -> None:
     agrees(got, bench.forward(CORRUPT, *writes))
 
 
+def test_steps_of_one_cell_follow_each_other(bench: Bench) -> None:
+    """What is listed later acts on what is there by then; the stream comes behind the block wherever it is listed."""
+    layer, run = bench.moe[0], CORRUPT
+    clean, corrupt = (bench.seen[each]["moe", layer][LAST] for each in (CLEAN, CORRUPT))
+    expert = bench.routed(CLEAN, layer, LAST)[0]
+    add = Step("moe", layer, (LAST,), "add", Updates((expert,), CLEAN, CORRUPT))
+    back, forth, behind = (restore("moe", layer, LAST), restore("moe", layer, LAST, CORRUPT),
+                           restore("residual", layer, LAST))  # fmt: skip
+    delta, stream = bench.update(layer, LAST, expert), bench.seen[CLEAN]["residual", layer][LAST]
+    cases = {
+        (back, add): bench.write("moe", layer, LAST, clean + delta),
+        (add, back): bench.write("moe", layer, LAST, clean),
+        (back, forth): bench.write("moe", layer, LAST, corrupt),
+        (add, add): bench.write("moe", layer, LAST, 2 * delta, add=True),
+        (behind, add): bench.write("residual", layer, LAST, stream),
+        (behind, forth): bench.write("residual", layer, LAST, stream),
+    }
+    for got, want in zip(bench.sweep(*(Patch(run, steps) for steps in cases)), cases.values(), strict=True):
+        agrees(got, bench.forward(run, want))
+
+
 def test_two_experts_added_and_a_later_site(bench: Bench) -> None:
     low, high = bench.moe[0], bench.model.n_layers - 1
     experts = sorted({*bench.routed(CLEAN, low, SUBJECT[-1]), *bench.routed(CORRUPT, low, SUBJECT[-1])})[:2]
@@ -279,14 +300,15 @@ def test_knockout_and_scaling(bench: Bench, positions: tuple[int, ...], scale: f
 
 
 def test_two_experts_knocked_out_in_two_layers(bench: Bench) -> None:
-    steps, changes = [], []
+    steps, doubled, changes = [], [], []
     for layer in bench.moe[:2]:
         experts = bench.routed(CLEAN, layer, LAST)[:2]
         steps.append(Step("moe", layer, ALL, "add", Own(tuple(experts))))
+        doubled += [steps[-1], Step("moe", layer, (LAST,), "add", Own((experts[0],)))]  # out twice is out
         chosen = torch.tensor(experts)
         changes.append(bench.weights(layer, lambda i, w, chosen=chosen: w.masked_fill(torch.isin(i, chosen), 0)))
-    (got,) = bench.sweep(Patch(CLEAN, tuple(steps)))
-    agrees(got, bench.forward(CLEAN, *changes))
+    got = bench.sweep(Patch(CLEAN, tuple(steps)), Patch(CLEAN, tuple(doubled)))
+    agrees(got, bench.forward(CLEAN, *changes).expand_as(got))
 
 
 def test_knocking_out_an_unrouted_expert_changes_nothing(bench: Bench) -> None:
