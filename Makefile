@@ -5,6 +5,7 @@
 # make bench-disk    a model larger than the memory it may take (5 GB of disk, 11 GB of memory for the comparison)
 # make families  examine every MoE family of the installed transformers and write docs/families.md
 # make crashes  kill -9 at KILLS=200 random moments of everything that writes; compare what is left
+# make closing  SIGTERM and SIGINT to a server that is idle, traces, studies, loads: prints how long it took to go
 # make lint   ruff
 #
 # VENV=folder and PORT=8502 change where things go; ARGS="-k store" is passed to pytest (or to the benchmark);
@@ -25,7 +26,7 @@ TORCH_INDEX ?=
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: run test bench bench-engine bench-disk families crashes lint chromium clean help
+.PHONY: run test bench bench-engine bench-disk families crashes closing lint chromium clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -47,6 +48,9 @@ KILLS ?= 200
 crashes: $(VENV)/.installed-test
 	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/crashes.py "$$folder" $(KILLS) 0; status=$$?; \
 		rm -rf "$$folder"; exit $$status
+
+closing: $(VENV)/.installed-test
+	folder=$$(mktemp -d) && $(BIN)/python tests/closing.py "$$folder" $(ARGS); status=$$?; rm -rf "$$folder"; exit $$status
 
 bench: bench/.venv/.installed
 	bench/.venv/bin/python -m bench $(ARGS)

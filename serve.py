@@ -1,6 +1,7 @@
 """`python serve.py [options]`: `streamlit run app.py [options]`, with what the first page needs imported meanwhile.
 
 Streamlit imports a page's modules when its first viewer is waiting for it; here that happens while the server starts.
+And the process is gone within two seconds of SIGTERM or SIGINT, whatever it does just then.
 """
 
 import importlib
@@ -9,6 +10,8 @@ import threading
 from pathlib import Path
 
 from streamlit.web import cli
+
+from core import closing
 
 APP = Path(__file__).with_name("app.py")
 
@@ -20,5 +23,6 @@ def import_early() -> None:
 
 
 if __name__ == "__main__":
+    closing.end_soon()
     threading.Thread(target=import_early, daemon=True).start()
     sys.exit(cli.main(["run", str(APP), *sys.argv[1:]]))

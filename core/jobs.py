@@ -258,13 +258,18 @@ class JobRegistry:
             if not job.owners:
                 job.cancel()
 
-    def close(self, timeout: float = 5.0) -> bool:
-        """Stop taking work, ask everything to stop, wait for the workers; whether they ended within `timeout`."""
+    def stop(self) -> None:
+        """Take no more work, and ask everything to stop."""
         with self._changed:
             self._closed = True
             for job in self._jobs.values():
                 job.cancel()
             self._changed.notify_all()
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """`stop`, and wait for the workers; whether they ended within `timeout` seconds."""
+        self.stop()
+        with self._changed:
             workers = [worker for worker in self._workers.values() if worker is not threading.current_thread()]
         until = time.monotonic() + timeout
         for worker in workers:

@@ -390,9 +390,11 @@ class Workbench:
         self._warm.start()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop the jobs, let go of the model, close the store."""
+        """Stop all work, waiting at most `timeout` seconds for it, let go of the model, close the store."""
+        until = time.monotonic() + timeout
+        self.studies.stop()
         self.jobs.close(timeout)
-        self.studies.close(timeout)
+        self.studies.close(max(until - time.monotonic(), 0.0))
         self._model, self._model_spec = None, None
         if self._store is not None:
             self._store.close()

@@ -235,9 +235,14 @@ class StudyDesk:
 
         return unpack(self._stored(), content, name=name)
 
+    def stop(self) -> None:
+        """Ask all work to stop, and take no more."""
+        self._readers.stop()
+        self._jobs.stop()
+
     def close(self, timeout: float = 5.0) -> None:
-        """Stop all work; what is done is kept."""
-        self._readers.close(0.0)
+        """Stop all work, waiting at most `timeout` seconds for it; what is done is kept."""
+        self.stop()
         self._jobs.close(timeout)
 
     # -- inside -------------------------------------------------------------------------------------------------

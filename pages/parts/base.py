@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 
 import streamlit as st
 
-from core import facts, logs
+from core import closing, facts, logs
 from core.errors import ExpertScopeError
 from core.fact_sets import BUNDLED, FactSet, choose
 from core.requests import Fact
@@ -42,7 +41,7 @@ def workbench() -> Workbench:
     """The process's workbench, shared by all sessions."""
     logs.configure()
     bench = open_workbench()
-    atexit.register(bench.close)
+    closing.at_end(bench.close)
     return bench
 
 
