@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from store_values import MODEL, answer, parts_there, payload, routing, rows, same
+from store_values import MODEL, answer, parts_there, payload, rows, same
 
 from cache import Store, faults, migrations
 from core.errors import ExpertScopeError, StoreError
@@ -147,34 +147,6 @@ def test_killed_while_making_the_file_leaves_none_behind(path):
 
 
 # -- schemas ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_store_of_schema_1_is_migrated_with_its_contents(path):
-    """The old file is made by the first migration itself and filled with plain SQL as the first version did."""
-    path.parent.mkdir()
-    with duckdb.connect(str(path)) as old:
-        assert migrations.migrate(old.cursor(), upto=1) == [1]
-        old.execute("INSERT INTO runs VALUES (10, 'run', 'old model', 9, '{\"draw\": 0}', 3, 10)")
-        old.execute("CREATE TABLE shelf_9 (run BIGINT, payload BLOB)")
-        old.execute("INSERT INTO shelf_9 VALUES (10, '\\x00abc'::BLOB)")
-        old.execute("INSERT INTO routing VALUES (10, 1, 4, 2, 1, 7, 0.5, NULL), (10, 0, 4, 2, 0, 3, 0.25, 0.125)")
-        old.execute("INSERT INTO row_sets VALUES (11, 'pair', 'layer', 'old model', '{\"v\": 1}', 5, 11)")
-        old.execute("INSERT INTO result_rows VALUES (11, 0, 'layer', 4, 2, NULL, NULL, NULL, NULL, 1.5, -2.5)")
-        old.execute("INSERT INTO manifests VALUES (12, 'key', 'old model', '{\"runs\": [\"run\"]}', 7, 12)")
-        old.execute("INSERT INTO settings VALUES ('limit_bytes', '12345')")
-    with Store.open(path) as store:
-        run = store.get_run("run")
-        assert (run.payload, run.info) == (b"\x00abc", {"draw": 0})
-        assert run.routing.expert.tolist() == [3, 7] and run.routing.near_tie.isna().tolist() == [True, True]
-        assert run.routing.margin.iloc[0] == 0.125 and run.routing.router_weight.tolist() == [0.25, 0.5]
-        assert store.get_rows("pair", "layer").foil_logit.tolist() == [-2.5]
-        assert store.get_provenance("pair", "layer") == {"v": 1}
-        assert store.get_manifest("key") == {"runs": ["run"]} and store.limit == 12345
-        store.write(model="new", runs=[("new", b"n", {}, routing(1))])
-        assert same(store.get_run("new").routing, routing(1))
-    with duckdb.connect(str(path)) as migrated:
-        assert migrations.applied(migrated.cursor()) == [number for number, _, _ in migrations.MIGRATIONS]
-        assert migrations.migrate(migrated.cursor()) == []
 
 
 def test_migrations_are_numbered_in_order_and_a_failing_one_changes_nothing(path, monkeypatch):

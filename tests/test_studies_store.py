@@ -9,12 +9,10 @@ import sys
 import time
 import zipfile
 
-import duckdb
 import pandas as pd
 import pytest
 
 from cache import Store
-from cache.migrations import migrate
 from cache.studies import Studies
 from cache.verdicts import Verdicts
 from core.errors import InputError, StoreBusy, StoreError
@@ -89,17 +87,6 @@ def test_names_are_taken_changed_and_freed(book):
         with pytest.raises(InputError, match="There is no study 'first'"):
             gone("first")
     add(book, "first")
-
-
-def test_a_store_of_the_version_before_is_migrated(tmp_path):
-    path = tmp_path / "store.duckdb"
-    connection = duckdb.connect(str(path))
-    migrate(connection.cursor(), upto=2)
-    connection.close()
-    book = Studies(path)
-    assert book.all() == []
-    add(book, "first")
-    assert book.get("first").name == "first"
 
 
 def test_it_shares_the_file_within_a_process_and_survives_clearing(tmp_path, book):
