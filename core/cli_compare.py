@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 from .cli_options import load, open_store
 from .console import TerminalProgress, visible
 from .errors import InputError
-from .requests import TraceRequest
 
 if TYPE_CHECKING:
     from .compare.tables import Compared
+    from .derived import DerivedResult
+    from .links import Link
     from .results import TraceResult
 
 EPILOG = """\
 The link's parameters are those of the Trace page, prefixed a. and b.; of b only what differs has to be said.
 
   python -m core compare 'a.model=demo&a.fact=17&b.noise=1'
+  python -m core compare 'a.model=demo&a.fact=17&b.site=attention&b.window=3'
   python -m core compare 'http://localhost:8501/Compare?a.model=demo&a.fact=17&b.fact=18' --out cells.csv
 """
 
@@ -51,10 +53,10 @@ def run_compare(arguments: argparse.Namespace) -> int:
     progress = TerminalProgress()
     try:
         with open_store(arguments.no_cache) as store:
-            a, b = _traced([pair.a.request, pair.b.request], store, progress)
+            (a, at_a), (b, at_b) = _answered([pair.a, pair.b], store, progress)
     finally:
         progress.close()
-    compared = Compared(a, b, pair.same_model)
+    compared = Compared(a, b, pair.same_model, at_a, at_b)
     if out is not None and compared.no_cells:
         raise InputError(f"There is no table to write. {compared.no_cells}", "Leave --out out.", field="out")
     print(summary(compared))
@@ -81,18 +83,31 @@ def summary(compared: Compared) -> str:
     return "\n".join(lines)
 
 
-def _traced(requests: list[TraceRequest], store: Any, progress: TerminalProgress) -> list[TraceResult]:
-    """Both answers, from the store where it has them; one model is loaded at a time."""
+def _answered(
+    links: list[Link], store: Any, progress: TerminalProgress
+) -> list[tuple[TraceResult, DerivedResult | None]]:
+    """Both traces, and what their layer × token maps show if that is another site; from the store where it has them;
+    one model is loaded at a time."""
+    from . import derived
+    from .cells.asking import ask
     from .trace import from_store, trace_many
 
+    requests = [link.request for link in links]
+    asked = [
+        None if view.is_base else ask("site_map", request, site=view.site, window=view.window)
+        for request, view in zip(requests, (link.view for link in links), strict=True)
+    ]
     found = [None if store is None else from_store(store, request) for request in requests]
-    open_ = [i for i, result in enumerate(found) if result is None]
+    maps = [None if store is None or one is None else derived.from_store(store, one) for one in asked]
+    open_ = [i for i, one in enumerate(asked) if found[i] is None or (one is not None and maps[i] is None)]
     for spec in dict.fromkeys(requests[i].model for i in open_):
         mine = [i for i in open_ if requests[i].model == spec]
         model = load(spec, store, progress)
         answers = trace_many(model, [requests[i] for i in mine], store=store, progress=progress)
         for i, result in zip(mine, answers, strict=True):
             found[i] = result
+            if (one := asked[i]) is not None:
+                maps[i] = derived.derive(model, one, store=store, progress=progress)
         del model
-    return found  # type: ignore[return-value]
+    return list(zip(found, maps, strict=True))  # type: ignore[arg-type]
 

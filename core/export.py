@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from .compare import words
-from .compare.tables import Compared
+from .compare.tables import SIDES, Compared
 from .derived import DerivedResult
 from .embedding import drawable, one_line, png_with, svg_with
 from .picture import Picture, chart_page
@@ -36,10 +36,15 @@ def origin(result: Result) -> dict[str, Any]:
     """Request and provenance as plain JSON values, of each side where there are two: all that it takes to get the same
     numbers again."""
     if isinstance(result, Compared):
-        return {"a": origin(result.a), "b": origin(result.b)}
+        return {side: origin(result.side(side)) | _map_origin(result.at(side)) for side in SIDES}
     if isinstance(result, DerivedResult):
         return {"request": result.request.to_dict(), "provenance": result.provenance}
     return {"request": result.request.to_dict(), "provenance": dataclasses.asdict(result.provenance)}
+
+
+def _map_origin(at: DerivedResult | None) -> dict[str, Any]:
+    """What is added to the origin of a trace whose layer × token map is another answer's."""
+    return {} if at is None else {"layer_token_map": origin(at)}
 
 
 def caption(result: Result) -> list[str]:
@@ -47,8 +52,10 @@ def caption(result: Result) -> list[str]:
     if isinstance(result, DerivedResult):
         return _derived_caption(result)
     if isinstance(result, Compared):
-        sides = [f"{name}: {line}" for name in ("a", "b") for line in caption(result.side(name))[:-1]]
-        return [words.changed(result), *sides, caption(result.b)[-1]]
+        sides = [f"{name}: {line}" for name in SIDES for line in caption(result.side(name))[:-1]]
+        maps = words.map_note(result).rstrip(": ")
+        return [words.changed(result), *([f"Layer × token maps: {maps.lower()}."] if maps else []), *sides,
+                caption(result.b)[-1]]  # fmt: skip
     request, prov = result.request, result.provenance
     fact = request.fact
     model = _model(prov.model, prov.revision)

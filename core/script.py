@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from .compare.link import Pair, to_query
-from .compare.tables import Compared
+from .compare.tables import SIDES, Compared
 from .derived import DerivedRequest
 from .links import Link, View
 from .requests import Fact, ModelSpec, TraceRequest
@@ -36,10 +36,12 @@ class Script:
 def of_result(result: Any, *, bundled: Bundled) -> Script:
     """The script of whatever kind of result it is."""
     if isinstance(result, Compared):
-        requests = result.a.request, result.b.request
-        a, b = (Link(request, View(), bundled(request.fact.case_id) == request.fact) for request in requests)
-        query = urlencode(to_query(Pair(a, b, same_model=result.same_model)))
-        return of_comparison(query, *requests, same_model=result.same_model)
+        links = {}
+        for side in SIDES:
+            request, (site, window) = result.side(side).request, result.site(side)
+            known = bundled(request.fact.case_id) == request.fact
+            links[side] = Link(request, View(site=site, window=window), known)
+        return of_comparison(Pair(**links, same_model=result.same_model))
     if isinstance(result, TraceResult):
         return of_trace(result.request, bundled=bundled, chosen=result.provenance.replacements)
     return of_derived(result.request, bundled=bundled)
@@ -50,25 +52,35 @@ def of_trace(request: TraceRequest, *, bundled: Bundled, chosen: Sequence[str] =
     return Script(_command(_trace_arguments(request, bundled, chosen)), _trace_python(request))
 
 
-def of_comparison(query: str, a: TraceRequest, b: TraceRequest, *, same_model: bool = False) -> Script:
-    """The script of two traces side by side; `query`: the parameters of the Compare page's link."""
+def of_comparison(pair: Pair) -> Script:
+    """The script of two traces side by side."""
+    links = [pair.side(side) for side in SIDES]
+    asked = [
+        "None" if view.is_base else f"ask('site_map', {side}, site={view.site!r}, window={view.window})"
+        for side, view in zip(SIDES, (link.view for link in links), strict=True)
+    ]
+    maps = any(question != "None" for question in asked)
+    more = (", same_model=True" if pair.same_model else "") + (", at_a=at[0], at_b=at[1]" if maps else "")
     lines = [
         _IMPORTS,
+        *(["from core.cells.asking import ask"] if maps else []),
         "from core.compare import words",
         "from core.compare.tables import Compared",
+        *(["from core.derived import derive"] if maps else []),
         "",
-        f"a = {_code(a)}",
-        f"b = {_code(b)}",
-        "found = []",
-        "for request in (a, b):  # one model at a time",
+        *(f"{side} = {_code(link.request)}" for side, link in zip(SIDES, links, strict=True)),
+        *([f"maps = [{', '.join(asked)}]  # what the layer × token maps patch"] if maps else []),
+        "found, at = [], []" if maps else "found = []",
+        f"for {'request, question in zip((a, b), maps)' if maps else 'request in (a, b)'}:  # one model at a time",
         "    model = core.load_model(**asdict(request.model))",
         "    found.append(core.trace(model, request))",
+        *(["    at.append(None if question is None else derive(model, question))"] if maps else []),
         "    del model",
-        f"compared = Compared(*found{', same_model=True' if same_model else ''})",
+        f"compared = Compared(*found{more})",
         'print("\\n".join(words.sentences(compared)))',
         "print(compared.cells)",
     ]
-    return Script(_command(["compare", query]), "\n".join(lines) + "\n")
+    return Script(_command(["compare", urlencode(to_query(pair))]), "\n".join(lines) + "\n")
 
 
 def of_derived(request: DerivedRequest, *, bundled: Bundled) -> Script:

@@ -24,6 +24,11 @@ MEANING = {
 }
 
 
+def map_name(site: str, window: int) -> str:
+    """What a layer × token map patches, in a few words."""
+    return NAMES[site] + (f", {window} layers at once" if window > 1 else "")
+
+
 def window_around(layer: int, width: int, n_layers: int) -> range:
     """The layers of a window patch of `width` layers around `layer`, cut at the model's ends.
 

@@ -61,10 +61,10 @@ class View:
         """The layer × token map is the trace's own: layer patches of one layer."""
         return self.site == MOE and self.window == 1
 
-    def own(self) -> View:
-        """The same cell and expert in the trace's own maps, coloured by a measure, for what knows no more."""
+    def maps(self) -> View:
+        """The same maps, cell and expert, coloured by a measure, for what knows no more."""
         measure = self.measure if self.measure in MEASURES else MEASURES[0]
-        return View(measure, self.pos, self.layer, self.expert, self.strip)
+        return View(measure, self.pos, self.layer, self.expert, self.strip, self.site, self.window)
 
     def elsewhere(self) -> View:
         """The same way to look, at no cell."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 import subprocess
+from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
@@ -148,8 +149,8 @@ def test_the_scripts_of_a_comparison_give_its_numbers(model, question, loading, 
     found = {}
     exec(made.python, found)  # noqa: S102
     np.testing.assert_allclose(found["compared"].cells.rescue_difference, compared.cells.rescue_difference, atol=1e-4)
-    link = to_query(Pair(Link(a, View(), True), Link(b, View(), True)))
-    assert made == script.of_comparison("&".join(f"{name}={value}" for name, value in link.items()), a, b)
+    pair = Pair(Link(a, View(), True), Link(b, View(), True))
+    assert made == script.of_comparison(pair) and urlencode(to_query(pair)) in made.command
 
 
 def test_the_scripts_of_a_derived_answer_give_its_numbers(model, loading, tmp_path, capsys):

@@ -48,7 +48,7 @@ def side_map(
     Where the prompts correspond both sides have the same columns, and a token that this side lacks is blank; the layer
     axis is that of the deeper model.
     """
-    data, result = Tables(), compared.side(side)
+    data, result = Tables(), compared.mapped(side)
     cells = views.layer_cells(result)
     cells["value"], cells["defined"] = shade(cells[measure])
     cells = pd.concat([cells.reset_index(drop=True), cell_tooltips(result, cells)], axis=1)
@@ -93,8 +93,8 @@ def difference_map(
     layers: list[alt.Chart] = [heat.add_params(picked)]
     if absent := list(dict.fromkeys(cells.label[~there])):
         why = "this token is on one side only"
-        layers.append(_absent(absent, prov.moe_layers, data, palette, why).encode(x=x, y=y))
-    if dense := [layer for layer in range(prov.n_layers) if layer not in prov.moe_layers]:
+        layers.append(_absent(absent, compared.layers, data, palette, why).encode(x=x, y=y))
+    if dense := [layer for layer in range(prov.n_layers) if layer not in compared.layers]:
         blank, lines = dense_rows(dense, labels, palette, data, "label")
         layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
     layers.append(outline(base, palette.mark).encode(x=x, y=y).transform_filter(picked))

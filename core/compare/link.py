@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from .. import links
 from ..errors import InputError
-from ..links import Link, Reader, View
+from ..links import Link, Reader
 from ..requests import CORRUPTIONS, Fact
+from ..sites import MOE
 
 SIDES = ("a", "b")
 FACT = ("fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation")
@@ -21,7 +23,7 @@ FACT = ("fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", 
 DEFAULTS = {
     "revision": "", "dtype": "auto", "device": "auto", "quantisation": "none", "placement": "auto",
     "corruption": "noise", "replacement": "", "special_tokens": "auto", "object_tokens": "space", "first_token": "0",
-    "show": links.MEASURES[0], "pos": "", "layer": "", "expert": "", "strip": "",
+    "show": links.MEASURES[0], "site": MOE, "window": "1", "pos": "", "layer": "", "expert": "", "strip": "",
 }  # fmt: skip
 """What a parameter that `links.to_query` leaves out stands for. Empty: nothing."""
 
@@ -52,14 +54,15 @@ class Pair:
     def looking(self, *, layer: int | None, pos_a: int | None, pos_b: int | None) -> Pair:
         """With another cell chosen."""
         a, b = (
-            replace(link, view=View(link.view.measure, pos, layer)) for link, pos in ((self.a, pos_a), (self.b, pos_b))
+            replace(link, view=replace(link.view, layer=layer, pos=pos, expert=None, strip=None))
+            for link, pos in ((self.a, pos_a), (self.b, pos_b))
         )
         return replace(self, a=a, b=b, problems=())
 
-    def measured(self, measure: str) -> Pair:
-        """With the colours showing `measure`."""
-        a, b = (replace(link, view=replace(link.view, measure=measure)) for link in (self.a, self.b))
-        return replace(self, a=a, b=b, problems=())
+    def showing(self, *sides: str, **changes: Any) -> Pair:
+        """With other maps on the sides that are named, on both if none is: `measure`, `site`, `window`."""
+        new = {name: replace(self.side(name), view=replace(self.side(name).view, **changes)) for name in sides or SIDES}
+        return replace(self, problems=(), **new)
 
 
 def to_query(pair: Pair) -> dict[str, str]:
@@ -101,7 +104,7 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
     a, b = (links.from_query(side, bundled=bundled, default=default) for side in (given["a"], merged))
     problems = [f"a: {problem}" for problem in a.problems]
     problems += [f"b: {problem}" for problem in b.problems if problem not in a.problems]
-    a, b = (replace(link, view=link.view.own(), problems=()) for link in (a, b))
+    a, b = (replace(link, view=link.view.maps(), problems=()) for link in (a, b))
     return Pair(a, b, edited, same_model, (*problems, *read.problems))
 
 

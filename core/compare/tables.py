@@ -13,7 +13,10 @@ import pandas as pd
 
 from .. import views
 from ..agreement import rank_correlation
+from ..cells.tables import at_site
+from ..derived import DerivedResult
 from ..results import TraceResult, expert_name
+from ..sites import MOE
 from .align import Alignment, align
 
 SIDES = ("a", "b")
@@ -24,7 +27,8 @@ BOTH, ONLY_A, ONLY_B = "on both sides", "in a only", "in b only"
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """Two results. `same_model`: their models count as versions of one, whatever their names.
+    """Two results. `same_model`: their models count as versions of one, whatever their names; `at_a`, `at_b`: the
+    answers of the kind `site_map` that the layer × token maps show, None: the layer patches of the trace itself.
 
     Tables are made when they are first asked for. `no_cells`, `no_experts`: why cells, or experts, cannot be
     subtracted; empty where they can.
@@ -33,10 +37,36 @@ class Compared:
     a: TraceResult
     b: TraceResult
     same_model: bool = False
+    at_a: DerivedResult | None = None
+    at_b: DerivedResult | None = None
 
     def side(self, name: str) -> TraceResult:
         """The result of side `a` or `b`."""
         return self.a if name == "a" else self.b
+
+    def at(self, name: str) -> DerivedResult | None:
+        """Where the map of side `a` or `b` comes from, if not from the trace itself."""
+        return self.at_a if name == "a" else self.at_b
+
+    def site(self, name: str) -> tuple[str, int]:
+        """(site, window) of the layer × token map of side `a` or `b`."""
+        at = self.at(name)
+        return (MOE, 1) if at is None else (at.values["site"], at.values["window"])
+
+    def mapped(self, name: str) -> TraceResult:
+        """The result of side `a` or `b` with the cells that its layer × token map shows."""
+        return self._mapped[name]
+
+    @cached_property
+    def _mapped(self) -> dict[str, TraceResult]:
+        pairs = {"a": (self.a, self.at_a), "b": (self.b, self.at_b)}
+        return {name: trace if at is None else at_site(trace, at) for name, (trace, at) in pairs.items()}
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """The layers that both maps have."""
+        there = set(self.mapped("b").provenance.moe_layers)
+        return [layer for layer in self.mapped("a").provenance.moe_layers if layer in there]
 
     @cached_property
     def alignment(self) -> Alignment:
@@ -49,8 +79,11 @@ class Compared:
         left, right = self.a.provenance, self.b.provenance
         if left.n_layers != right.n_layers:
             return f"One model has {left.n_layers} layers, the other {right.n_layers}, so the layers do not correspond."
-        if left.moe_layers != right.moe_layers:
-            return "The models have their experts in different layers, so their layers do not correspond."
+        one_site = self.site("a") == self.site("b")
+        if one_site and self.mapped("a").provenance.moe_layers != self.mapped("b").provenance.moe_layers:
+            return "The models have what is patched in different layers, so their layers do not correspond."
+        if not self.layers:
+            return "The two maps have no layer in common."
         return self.alignment.why_not
 
     @cached_property
@@ -83,10 +116,10 @@ class Compared:
         `_a`, `_b` and `_difference` (b − a). Empty where cells do not correspond."""
         if self.no_cells:
             return pd.DataFrame(columns=["layer", "column", "label", "pos_a", "pos_b", *_measured(COMPARED)])
-        found = {side: views.layer_cells(self.side(side)).set_index(["layer", "pos"]) for side in SIDES}
+        found = {side: views.layer_cells(self.mapped(side)).set_index(["layer", "pos"]) for side in SIDES}
         rows = [
             (layer, i, c.label, c.subject, c.a, c.b)
-            for layer in self.a.provenance.moe_layers
+            for layer in self.layers
             for i, c in enumerate(self.alignment.columns)
         ]
         out = pd.DataFrame(rows, columns=["layer", "column", "label", "subject", "pos_a", "pos_b"])

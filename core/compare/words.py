@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .. import views
 from ..agreement import agreement
 from ..results import MIN_DROP, TraceResult
+from ..sites import MOE, map_name
 from ..tooltips import number
 from .tables import SIDES, Compared
 
@@ -36,7 +37,8 @@ def settings(compared: Compared) -> list[Setting]:
         left, right = (v.get(name, "none") for v in versions)
         if left != right:
             rows.append(Setting(name, left, right))
-    return rows
+    maps = [map_name(*compared.site(side)) for side in SIDES]
+    return rows if maps[0] == maps[1] else [*rows, Setting("layer × token map", *maps)]
 
 
 _SETTINGS = (
@@ -62,9 +64,11 @@ _SETTINGS = (
 )
 
 
-def sentences(compared: Compared) -> list[str]:
-    """What changed, a sentence each: settings, contrasts and drop, best cells, the maps' order, routing."""
-    out = [changed(compared), _numbers(compared), _best(compared), _order(compared), routing(compared)]
+def sentences(compared: Compared, *, maps: bool = True) -> list[str]:
+    """What changed, a sentence each: settings, contrasts and drop, best cells, the maps' order, routing. `maps`: False
+    as long as what the maps show is not there."""
+    of_maps = [_best(compared), _order(compared)] if maps else []
+    out = [changed(compared), _numbers(compared), *of_maps, routing(compared)]
     return [sentence for sentence in out if sentence]
 
 
@@ -104,8 +108,21 @@ def best(result: TraceResult) -> str:
     return "" if found is None else f"layer {found[0]} at {views.token_labels(result)[found[1]]}"
 
 
+def map_note(compared: Compared) -> str:
+    """What both maps patch, as the beginning of a sentence; empty where it is the MoE output of one layer, or where it
+    differs, which is a setting."""
+    site, other = compared.site("a"), compared.site("b")
+    return "" if site == (MOE, 1) or site != other else f"Patching {map_name(*site)}: "
+
+
 def _best(compared: Compared) -> str:
-    results = compared.a, compared.b
+    start = map_note(compared)
+    sentence = _best_cells(compared)
+    return start + _lower(sentence) if start and sentence.startswith("The ") else start + sentence if sentence else ""
+
+
+def _best_cells(compared: Compared) -> str:
+    results = compared.mapped("a"), compared.mapped("b")
     if _two_corruptions(compared):
         noise, replace = sorted(results, key=lambda r: r.request.corruption)
         if (found := agreement(noise, replace)) is not None:
@@ -131,7 +148,8 @@ def _restored(result: TraceResult) -> str:
 
 def _two_corruptions(compared: Compared) -> bool:
     kinds = {compared.side(side).request.corruption for side in SIDES}
-    return len(kinds) == 2 and compared.alignment.same_tokens and not compared.no_cells
+    one_site = compared.site("a") == compared.site("b")
+    return len(kinds) == 2 and one_site and compared.alignment.same_tokens and not compared.no_cells
 
 
 def _order(compared: Compared) -> str:

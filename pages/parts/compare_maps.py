@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
 import streamlit as st
 
-from core import charts, views
+from core import charts, sites, views
 from core.compare import charts as compare_charts
 from core.compare.align import same_role
 from core.compare.link import SIDES, Pair
@@ -18,14 +19,15 @@ from core.requests import digest
 from core.results import TraceResult
 from core.tooltips import number
 
-from . import address, compare_state, downloads, pictures, present, text
+from . import address, compare_state, downloads, map_switches, pictures, present, text
 from .answers import answer
 from .compare_state import together
 
 MAPS = (
-    "One cell per MoE layer and token, as on the Trace page, on one colour scale. Blue brings the answer back, orange "
-    "drives it further away. Click a cell to read it on both sides."
+    "One colour scale for both. Blue brings the answer back, orange drives it further away. Click a cell to read it on "
+    "both sides."
 )
+HELP_MEASURE = "restoration = mean rescue ÷ mean drop: 0 as corrupt, 1 as clean. rescue = contrast − corrupt contrast."
 SHARED_COLUMNS = " Tokens that correspond stand in the same column; blank: no such token on that side."
 DIFFERENCE = "b − a, cell by cell: blue cells restore more in b, orange ones more in a. Grey: missing on a side."
 EXPERTS = "The update of one expert alone, at the chosen token of each side. Blank: not routed there."
@@ -52,13 +54,13 @@ class Place:
         return self.a if side == "a" else self.b
 
 
-def draw(compared: Compared, pair: Pair) -> None:
-    """Everything below the numbers."""
-    where = _place(compared, pair)
-    measure = _switch(pair)
-    _token_maps(compared, where, measure)
-    if where is not None:
-        _cell(compared, where)
+def draw(compared: Compared, pair: Pair, *, maps: bool) -> None:
+    """Everything below the switches. `maps`: whether what the layer × token maps show is there."""
+    where, measure = _place(compared, pair), pair.a.view.measure
+    if maps:
+        _token_maps(compared, where, measure)
+        if where is not None:
+            _cell(compared, where)
     st.markdown("##### Experts")
     if compared.no_experts:
         st.info(f"Experts are not compared. {text.plain(compared.no_experts)}")
@@ -77,12 +79,12 @@ def _place(compared: Compared, pair: Pair) -> Place | None:
 
     What is not in the results is dropped; where tokens correspond, the one position implies the other.
     """
-    prov = {side: compared.side(side).provenance for side in SIDES}
+    prov = {side: compared.mapped(side).provenance for side in SIDES}
     asked = {side: pair.side(side).view.pos for side in SIDES}
     pos = {s: p if p is not None and p < len(prov[s].tokens) else None for s, p in asked.items()}
     layer = pair.a.view.layer if pair.a.view.layer is not None else pair.b.view.layer
     if layer is None or not any(layer in prov[side].moe_layers for side in SIDES) or set(pos.values()) == {None}:
-        cells = pictures.kept(views.layer_cells, compared.a)
+        cells = pictures.kept(views.layer_cells, compared.mapped("a"))
         pos = {"a": views.last_pos(compared.a), "b": None}
         here = cells[cells.pos == pos["a"]]
         if here.empty:
@@ -98,20 +100,29 @@ def _place(compared: Compared, pair: Pair) -> Place | None:
     return Place(layer, compared.alignment.partner("b", pos["b"]), pos["b"])  # type: ignore[arg-type]
 
 
-def _switch(pair: Pair) -> str:
-    """What the colours show, and the widget that changes it."""
+def switches(pair: Pair, n_layers: int) -> None:
+    """What the colours show, what both layer × token maps patch, and in how many layers at once."""
+    a, b = pair.a.view, pair.b.view
     key = address.key("measure")
 
-    def change() -> None:
-        compare_state.HERE.change(compare_state.HERE.value.measured(st.session_state[key] or MEASURES[0]))
+    def site(key: str) -> Callable[[], None]:
+        return address.callback(key, lambda: compare_state.show(site=st.session_state[key] or sites.MOE))
 
-    st.segmented_control(
-        "What the colours show", MEASURES, default=pair.a.view.measure, key=key, required=True,
-        on_change=address.callback(key, change), label_visibility="collapsed",
-        format_func=lambda m: "restoration" if m == "restoration" else "rescue in logits",
-        help="restoration = mean rescue ÷ mean drop: 0 as corrupt, 1 as clean. rescue = contrast − corrupt contrast.",
-    )  # fmt: skip
-    return pair.a.view.measure
+    def window(key: str) -> Callable[[], None]:
+        return address.callback(key, lambda: compare_state.show(window=st.session_state[key] or 1))
+
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        st.segmented_control(
+            "What the colours show", MEASURES, default=a.measure, key=key, required=True,
+            on_change=address.callback(
+                key, lambda: compare_state.show(measure=st.session_state[key] or MEASURES[0])
+            ),
+            format_func=lambda m: "restoration" if m == "restoration" else "rescue in logits", help=HELP_MEASURE,
+        )  # fmt: skip
+        both = a.site if a.site == b.site else None
+        map_switches.site(both, key=address.key(f"compare site {both}"), callback=site)
+        both = a.window if a.window == b.window else None
+        map_switches.window(both, n_layers=n_layers, key=address.key(f"compare window {both}"), callback=window)
 
 
 def _header(title: str, name: str, compared: Compared, picture: Picture, table: pd.DataFrame, *, of: str = "") -> None:
@@ -123,11 +134,12 @@ def _header(title: str, name: str, compared: Compared, picture: Picture, table: 
 
 def _ident(compared: Compared) -> str:
     marks = [(r.request.to_dict(), r.provenance.fingerprint, r.provenance.created) for r in (compared.a, compared.b)]
-    return digest(marks, compared.same_model)[:10]
+    maps = [compared.site(side) for side in SIDES]
+    return digest(marks, compared.same_model, maps)[:10]
 
 
 def _token_maps(compared: Compared, where: Place | None, measure: str) -> None:
-    cells = {side: pictures.kept(views.layer_cells, compared.side(side)) for side in SIDES}
+    cells = {side: pictures.kept(views.layer_cells, compared.mapped(side)) for side in SIDES}
     end = compare_charts.scale_end(list(cells.values()), [measure])
     n = len(compared.alignment.columns) or max(len(compared.side(side).provenance.tokens) for side in SIDES)
     with st.grid(2 if compared.no_cells else 3, min_column_width=270 if n <= 16 else 700, gap="medium"):
@@ -138,23 +150,36 @@ def _token_maps(compared: Compared, where: Place | None, measure: str) -> None:
             with st.container():
                 _difference(compared, where, measure)
     shared = compared.alignment.columns and not compared.alignment.same_tokens
-    present.caption(MAPS + (SHARED_COLUMNS if shared else "") + ("" if compared.no_cells else f" {DIFFERENCE}"))
+    present.caption(
+        f"{_meaning(compared)} {MAPS}{SHARED_COLUMNS if shared else ''}{'' if compared.no_cells else f' {DIFFERENCE}'}"
+    )
     if compared.no_cells:
         st.info(f"There is no difference map. {text.plain(compared.no_cells)}")
+
+
+def _meaning(compared: Compared) -> str:
+    """What one cell patches, on both sides or on each."""
+    told = {side: sites.cell_meaning(*compared.site(side)) for side in SIDES}
+    if told["a"] == told["b"]:
+        return told["a"]
+    start = "One cell per layer and token: "
+    return start + " ".join(f"{side}: {sentence.removeprefix(start)}" for side, sentence in told.items())
 
 
 def _side_map(
     compared: Compared, side: str, where: Place | None, *, measure: str, end: float, table: pd.DataFrame
 ) -> None:
     pos = None if where is None else where.on(side)
-    there = where is not None and pos is not None and where.layer in compared.side(side).provenance.moe_layers
+    there = where is not None and pos is not None and where.layer in compared.mapped(side).provenance.moe_layers
     cell = (where.layer, pos) if there else None
     theme = pictures.theme()
     slot = pictures.slot(f"compare_{side}", (_ident(compared), measure, theme.name), cell)
     picture = pictures.kept(
         compare_charts.side_map, compared, side, measure=measure, chosen=slot.preset, palette=theme, end=end
     )
-    _header(side, f"compare-{side}", compared, picture, table, of=": layer × token")
+    site = compared.site(side)
+    title = side if site == (sites.MOE, 1) else f"{side} · {sites.map_name(*site)}"
+    _header(title, f"compare-{side}", compared, picture, table, of=": layer × token")
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["pos"])
@@ -166,7 +191,7 @@ def _side_map(
         a, b = (mark["pos"], other) if side == "a" else (other, mark["pos"])
         compare_state.look(layer=mark["layer"], pos_a=a, pos_b=b)
 
-    best = views.best_cell(compared.side(side))
+    best = views.best_cell(compared.mapped(side))
     told = f"; the highest is layer {best[0]}, position {best[1]}" if best else ""
     alt = f"Layer by token heat map of {side}{told}"
     pictures.show(picture, key=slot.key, selection="cell", on_pick=pick, alt=alt)
@@ -195,7 +220,7 @@ def _cell(compared: Compared, where: Place) -> None:
     """The chosen cell on both sides, in a sentence."""
     told, values = [], {}
     for side in SIDES:
-        cells = pictures.kept(views.layer_cells, compared.side(side))
+        cells = pictures.kept(views.layer_cells, compared.mapped(side))
         found = cells[(cells.layer == where.layer) & (cells.pos == (-1 if (pos := where.on(side)) is None else pos))]
         if found.empty:
             told.append(f"{side} has no such cell")
@@ -207,7 +232,9 @@ def _cell(compared: Compared, where: Place) -> None:
     if len(values) == 2:
         changes = [f"{name} {number(values['b'][name] - values['a'][name], 3, True)}" for name in COMPARED]
         told.append(f"b − a {', '.join(changes)}")
-    st.markdown(f"Layer patch at layer {where.layer}: {'; '.join(told)}.")
+    maps = [compared.site(side) for side in SIDES]
+    what = "Layer patch" if set(maps) == {(sites.MOE, 1)} else f"Patch of {sites.map_name(*maps[0])}"
+    st.markdown(f"{what if maps[0] == maps[1] else 'Patches'} at layer {where.layer}: {'; '.join(told)}.")
 
 
 def _experts(compared: Compared, where: Place, measure: str) -> None:
@@ -219,7 +246,8 @@ def _experts(compared: Compared, where: Place, measure: str) -> None:
     found = [_with_experts(compared.side(side), where.on(side), side) for side in SIDES]
     if found[0] is None or found[1] is None:
         return
-    at, theme = together(found[0], found[1], compared.same_model), pictures.theme()
+    at = together(found[0], found[1], compared.same_model, compared.at_a, compared.at_b)
+    theme = pictures.theme()
     table = pictures.kept(Compared.experts, at, where.a, where.b)
     end = compare_charts.scale_end([table], [f"{measure}_{side}" for side in SIDES])
     ident = f"{_ident(at)}-{where}-{measure}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core import sites
+from core.cells.asking import ask
 from core.compare import words
 from core.compare.link import SIDES, Pair
 from core.compare.tables import Compared
+from core.derived import DerivedResult
 from core.errors import InputError
-from core.links import Link
+from core.links import Link, View
 from core.links import to_query as trace_query
 from core.prompts import subject_span
 from core.results import TraceResult
@@ -29,6 +32,7 @@ from . import (
 from .answers import answer
 
 HELP_EDIT = "Whose settings stand below. What you change there is what the two sides differ in."
+HELP_MAP = "Of this side alone, to compare two sites of one run. The switch above the maps is for both sides."
 SAME = "Both sides ask the same question. Change a setting of b in the sidebar: the fact, the noise level, the model …"
 VERSIONS = "Two versions of one model"
 HELP_VERSIONS = (
@@ -55,10 +59,16 @@ def draw() -> None:
     if a is not None and b is not None:
         from . import compare_maps  # charts take most of a second to import: the head is on the screen by then
 
-        compared = compare_state.together(a, b, pair.same_model)
-        present.say(words.sentences(compared))
-        _changed(compared, pair)
-        compare_maps.draw(compared, pair)
+        above = st.container()
+        compare_maps.switches(pair, max(a.provenance.n_layers, b.provenance.n_layers))
+        maps = {side: _map(side, pair.side(side)) for side in SIDES}
+        ready = all(maps[side] is not None or pair.side(side).view.is_base for side in SIDES)
+        at = (maps["a"], maps["b"]) if ready else (None, None)
+        compared = compare_state.together(a, b, pair.same_model, *at)
+        present.say(words.sentences(compared, maps=ready))
+        with above:
+            _changed(compared, pair, maps=ready)
+        compare_maps.draw(compared, pair, maps=ready)
     frame.foot()
 
 
@@ -79,6 +89,18 @@ def _sidebar(pair: Pair) -> None:
         facts_panel.draw(side.request, asker, bundled=side.bundled)
         settings_panel.corruption(side.request, asker)
         settings_panel.tokens(side.request, asker)
+        _map_of(pair.edited, side.view)
+
+
+def _map_of(side: str, view: View) -> None:
+    """What the layer × token map of one side alone patches."""
+    with st.expander("Map" + ("" if view.is_base else f" · {sites.map_name(view.site, view.window)}")):
+        key = address.key(f"map of {side} {view.site}")
+        st.selectbox(
+            "Layer × token patches", sites.SITES, index=sites.SITES.index(view.site), key=key, help=HELP_MAP,
+            format_func=sites.NAMES.__getitem__,
+            on_change=address.callback(key, lambda: compare_state.show(side, site=st.session_state[key])),
+        )  # fmt: skip
 
 
 def _head(pair: Pair) -> None:
@@ -111,11 +133,19 @@ def _side(side: str, link: Link) -> None:
     st.html(text.head(prompt, fact.true, fact.foil or "(automatic)", link.request.first_token))
 
 
-def _changed(compared: Compared, pair: Pair) -> None:
-    """The sentences, the numbers, and whether two names are one model."""
+def _map(side: str, link: Link) -> DerivedResult | None:
+    """What a side's layer × token map shows, where it is not the trace itself; None also as long as it is not there."""
+    view = link.view
+    if view.is_base:
+        return None
+    return answer(ask("site_map", link.request, site=view.site, window=view.window), f"compare map {side}")[0]
+
+
+def _changed(compared: Compared, pair: Pair, *, maps: bool) -> None:
+    """The sentences, the numbers, and whether two names are one model. `maps`: whether the maps are there."""
     if not words.settings(compared):
         st.info(SAME)
-    st.html(text.findings(words.sentences(compared)))
+    st.html(text.findings(words.sentences(compared, maps=maps)))
     headings, rows, titles = words.numbers(compared)
     st.html(text.table(headings, rows, titles))
     if compared.could_be_versions:

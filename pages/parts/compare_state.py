@@ -11,6 +11,7 @@ import streamlit as st
 
 from core.compare.link import Pair, from_query, to_query
 from core.compare.tables import Compared
+from core.derived import DerivedResult
 from core.links import Link, View, with_query
 from core.requests import TraceRequest
 from core.results import TraceResult
@@ -21,7 +22,7 @@ from .asker import Asker
 
 PAGE = Path(__file__).resolve().parent.parent / "Compare.py"
 _KEPT = 24
-_made: OrderedDict[tuple[int, int, bool], Compared] = OrderedDict()
+_made: OrderedDict[tuple[object, ...], Compared] = OrderedDict()
 _lock = threading.Lock()
 HERE: Address[Pair] = Address(
     "compare",
@@ -56,6 +57,11 @@ def look(*, layer: int | None, pos_a: int | None, pos_b: int | None) -> None:
     HERE.change(HERE.value.looking(layer=layer, pos_a=pos_a, pos_b=pos_b))
 
 
+def show(*sides: str, **changes: object) -> None:
+    """Other maps on the sides that are named, on both if none is: `measure`, `site`, `window`."""
+    HERE.change(HERE.value.showing(*sides, **changes))
+
+
 def change(**changes: object) -> None:
     """Change something else of the page's state."""
     HERE.change(replace(HERE.value, problems=(), **changes))
@@ -63,7 +69,7 @@ def change(**changes: object) -> None:
 
 def beside(link: Link) -> dict[str, str]:
     """Query parameters of this page with a question of the Trace page beside a copy of itself."""
-    view = replace(link.view.own(), expert=None, strip=None)
+    view = replace(link.view.maps(), expert=None, strip=None)
     one = Link(link.request, view, link.bundled)
     return to_query(Pair(one, one))
 
@@ -73,11 +79,14 @@ def against(a: TraceRequest, b: TraceRequest, *, bundled: bool) -> dict[str, str
     return to_query(Pair(Link(a, View(), bundled), Link(b, View(), bundled)))
 
 
-def together(a: TraceResult, b: TraceResult, same_model: bool) -> Compared:
-    """The two results as one value, the same one for as long as they are the same: its tables are made once."""
-    key = (id(a), id(b), same_model)
-    with _lock:
-        made = _made.setdefault(key, Compared(a, b, same_model))  # it holds the results, so that their ids stay theirs
+def together(
+    a: TraceResult, b: TraceResult, same_model: bool, at_a: DerivedResult | None = None,
+    at_b: DerivedResult | None = None,
+) -> Compared:  # fmt: skip
+    """The results as one value, the same one for as long as they are the same: its tables are made once."""
+    key = (id(a), id(b), same_model, id(at_a), id(at_b))
+    with _lock:  # it holds the results, so that their ids stay theirs
+        made = _made.setdefault(key, Compared(a, b, same_model, at_a, at_b))
         _made.move_to_end(key)
         while len(_made) > _KEPT:
             _made.popitem(last=False)

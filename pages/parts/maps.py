@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import streamlit as st
 
@@ -15,7 +16,7 @@ from core.requests import digest
 from core.results import MIN_DROP, TraceResult
 from core.trace_view import MEASURES, SHOWN, SPREAD, members
 
-from . import cell, corruptions, downloads, pictures, present, state
+from . import cell, corruptions, downloads, map_switches, pictures, present, state
 from .answers import answer
 
 COLOURS = "Blue brings the answer back, orange drives it further away. Click a cell."
@@ -24,18 +25,10 @@ EXPERT_MAP = (
     "Each coloured cell puts back one expert's update alone. Blank: not routed at this token. "
     "Ring: routed in the corrupt run only. Click an expert."
 )
-WINDOWS = (1, 2, 3, 5, 10, 20)
 COLOUR_NAMES = {"restoration": "restoration", "rescue": "rescue in logits", "rescue_sd": "spread over draws"}
 HELP_MEASURE = (
     "restoration = mean rescue ÷ mean drop: 0 as corrupt, 1 as clean. rescue = contrast − corrupt contrast. Spread: "
     "sample standard deviation of the rescue over the draws."
-)
-HELP_SITE = (
-    "What is put back to its clean value at each layer and token: the MoE block's output (the paper's layer patch), "
-    "the attention sublayer's output, both, or the residual stream after the layer."
-)
-HELP_WINDOW = (
-    "Patch this many neighbouring layers at once. One layer's loss can be made up for by the next; ROME's plots use 10."
 )
 TICK = "In the framed layer a click ticks an expert for the coalition."
 STRIP = (
@@ -95,19 +88,17 @@ def _switches(result: TraceResult, view: View) -> None:
             on_change=state.callback(key, lambda: state.look(measure=st.session_state[key] or MEASURES[0])),
             format_func=COLOUR_NAMES.__getitem__, help=HELP_MEASURE,
         )  # fmt: skip
-        site = state.key("site")
-        st.segmented_control(
-            "What layer × token patches", sites.SITES, default=view.site, key=site, required=True,
-            on_change=state.callback(site, lambda: state.look(site=st.session_state[site] or sites.MOE)),
-            format_func=sites.NAMES.__getitem__, help=HELP_SITE,
-        )  # fmt: skip
-        window = state.key("window")
-        options = sorted({w for w in WINDOWS if w <= result.provenance.n_layers} | {view.window})
-        st.selectbox(
-            "In a window of", options, index=options.index(view.window), key=window, width=125,
-            on_change=state.callback(window, lambda: state.look(window=st.session_state[window])),
-            format_func=lambda w: f"{w} layer{'s' if w > 1 else ''}", help=HELP_WINDOW,
-        )  # fmt: skip
+
+        def site(key: str) -> Callable[[], None]:
+            return state.callback(key, lambda: state.look(site=st.session_state[key] or sites.MOE))
+
+        def window(key: str) -> Callable[[], None]:
+            return state.callback(key, lambda: state.look(window=st.session_state[key]))
+
+        map_switches.site(view.site, key=state.key("site"), callback=site)
+        map_switches.window(
+            view.window, n_layers=result.provenance.n_layers, key=state.key("window"), callback=window
+        )
 
 
 def _site(result: TraceResult, shown: View, ident: str) -> tuple[TraceResult, TraceResult | DerivedResult] | None:
@@ -126,8 +117,7 @@ def _site(result: TraceResult, shown: View, ident: str) -> tuple[TraceResult, Tr
 
 def _token_map(result: TraceResult, shown: View, ident: str) -> TraceResult | None:
     """The layer × token map; gives the result whose cells it shows, if it is there."""
-    title = "Layer × token" + ("" if shown.is_base else f", {sites.NAMES[shown.site]}")
-    title += f", {shown.window} layers at once" if shown.window > 1 else ""
+    title = "Layer × token" + ("" if shown.is_base else f", {sites.map_name(shown.site, shown.window)}")
     there = _site(result, shown, ident)
     if there is None:
         st.caption(f"{title}. {sites.cell_meaning(shown.site, shown.window)}")
