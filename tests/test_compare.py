@@ -9,10 +9,13 @@ from urllib.parse import parse_qsl, urlencode
 
 import altair as alt
 import numpy as np
+import pandas as pd
 import pytest
+from fake_cells import LIFT, fake_answer
 from fake_results import FRANCE, fake_result
 
-from core import views
+from core import export, views
+from core.cells.asking import ask
 from core.compare import charts, words
 from core.compare.align import align
 from core.compare.link import Pair, from_query, from_text, to_query
@@ -323,6 +326,69 @@ def test_the_sentences_say_contrasts_best_cells_and_order(compared):
     headings, rows, titles = words.numbers(compared)
     assert headings == ["", "a", "b", "b − a"] and len(rows) == len(titles) == 5
     assert rows[2] == ["drop", "+5.000", "+3.000", "−2.000"]
+
+
+# -- maps at other sites -----------------------------------------------------------------------------------------------
+
+
+def at(request, site, window=1, **shape):
+    return fake_answer(ask("site_map", request, site=site, window=window), **shape)
+
+
+def test_a_link_says_which_maps_are_compared():
+    view = View(site="attention", window=3)
+    pair = Pair(one(BASE, view), one(BASE, View(layer=2)))
+    params = to_query(pair)
+    assert [params[f"{side}.{name}"] for side in "ab" for name in ("site", "window")] == ["attention", "3", "moe", "1"]
+    assert read(params) == pair
+    both = pair.showing(site="residual", window=2)
+    assert {(link.view.site, link.view.window) for link in (both.a, both.b)} == {("residual", 2)}
+    assert {"b.site", "b.window"}.isdisjoint(to_query(both)) and read(to_query(both)) == both
+    alone = both.showing("b", site="moe")
+    assert (alone.a.view.site, alone.b.view.site) == ("residual", "moe")
+    chosen = alone.looking(layer=2, pos_a=1, pos_b=0)
+    assert (chosen.a.view.site, chosen.b.view.site) == ("residual", "moe"), "another cell is one of the same maps"
+
+
+@pytest.mark.parametrize("sites", [("attention", "attention"), (None, "residual")])
+def test_maps_of_other_sites_are_subtracted_and_named(sites):
+    """The made-up patches at another site lift the true object by `LIFT` logits more."""
+    requests = BASE, BASE.replace(noise=1.0)
+    traces = [fake_result(request=r, seed=i, drop=5.0 - i) for i, r in enumerate(requests)]
+    shapes = [{"seed": i, "drop": 5.0 - i} for i in range(2)]
+    answers = [None if s is None else at(r, s, **shape) for s, r, shape in zip(sites, requests, shapes, strict=True)]
+    plain, found = Compared(*traces), Compared(*traces, False, *answers)
+    lifts = [0.0 if site is None else LIFT for site in sites]
+    assert len(found.cells) == len(plain.cells)
+    for side, lift in zip("ab", lifts, strict=True):
+        assert np.allclose(found.cells[f"rescue_{side}"], plain.cells[f"rescue_{side}"] + lift)
+    assert np.allclose(found.cells.rescue_difference, plain.cells.rescue_difference + lifts[1] - lifts[0])
+    pd.testing.assert_frame_equal(found.experts(5, 5), plain.experts(5, 5))
+    told = words.sentences(found)
+    if sites[0] is None:
+        assert "layer × token map MoE output → residual" in told[0]
+    else:
+        assert "layer × token map" not in told[0] and any(line.startswith("Patching attention: ") for line in told)
+    layer, pos = views.best_cell(plain.b)
+    top = mean_rescue(plain.b, layer, pos) + lifts[1]
+    assert f"(restoration {top / plain.b.drop:.2f})" in " ".join(told)
+    assert len(words.sentences(found, maps=False)) == len(told) - 2, "nothing of the maps as long as they are not there"
+    origin = export.origin(found)
+    assert ["layer_token_map" in origin[side] for side in "ab"] == [site is not None for site in sites]
+    for side in "ab":
+        drawn = data_with(charts.side_map(found, side), "value")
+        assert sorted(drawn.value) == pytest.approx(sorted(found.cells[f"restoration_{side}"]))
+
+
+def test_maps_of_different_layers_are_subtracted_where_both_have_them():
+    """A dense layer has attention, but no MoE block."""
+    trace = fake_result(request=BASE, dense=(0,))
+    cells = fake_answer(ask("site_map", BASE, site="attention", window=1))
+    found = Compared(trace, trace, False, None, cells)
+    assert not found.no_cells
+    assert set(found.cells.layer) == set(trace.provenance.moe_layers) and 0 in found.mapped("b").provenance.moe_layers
+    dense = [t for t in charts.difference_map(found).tables.values() if "layer" in t and len(t) and set(t.layer) == {0}]
+    assert dense, "the layer that only b has is drawn as one with nothing to subtract"
 
 
 def test_two_corruptions_of_one_prompt_are_judged_as_on_the_trace_page():

@@ -7,16 +7,19 @@ import dataclasses
 import html
 import json
 import re
+import threading
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
 import test_trace_page
+from fake_cells import fake_answer
 from fake_results import FRANCE, fake_result
 from streamlit.testing.v1 import AppTest
 from test_trace_page import JAPAN, bench, engine, finished, params_of, shown  # noqa: F401 - the fixtures
 
 from core import views
+from core.cells.asking import ask
 from core.compare import words
 from core.compare.link import Pair, from_query, to_query
 from core.compare.tables import Compared
@@ -128,6 +131,44 @@ def test_the_trace_page_leads_here_with_its_question_twice(bench, engine):  # no
     pair = from_query(dict(parse_qsl(found)), bundled={17: FRANCE}.get, default=FRANCE)
     assert pair.a.request == pair.b.request == BASE.replace(noise=2.5)
     assert (pair.a.view.layer, pair.a.view.pos) == (2, 5) and not pair.problems
+
+
+def test_the_maps_are_those_of_another_site_on_both_sides_or_on_one(bench, engine):  # noqa: F811
+    requests = [BASE, BASE.replace(noise=1.0)]
+    page = finished(opened(pair_of(b=requests[1])), bench)
+    plain = compared_of(bench, pair_of(b=requests[1]))
+    next(c for c in page.segmented_control if c.label.startswith("What layer")).set_value("attention").run()
+    page = finished(finished(page, bench), bench)
+    asked = [ask("site_map", request, site="attention", window=1) for request in requests]
+    assert engine.derived == asked
+    assert params_of(page)["a.site"] == "attention" and "b.site" not in params_of(page)
+    text = html.unescape(shown(page))
+    assert "Patching attention: " in text and "Patch of attention at layer" in text
+    found = Compared(plain.a, plain.b, False, *(fake_answer(one, **engine.shape) for one in asked))
+    for sentence in words.sentences(found):
+        assert sentence in text
+    table = page.session_state["es_noted"]["compare-difference"].part.table
+    assert list(table.rescue_difference) == pytest.approx(list(found.cells.rescue_difference))
+    assert len(charts(page)) == 8
+    next(b for b in page.selectbox if b.label == "Layer × token patches").select("moe").run()
+    page = finished(page, bench)
+    assert (params_of(page)["a.site"], params_of(page)["b.site"]) == ("attention", "moe")
+    assert "layer × token map attention → MoE output" in shown(page) and len(engine.derived) == 2
+    assert any("b.site=moe" in code.value and code.value.startswith("python -m core") for code in page.code)
+
+
+def test_while_a_map_is_computed_the_rest_is_there(bench, engine):  # noqa: F811
+    pair = pair_of(b=BASE.replace(noise=1.0)).showing(site="residual")
+    finished(opened(pair_of(b=BASE.replace(noise=1.0))), bench)
+    engine.gate = threading.Event()
+    page = opened(pair)
+    assert not page.exception
+    text = shown(page)
+    assert "From a to b: corruption noise 3 → noise 1." in text and "restores most" not in text
+    assert len(charts(page)) == 5, "experts and routing, but no layer × token map"
+    engine.gate.set()
+    page = finished(finished(page, bench), bench)
+    assert "Patching residual: " in shown(page) and len(charts(page)) == 8
 
 
 def test_two_models_say_why_and_can_be_declared_versions(bench, engine, monkeypatch):  # noqa: F811

@@ -15,6 +15,7 @@ from fake_results import FRANCE, fake_result
 
 import core
 from core import cli, expert_questions, facts, models, script
+from core.cells.asking import ask
 from core.cli_derive import read
 from core.compare import words
 from core.compare.link import Pair, to_query
@@ -151,6 +152,21 @@ def test_the_scripts_of_a_comparison_give_its_numbers(model, question, loading, 
     np.testing.assert_allclose(found["compared"].cells.rescue_difference, compared.cells.rescue_difference, atol=1e-4)
     pair = Pair(Link(a, View(), True), Link(b, View(), True))
     assert made == script.of_comparison(pair) and urlencode(to_query(pair)) in made.command
+
+
+def test_the_scripts_of_maps_at_another_site_give_their_numbers(model, question, loading, tmp_path):
+    a = question.replace(experts="none", draws=1)
+    at = derive(model, ask("site_map", a, site="attention", window=2))
+    trace = core.trace(model, a)
+    compared = Compared(trace, trace, False, None, at)
+    made = script.of_result(compared, bundled={fact.case_id: fact for fact in facts.bundled()}.get)
+    out = tmp_path / "cells.parquet"
+    assert cli.main([*shlex.split(made.command)[3:], "--out", str(out)]) == 0
+    found = {}
+    exec(made.python, found)  # noqa: S102
+    for table in (pd.read_parquet(out), found["compared"].cells):
+        np.testing.assert_allclose(table.rescue_difference, compared.cells.rescue_difference, atol=1e-4)
+    assert (compared.cells.rescue_difference.abs() > 0.1).any()
 
 
 def test_the_scripts_of_a_derived_answer_give_its_numbers(model, loading, tmp_path, capsys):

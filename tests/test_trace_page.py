@@ -46,18 +46,22 @@ class FakeEngine:
     def trace_many(self, model, requests, *, store, progress):
         self.asked += requests
         self.begun.set()
-        while self.gate is not None and not self.gate.wait(0.01):
-            progress.update(1, 4, "patching layers")
-            progress.check()
+        self._wait(progress)
         if self.error is not None:
             raise self.error
         return [fake_result(request=request, **self.shape) for request in requests]
+
+    def _wait(self, progress):
+        while self.gate is not None and not self.gate.wait(0.01):
+            progress.update(1, 4, "patching layers")
+            progress.check()
 
     def from_store(self, store, request):
         return self.stored.get(request)
 
     def derive(self, model, request, *, store, progress):
         self.derived.append(request)
+        self._wait(progress)
         return fake_answer(request, **self.shape)
 
     def derived_from_store(self, store, request):
