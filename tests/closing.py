@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -37,12 +36,12 @@ class Life:
     """One server process with the store in `folder`/home."""
 
     def __init__(self, folder: Path) -> None:
-        self.home, self.log = folder / "home", folder / "log"
+        self.store, self.log = folder / "home" / "store.duckdb", folder / "log"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [sys.executable, "serve.py", "--server.port", str(port), "--server.headless", "true"]
-        environment = os.environ | {"EXPERTSCOPE_HOME": str(self.home)}
+        environment = os.environ | {"EXPERTSCOPE_HOME": str(self.store.parent)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         self.url = f"http://127.0.0.1:{port}"
@@ -56,11 +55,11 @@ class Life:
         except OSError:
             return False
 
-    def until(self, condition: Callable[[], bool]) -> None:
+    def until(self, condition: Callable[[], bool], every: float = 0.02) -> None:
         deadline = time.monotonic() + WAIT
         while not condition():
             assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
+            time.sleep(every)
 
     def look(self, page: str = "", **params: object) -> Session:
         self.sessions.append(Session(self.url, page, **params))
@@ -99,9 +98,9 @@ def trace(life: Life) -> None:
 def study(life: Life) -> None:
     """A study is measured."""
     page(life)
-    session = life.look("Study")
-    session.click("Start the demo study")
-    session.until(lambda: any(re.search(r"[1-9]\d?% of the whole", text) for text in session.said))
+    life.look("Study").click("Start the demo study")
+    life.until(lambda: bool(life.events("job begun", lane="study")))
+    life.until(lambda: any(Studies(life.store).part_names(record.name) for record in Studies(life.store).all()), 0.5)
 
 
 def loading(life: Life) -> None:
@@ -135,7 +134,7 @@ def close_at(folder: Path, moment: str, signal_number: int = signal.SIGTERM) -> 
             session.close()
     text = life.log.read_text()
     assert "Traceback" not in text and "Fatal" not in text, text[-6000:]
-    path = life.home / "store.duckdb"
+    path = life.store
     if path.exists():
         Store.open(path).close()
         held = Holdings(path).answers() + Holdings(path).derived()

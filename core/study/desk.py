@@ -134,7 +134,9 @@ class StudyDesk:
             return self._latest.get(name)
 
     def _submit(self, name: str, spec: ModelSpec) -> None:
-        job = self._jobs.submit(("study", name), name, lambda progress: self._measure(name, spec, progress))
+        job = self._jobs.submit(
+            ("study", name), name, lambda progress: self._measure(name, spec, progress), lane="study"
+        )
         with self._lock:
             self._latest[name] = job
 
@@ -197,7 +199,7 @@ class StudyDesk:
                     self._findings.popitem(last=False)
             return found
 
-        return self._readers.submit(("findings", name), name, work)
+        return self._readers.submit(("findings", name), name, work, lane="findings")
 
     def reading(self, name: str) -> JobStatus | None:
         """How far the reading of a study's results is; None where nobody reads."""
