@@ -53,7 +53,7 @@ def test_another_site_is_asked_for_after_the_trace_and_shown_in_the_map(bench, e
     widget(page.selectbox, "In a window of").set_value(3).run()
     page = finished(page, bench)
     assert engine.derived[-1] == ask("site_map", REQUEST, site="attention", window=3)
-    assert "in a window of 3 layers at once (1 layers below to 1 above)" in shown(page)
+    assert "in a window of 3 layers at once (1 layer below to 1 above)" in shown(page)
     assert len(engine.derived) == 2 and params_of(page)["window"] == "3"
 
 
