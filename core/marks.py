@@ -136,4 +136,4 @@ def rows_of(
 ) -> Picture:
     """A chart of rows of one height each, whose layers have colour scales of their own."""
     height = max(n_rows * (step or row_height(n_rows)), 60)
-    return finish(chart.resolve_scale(color="independent", fill="independent"), tables, n_marks, height, palette)
+    return finish(chart, tables, n_marks, height, palette, own_scales=("color", "fill"))

@@ -110,25 +110,49 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in clean.to_dict("records")]
 
 
-def finish(chart: alt.LayerChart | alt.Chart, tables: Tables, n_marks: int, height: int, palette: Palette) -> Picture:
-    """A chart as a picture in the project's look, as wide as its place and `height` pixels high."""
-    renderer = "canvas" if n_marks > CANVAS_MARKS else "svg"
+def finish(
+    chart: alt.LayerChart | alt.Chart,
+    tables: Tables,
+    n_marks: int,
+    height: int,
+    palette: Palette,
+    *,
+    own_scales: tuple[str, ...] = (),
+) -> Picture:
+    """A chart as a picture in the project's look, as wide as its place and `height` pixels high. `own_scales`: channels
+    for which each of its layers has a scale of its own.
+
+    What all charts have is put into the finished spec: Altair copies a whole chart for each property that is added.
+    """
     text = {"labelFont": FONT, "titleFont": FONT, "labelColor": palette.ink, "titleColor": palette.muted}
     lines = {"gridColor": palette.grid, "domainColor": palette.grid, "tickColor": palette.grid}
-    chart = (
-        chart.properties(
-            width="container",
-            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-            height=height,
-            usermeta={"embedOptions": {"renderer": renderer, "actions": False}},
-        )
-        .configure(background=palette.background, font=FONT, padding=4)
-        .configure_view(stroke=None)
-        .configure_axis(**text, **lines, labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
-        .configure_legend(**text, labelFontSize=11, titleFontSize=12, titleFontWeight="normal", offset=8)
-        .configure_title(font=FONT, subtitleFont=FONT, color=palette.ink, subtitleColor=palette.muted, anchor="start")
+    sizes = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    fonts = {"font": FONT, "subtitleFont": FONT, "color": palette.ink, "subtitleColor": palette.muted}
+    spec = chart.to_dict(validate=False)
+    if own_scales:
+        spec["resolve"] = {"scale": dict.fromkeys(own_scales, "independent")}
+    config = spec.get("config", {})
+    return Picture(
+        spec=spec
+        | {
+            "width": "container",
+            "autosize": {"type": "fit-x", "contains": "padding"},
+            "height": height,
+            "usermeta": {"embedOptions": {"renderer": "canvas" if n_marks > CANVAS_MARKS else "svg", "actions": False}},
+            "config": config
+            | {
+                "background": palette.background,
+                "font": FONT,
+                "padding": 4,
+                "view": config.get("view", {}) | {"stroke": None},
+                "axis": text | lines | sizes,
+                "legend": text | sizes | {"labelFontSize": 11, "offset": 8},
+                "title": fonts | {"anchor": "start"},
+            },
+        },
+        tables=dict(tables),
+        marks=n_marks,
     )
-    return Picture(spec=chart.to_dict(validate=False), tables=dict(tables), marks=n_marks)
 
 
 def chart_page(picture: Picture, title: str, *, tab: str, lines: list[str], about: Any, width: int) -> bytes:

@@ -5,6 +5,7 @@ The same tables feed the charts, the exports and the command line. Nothing here 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,17 +98,17 @@ class TraceResult:
     runs: pd.DataFrame
     cached: bool = False
 
-    @property
+    @functools.cached_property
     def clean_contrast(self) -> float:
         """logit(true) − logit(foil) of the clean run."""
         return float(self.frame.loc[self.frame.kind == "clean", "contrast"].iloc[0])
 
-    @property
+    @functools.cached_property
     def corrupt_contrast(self) -> float:
         """The same of the corrupt runs, mean over draws."""
         return float(self.frame.loc[self.frame.kind == "corrupt", "contrast"].mean())
 
-    @property
+    @functools.cached_property
     def drop(self) -> float:
         """Clean minus corrupt contrast, mean over draws."""
         return self.clean_contrast - self.corrupt_contrast

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .links import SHARED
+from .remembered import remembered
 from .results import MIN_DROP, Provenance, TraceResult, expert_name
 
 PAPER_CLEAN, PAPER_DROP = 1.0, 0.5
@@ -90,6 +91,13 @@ def corruption(result: TraceResult) -> str:
 
 
 def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None) -> pd.DataFrame:
+    """`patches_of` some kinds, at one position or at all."""
+    found = patches_of(result, kinds)
+    return found if pos is None else found[found.pos == pos].reset_index(drop=True)
+
+
+@remembered
+def patches_of(result: TraceResult, kinds: tuple[str, ...]) -> pd.DataFrame:
     """Patches of some kinds, draws aggregated: layer, pos, kind, expert, router weights, `MEASURES` and `direct`.
 
     Means run over all draws of the request. A draw without a row is one in which the expert is routed neither in
@@ -99,10 +107,7 @@ def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None)
     frame = result.frame
     corrupt = frame.loc[frame.kind == "corrupt", ["draw", "true_logit", "foil_logit", "contrast"]]
     n = len(corrupt)
-    rows = frame[frame.kind.isin(kinds)]
-    if pos is not None:
-        rows = rows[rows.pos == pos]
-    rows = rows.merge(corrupt, on="draw", suffixes=("", "_corrupt"))
+    rows = frame[frame.kind.isin(kinds)].merge(corrupt, on="draw", suffixes=("", "_corrupt"))
     rows = rows.assign(
         expert=rows.expert.astype("Float64").fillna(SHARED_INDEX).astype(int),
         true_shift=rows.true_logit - rows.true_logit_corrupt,
@@ -146,6 +151,7 @@ def patches(result: TraceResult, kinds: tuple[str, ...], pos: int | None = None)
     return _plain(out[keep])
 
 
+@remembered
 def layer_cells(result: TraceResult) -> pd.DataFrame:
     """The layer × token map: one row per (MoE layer, position), with token, label, `subject`, margins, experts.
 
@@ -169,6 +175,7 @@ def layer_cells(result: TraceResult) -> pd.DataFrame:
     )
 
 
+@remembered
 def margins(result: TraceResult) -> pd.DataFrame:
     """Routing margins per (layer, pos): clean, and the smallest of the corrupt draws; near ties of each."""
     routing = result.routing.astype({"margin": float})
@@ -181,6 +188,7 @@ def margins(result: TraceResult) -> pd.DataFrame:
     return parts[0].merge(parts[1], on=["layer", "pos"], how="outer")
 
 
+@remembered
 def expert_grid(result: TraceResult, pos: int) -> pd.DataFrame:
     """The layer × expert map of one position: every expert of every MoE layer, and the shared one where there is one.
 
@@ -221,6 +229,7 @@ def expert_grid(result: TraceResult, pos: int) -> pd.DataFrame:
     return grid.merge(margins(result)[lambda m: m.pos == pos].drop(columns="pos"), on="layer", how="left")
 
 
+@remembered
 def active_experts(result: TraceResult, layer: int, pos: int) -> pd.DataFrame:
     """One cell's experts that are routed in the clean or in a corrupt run (and the shared one), best rescue first."""
     grid = expert_grid(result, pos)
@@ -230,6 +239,7 @@ def active_experts(result: TraceResult, layer: int, pos: int) -> pd.DataFrame:
     return rows.sort_values("rescue", ascending=False, ignore_index=True, kind="stable")
 
 
+@remembered
 def routing_strip(result: TraceResult, layer: int) -> pd.DataFrame:
     """Tokens × experts at one layer: one row per (position, expert) routed in the clean or in a corrupt run.
 
