@@ -14,6 +14,7 @@ from . import views
 from .links import SHARED, View
 from .marks import (
     TITLES,
+    chosen_by,
     dense_rows,
     diverging,
     expert_axis,
@@ -71,7 +72,7 @@ def layer_token(
         dots = alt.Chart(tables(dots[["layer", "label", "routed"]])).mark_point(
             size=34, strokeWidth=1.8, stroke=palette.expert, tooltip=None
         )
-        fill = alt.condition("datum.routed == 'clean'", alt.value(palette.expert), alt.value("transparent"))
+        fill = chosen_by(alt.FillValue, "datum.routed == 'clean'", palette.expert, "transparent")
         layers.append(dots.encode(x=x, y=y, fill=fill))
     return rows_of(alt.layer(*layers), tables, len(cells), result.provenance.n_layers, palette)
 
@@ -113,7 +114,7 @@ def layer_expert(
             x=x,
             y=y,
             color=scale,
-            stroke=alt.when("datum.routed").then(alt.value(palette.muted)).otherwise(alt.value(palette.blank)),
+            stroke=chosen_by(alt.StrokeValue, "datum.routed", palette.muted, palette.blank),
             tooltip=tooltip(expert_tooltips.columns),
         )
         .add_params(chosen),

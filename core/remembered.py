@@ -1,37 +1,56 @@
-"""Tables made of a result, made once: they are kept with the result itself and go when it goes.
+"""What is made of a result, made once: it is kept for as long as the result itself.
 
-Knows neither results nor tables: only that equal arguments give an equal table, and that a table's reader may add
+Knows neither results nor tables: only that equal arguments give an equal answer, and that a table's reader may add
 columns to it as if it were his own.
 """
 
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
+T = TypeVar("T")
+
 KEPT = 32
-"""How many tables are kept with one result."""
+"""How many answers are kept with one result."""
+
+_made: dict[int, tuple[weakref.ref, dict[tuple, Any]]] = {}
 
 
-def remembered(make: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
-    """`make(result, *arguments)`, done once for each result and arguments (hashable ones).
+def remembered(make: Callable[..., T]) -> Callable[..., T]:
+    """`make(result, *arguments)`, done once for each result (this very object) and arguments (hashable ones).
 
-    Each caller gets a copy that shares the values until one of the two is changed (pandas' copy-on-write).
+    Each caller gets a copy of a table that shares its values until one of the two is changed (pandas' copy-on-write).
     """
 
     @functools.wraps(make)
-    def call(result: Any, *arguments: Any) -> pd.DataFrame:
-        tables = vars(result).setdefault("_tables", {})  # frozen dataclasses have a dictionary, too
-        key = (make.__name__, *arguments)
-        table = tables.get(key)
-        if table is None:
-            table = make(result, *arguments)
-            if len(tables) >= KEPT:
-                tables.clear()  # two threads may be here at once: nothing that could fail, no order to keep
-            tables[key] = table
-        return table.copy(deep=False)
+    def call(result: Any, *arguments: Any) -> T:
+        kept, key = _of(result), (make.__qualname__, *arguments)
+        found = kept.get(key)
+        if found is None:
+            found = make(result, *arguments)
+            if len(kept) >= KEPT:
+                kept.clear()  # other threads may be here at the same time: no order to keep, nothing that could fail
+            kept[key] = found
+        return found.copy(deep=False) if isinstance(found, pd.DataFrame) else found
 
     return call
+
+
+def _of(result: Any) -> dict[tuple, Any]:
+    """What was made of a result, by (function, arguments). By its id, for results have no hash."""
+    number = id(result)
+    entry = _made.get(number)
+    if entry is None or entry[0]() is not result:
+        entry = _made[number] = weakref.ref(result, lambda gone: _forget(number, gone)), {}
+    return entry[1]
+
+
+def _forget(number: int, gone: weakref.ref) -> None:
+    entry = _made.get(number)
+    if entry is not None and entry[0] is gone:  # another object may have the number by now
+        _made.pop(number, None)

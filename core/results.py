@@ -5,13 +5,13 @@ The same tables feed the charts, the exports and the command line. Nothing here 
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .remembered import remembered
 from .requests import TraceRequest
 
 MIN_DROP = 0.05
@@ -98,17 +98,20 @@ class TraceResult:
     runs: pd.DataFrame
     cached: bool = False
 
-    @functools.cached_property
+    @property
+    @remembered
     def clean_contrast(self) -> float:
         """logit(true) − logit(foil) of the clean run."""
         return float(self.frame.loc[self.frame.kind == "clean", "contrast"].iloc[0])
 
-    @functools.cached_property
+    @property
+    @remembered
     def corrupt_contrast(self) -> float:
         """The same of the corrupt runs, mean over draws."""
         return float(self.frame.loc[self.frame.kind == "corrupt", "contrast"].mean())
 
-    @functools.cached_property
+    @property
+    @remembered
     def drop(self) -> float:
         """Clean minus corrupt contrast, mean over draws."""
         return self.clean_contrast - self.corrupt_contrast

@@ -13,7 +13,19 @@ import numpy as np
 import pandas as pd
 
 from ..links import SHARED
-from ..marks import TITLES, dense_rows, diverging, gap, layer_axis, outline, rows_of, selection, shade, tooltip
+from ..marks import (
+    TITLES,
+    chosen_by,
+    dense_rows,
+    diverging,
+    gap,
+    layer_axis,
+    outline,
+    rows_of,
+    selection,
+    shade,
+    tooltip,
+)
 from ..palette import LIGHT, Palette
 from ..picture import Picture, Tables, finish, unchecked
 from ..results import expert_name
@@ -170,7 +182,7 @@ def expert_map(
     base = alt.Chart(tables(grid[["layer", "expert", "column", "value", "defined", "active", *EXPERT_TIPS]]))
     heat = base.mark_rect(cursor="pointer", strokeWidth=0.8 if n_experts <= 40 else 0.4).encode(
         x=x, y=y, color=diverging(grid.value, TITLES[measure], palette, palette.blank), tooltip=tooltip(EXPERT_TIPS),
-        stroke=alt.when("datum.active").then(alt.value(palette.muted)).otherwise(alt.value(palette.blank)),
+        stroke=chosen_by(alt.StrokeValue, "datum.active", palette.muted, palette.blank),
     )  # fmt: skip
     layers: list[alt.Chart] = [heat.add_params(chosen)]
     undefined = grid[grid.active & ~grid.defined]
