@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import threading
 import time
@@ -15,7 +16,7 @@ from fake_results import FRANCE, fake_result
 from word_facts import any_contrast, word_facts
 
 from cache.studies import Studies
-from core import cli_study
+from core import cli_study, facts
 from core.checks import ensure_checked
 from core.errors import InputError, ModelError, StoreError
 from core.jobs import JobRegistry
@@ -304,6 +305,25 @@ def test_the_command_begins_the_same_study(asked):
     arguments = parser.parse_args(words[3:])
     assert words[:3] == ["python", "-m", "core"] and arguments.name == "a name"
     assert cli_study.settings_of(arguments) == asked
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [preset("demo"), preset("rome", n=12, noise_levels=(1, 2.5), model=ModelSpec("org/x", dtype="bfloat16"))],
+)
+def test_the_program_measures_the_same_study(asked, monkeypatch):
+    done = []
+    book, model = object(), object()
+    monkeypatch.setattr("cache.studies.Studies", lambda: book)
+    monkeypatch.setattr("core.load_model", lambda **spec: done.append(spec) or model)
+    monkeypatch.setattr("core.study.data.create", lambda *given: done.append(given))
+    monkeypatch.setattr("core.study.data.load", lambda *given: given)
+    monkeypatch.setattr("core.study.run.run", lambda *given: done.append(given))
+    monkeypatch.setattr("core.study.text.overview", lambda study: f"found {study[1]}")
+    exec(explain.python(asked, "it's again"), {})  # noqa: S102
+    created, spec, ran = done
+    assert created == (book, "it's again", asked, facts.bundled())
+    assert spec == dataclasses.asdict(asked.model) and ran == (book, model, "it's again")
 
 
 def test_every_setting_is_explained_and_stands_in_one_group():

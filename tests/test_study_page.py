@@ -235,6 +235,9 @@ def test_results_are_those_of_the_rows(bench, book, finished):
         value = f"{numbers[0]} [{numbers[1]}, {numbers[2]}] · n {e['n']}" if e["n"] else "– missing"
         assert card(page, name.replace("_", " ").replace("gate m", "gate-m")) == value
     table = page.dataframe[0].value.set_index("quantity")
+    command, program, *_ = [code.value for code in page.code]
+    assert command.startswith("python -m core study ") and command.endswith("--name 'words again'")
+    assert "create(studies, 'words again', settings" in program
     for name in ("layer_rescue", "minimal_coalition"):
         assert table.loc[name, "mean"] == pytest.approx(expected[name]["mean"], abs=1e-12)
 

@@ -9,6 +9,7 @@ import dataclasses
 import shlex
 from typing import Any
 
+from ..fact_sets import BUNDLED
 from ..requests import OBJECT_TOKENS, SPECIAL_TOKENS
 from .settings import StudySettings, preset
 
@@ -97,3 +98,40 @@ def command(settings: StudySettings, name: str) -> str:
         else:
             words += [flag, *([repr(v) for v in value] if isinstance(value, tuple) else [str(value)])]
     return shlex.join([*words, "--name", name])
+
+
+def python(settings: StudySettings, name: str) -> str:
+    """A program that measures this study under `name` and says what came out. A file of facts has to be given by its
+    path."""
+    base, spec = preset(settings.preset), settings.model
+    model = {option.name: getattr(spec, option.name) for option in dataclasses.fields(spec)}
+    given = ", ".join(
+        f"{option.name}={model[option.name]!r}"
+        for option in dataclasses.fields(spec)
+        if option.default != model[option.name]
+    )
+    changed = {
+        option.name: getattr(settings, option.name)
+        for option in dataclasses.fields(settings)
+        if option.name not in ("preset", "model") and getattr(settings, option.name) != getattr(base, option.name)
+    }
+    more = "".join(f", {option}={value!r}" for option, value in changed.items())
+    known = "facts.bundled()" if settings.facts == BUNDLED else f"facts.read({settings.facts!r})"
+    lines = [
+        "from dataclasses import asdict",
+        "",
+        "import core",
+        "from cache.studies import Studies",
+        "from core import ModelSpec, facts",
+        "from core.study.data import create, load",
+        "from core.study.run import run",
+        "from core.study.settings import preset",
+        "from core.study.text import overview",
+        "",
+        f"settings = preset({settings.preset!r}, model=ModelSpec({given}){more})",
+        "studies = Studies()",
+        f"create(studies, {name!r}, settings, {known})",
+        f"run(studies, core.load_model(**asdict(settings.model)), {name!r})",
+        f"print(overview(load(studies, {name!r})))",
+    ]
+    return "\n".join(lines) + "\n"

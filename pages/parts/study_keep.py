@@ -6,7 +6,10 @@ import functools
 
 import streamlit as st
 
+from core.fact_sets import BUNDLED
+from core.study import explain
 from core.study.desk import StudyDesk, StudyStatus
+from core.study.settings import StudySettings
 
 from . import address, base, downloads, study_state, text
 
@@ -21,6 +24,8 @@ def draw(status: StudyStatus) -> None:
             on_click="ignore", icon=":material/description:", key="es_study_report",
             help="One HTML file with verdict, figures and tables. It opens offline.",
         )  # fmt: skip
+    with st.popover("Script", icon=":material/terminal:", key="es_study_script"):
+        _script(status)
     with st.popover("Link", icon=":material/link:"):
         st.caption("Opens exactly this: the study, the section, what is chosen. It works where this store is.")
         st.code(study_state.address(), language=None, wrap_lines=True)
@@ -42,6 +47,18 @@ def draw(status: StudyStatus) -> None:
             "Delete for good", disabled=not sure, on_click=_delete, args=(status.name,), width="stretch",
             icon=":material/delete:",
         )  # fmt: skip
+
+
+def _script(status: StudyStatus) -> None:
+    """The same study again, under another name: this one's is taken."""
+    settings, name = StudySettings.from_dict(status.settings), f"{status.name} again"
+    if settings.facts != BUNDLED:
+        said = text.plain(settings.facts)
+        st.caption(f"Its facts are those of {said}: give the path of that file, or export the list from the Library.")
+    st.caption("The same study on the command line, in the project's folder:")
+    st.code(explain.command(settings, name), language="bash", wrap_lines=True)
+    st.caption("The same study in Python:")
+    st.code(explain.python(settings, name), language="python", wrap_lines=True)
 
 
 def _report(desk: StudyDesk, name: str) -> bytes:
