@@ -62,7 +62,7 @@ def page(
         body.append("</section>")
     if script is not None:
         body.append("<section><h2>The same numbers again</h2>")
-        body += [f"<pre>{html.escape(text)}</pre>" for text in (script.command, script.python)]
+        body += [f"<pre>{html.escape(text)}</pre>" for text in (script.command, script.python) if text]
         body.append("</section>")
     shown = html.escape(json.dumps(about, ensure_ascii=False, indent=1, default=str))
     body.append(

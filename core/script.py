@@ -131,7 +131,8 @@ def together(scripts: Sequence[Script]) -> Script:
     """Several scripts, one after the other; of those with the same command the first."""
     unlike = {s.command: s.python for s in reversed(scripts)}
     commands = list(dict.fromkeys(s.command for s in scripts))
-    return Script("\n".join(commands), "\n".join(unlike[command] for command in commands))
+    programs = (unlike[command] for command in commands)
+    return Script("\n".join(filter(None, commands)), "\n".join(filter(None, programs)))
 
 
 _IMPORTS = "from dataclasses import asdict\n\nimport core\nfrom core import Fact, ModelSpec, TraceRequest"

@@ -16,7 +16,7 @@ from cache import Store
 from cache.fact_lists import FactLists
 from cache.holdings import Holdings
 from cache.studies import Studies
-from core import facts, library_link, links
+from core import facts, library_link, links, script
 from core.checks import ensure_checked
 from core.derived import derive
 from core.library_link import LibraryView
@@ -165,6 +165,30 @@ def test_the_bundled_facts_are_filtered_searched_and_lead_to_the_trace_page(benc
     assert found.request.fact.subject == "beaver" and found.bundled and not found.problems
 
 
+def labels(page: AppTest) -> list[str]:
+    return [b.proto.label for b in page.get("download_button")]
+
+
+def noted(page: AppTest, name: str):
+    return page.session_state["es_noted"][name].part
+
+
+@pytest.mark.parametrize("source", ["bundled", "words"])
+def test_the_facts_that_are_shown_can_be_had_as_a_report_and_by_a_program(bench, words, source, monkeypatch, capsys):
+    page = opened(facts=source, search="capital" if source == "bundled" else "")
+    shown = page.dataframe[0].value
+    assert len(shown) and labels(page).count("Report") == 1
+    part = noted(page, "library-facts")
+    assert list(part.table.subject) == list(shown.subject) and "trace" not in part.table
+    assert part.caption.startswith(f"{len(shown):,}")
+    (program,) = [code.value for code in page.code if "facts.search" in code.value]
+    monkeypatch.setattr("cache.fact_lists.FactLists", lambda: bench.fact_lists._book)
+    found = {}
+    exec(program, found)  # noqa: S102
+    assert [str(fact.case_id) for fact in found["found"]] == list(shown.case_id)
+    assert len(capsys.readouterr().out.splitlines()) == len(shown)
+
+
 def test_many_facts_are_listed_in_part_and_it_is_said(bench, monkeypatch):
     monkeypatch.setattr(library_facts, "MOST", 10)
     page = opened()
@@ -287,6 +311,20 @@ def test_traces_are_listed_searched_named_and_deleted(bench, traced):
     assert len(page.dataframe[0].value) == 1
     page = confirmed(page, "Delete 1 trace for good")
     assert len(bench.stored.traces()) == 3 and "Deleted 1 trace." in said(page)
+
+
+def test_every_section_has_a_report_and_what_computes_a_script(bench, traced):
+    assert "Report" in labels(page := opened(show="traces"))
+    part = noted(page, "library-traces")
+    assert list(part.table.fact) == list(page.dataframe[0].value.fact) and "open" not in part.table
+    (commands,) = [code.value for code in page.code if code.value.startswith("python -m core trace ")]
+    asked = {script.of_trace(trace.request, bundled=base.bundled().get).command for trace in traced}
+    assert set(commands.splitlines()) == asked and len(asked) == 4
+    assert {"store-models"} <= set(opened(show="store").session_state["es_noted"])
+    page = opened(show="models")
+    assert "Report" in labels(page) and any(code.value == "python -m core models" for code in page.code)
+    page = opened(show="studies")
+    assert "Report" not in labels(page), "there is nothing to report"
 
 
 def test_traces_go_into_a_file_and_come_back_marked(bench, traced):

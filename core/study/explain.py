@@ -100,6 +100,11 @@ def command(settings: StudySettings, name: str) -> str:
     return shlex.join([*words, "--name", name])
 
 
+def again(name: str) -> str:
+    """What a study is called that repeats `name`, whose own name is taken."""
+    return f"{name[:110]} again"
+
+
 def python(settings: StudySettings, name: str) -> str:
     """A program that measures this study under `name` and says what came out. A file of facts has to be given by its
     path."""

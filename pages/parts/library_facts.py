@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
+from core import library_script
 from core.fact_sets import BUNDLED
 from core.library_link import LibraryView
 from core.requests import Fact
 from core.tooltips import NONE
 
-from . import address, base, display, fact_fields, library_lists, library_state, study_state, text
+from . import address, base, display, fact_fields, library_lists, library_state, present, study_state, text
 from .library_state import doing, look
 
 MOST = 2000
@@ -39,8 +40,10 @@ def draw(view: LibraryView) -> None:
     else:
         key = table_key(view, "facts", shown)
         above = st.container()
-        table(view, shown, key=key)
-        _count(len(shown), known)
+        listed = table(view, shown, key=key)
+        present.note("library-facts", "Facts", None, listed, None, caption=f"{_count(len(shown), known)}.")
+        library_state.offer(library_script.of_facts(view))
+        st.caption(f"{_count(len(shown), known)}. Tick rows for what can be done with them.")
         rows = library_state.ticked(key, min(len(shown), MOST))
         with above:
             if rows:
@@ -57,8 +60,9 @@ def table_key(view: LibraryView, name: str, shown: Sequence[Fact]) -> str:
 
 def table(
     view: LibraryView, shown: Sequence[Fact], *, key: str, more: pd.DataFrame | None = None, config: dict | None = None
-) -> None:
-    """Facts as a table with ticks. `more`: further columns, which come first; `config`: how they are shown."""
+) -> pd.DataFrame:
+    """Facts as a table with ticks. `more`: further columns, which come first; `config`: how they are shown. Gives what
+    is shown, without the links."""
     listed = list(shown[:MOST])
     frame = pd.DataFrame(
         {
@@ -87,13 +91,14 @@ def table(
         frame, hide_index=True, column_order=order, column_config=columns | (config or {}), key=key, placeholder=NONE,
         on_select="rerun", selection_mode="multi-row", alt="Facts", height=display.table_height(len(frame), 460),
     )  # fmt: skip
+    return frame[[name for name in order if name != "trace"]]
 
 
-def _count(n: int, known: int) -> None:
+def _count(n: int, known: int) -> str:
     said = f"{n:,} facts" if n == known else f"{n:,} of {known:,} facts"
     if n > MOST:
         said += f"; the first {MOST:,} are listed, narrow them down for the others"
-    st.caption(f"{said}. Tick rows for what can be done with them.")
+    return said
 
 
 # -- what can be done with some facts ----------------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core import catalog
+from core import catalog, library_script
 from core.catalog import CatalogEntry
 from core.jobs import CANCELLED, FAILED
 from core.library_link import LibraryView
 from core.requests import ModelSpec
 from core.tooltips import NONE
 
-from . import answers, base, display, library_state, model_panel, text
+from . import answers, base, display, library_state, model_panel, present, text
 from .library_state import doing
 
 STATES = {catalog.HERE: "on this machine", catalog.PARTLY: "incomplete", catalog.ABSENT: "not here"}
@@ -66,6 +66,8 @@ def _table(entries: list[CatalogEntry], loaded: ModelSpec | None) -> None:
     )
     if table.weights.isna().all():
         table = table.drop(columns="weights")
+    present.note("library-models", "Models", None, table, None)
+    library_state.offer(library_script.MODELS)
     st.dataframe(
         table, hide_index=True, alt="Models", placeholder=NONE, height=display.table_height(len(table), 460),
         column_config={

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from core.fact_sets import BUNDLED
 from core.library_link import SECTIONS, LibraryView
 
-from . import address, base, frame, library_lists, library_state, navigation, text
+from . import address, base, frame, library_lists, library_state, navigation, present, text
 from .library_state import HERE, look
 
 TITLES = {
@@ -46,7 +47,7 @@ def draw() -> None:
         if view.section in _LISTS:
             library_lists.sidebar(view)
     HERE.write()
-    _title()
+    _title(view)
     for problem in view.problems:
         st.warning(text.plain(problem))
     library_state.said()
@@ -61,12 +62,15 @@ def _section(name: str) -> Callable[[LibraryView], None]:
     return importlib.import_module(f".library_{name}", __package__).draw
 
 
-def _title() -> None:
+def _title(view: LibraryView) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Library", anchor=False, width="content")
-        with st.popover("Link", icon=":material/link:"):
-            st.caption("Opens exactly this: section, list, filters. Lists and traces are in this machine's store.")
-            st.code(library_state.address(), language=None, wrap_lines=True)
+        with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            of = "" if view.section not in _LISTS or view.source == BUNDLED else f" of “{view.source}”"
+            present.place("library", f"Library: {TITLES[view.section].lower()}{of}")
+            with st.popover("Link", icon=":material/link:"):
+                st.caption("Opens exactly this: section, list, filters. Lists and traces are in this machine's store.")
+                st.code(library_state.address(), language=None, wrap_lines=True)
 
 
 def _switch(view: LibraryView) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -18,8 +18,11 @@ from core.links import Link, View, with_query
 from core.requests import Fact
 
 from . import address as address_bar
-from . import base, text
+from . import base, present, text
 from .address import Address
+
+if TYPE_CHECKING:
+    from core.script import Script
 
 PAGE = Path(__file__).resolve().parent.parent / "Library.py"
 HERE: Address[LibraryView] = Address("library", read=from_query, write=to_query)
@@ -36,6 +39,11 @@ def look(**changes: Any) -> None:
 def address() -> str:
     """The link to what is shown."""
     return with_query(st.context.url or "http://localhost:8501/Library", to_query(HERE.value))
+
+
+def offer(script: Script | None = None) -> None:
+    """The section that is shown can be had as a report; `script`: how to get the same without the page."""
+    present.offer({"page": "Library"} | to_query(HERE.value), script)
 
 
 def trace_of(view: LibraryView, fact: Fact) -> Link:

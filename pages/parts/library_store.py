@@ -16,7 +16,7 @@ from core.stored import StoredDerived
 from core.tooltips import NONE
 from core.workbench import StoreStatus
 
-from . import address, base, display, library_state, text
+from . import address, base, display, library_state, present, text
 from .library_state import doing, ticked
 
 _MB = 10**6
@@ -47,6 +47,10 @@ def _size(status: StoreStatus) -> None:
         st.metric("contents", text.size(status.contents), border=True, help="What is counted against the limit.")
         st.metric("limit", text.size(status.limit), border=True, help="More is evicted, least recently used first.")
         st.metric("file on the disk", text.size(status.size), border=True, help="Freed space is used again.")
+    present.say([
+        f"The store holds {text.size(status.contents)} of at most {text.size(status.limit)} ({share:.0%}); its file "
+        f"takes {text.size(status.size)} on the disk."
+    ])  # fmt: skip
     st.progress(min(share, 1.0), text=f"{share:.0%} of the limit")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         key = address.key(f"library limit {status.limit}")
@@ -74,6 +78,8 @@ def _models(status: StoreStatus) -> None:
         st.caption("Nothing is stored yet.")
         return
     table = pd.DataFrame({"model": [m for m, _ in status.models], "size": [text.size(b) for _, b in status.models]})
+    present.note("store-models", "The store by model", None, table, None)
+    library_state.offer()
     key = address.key(f"library store models {hash(tuple(table.model))}")
     above = st.container()
     st.dataframe(
@@ -113,6 +119,8 @@ def _derived(found: Sequence[StoredDerived]) -> None:
             "size": [text.size(one.bytes) for one in found],
         }
     )
+    present.note("store-derived", "Answers that are more than one trace", None, table, None, caption=f"{summary}.")
+    library_state.offer()
     key = address.key(f"library derived {hash(tuple(one.key for one in found))}")
     above = st.container()
     st.dataframe(

@@ -6,12 +6,14 @@ import functools
 
 import streamlit as st
 
+from core import library_script
 from core.errors import ExpertScopeError
 from core.library_link import LibraryView
 from core.study.desk import StudyStatus
 from core.study.link import StudyView, to_query
+from core.study.settings import StudySettings
 
-from . import address, base, downloads, library_state, study_list, study_state, text
+from . import address, base, downloads, library_state, present, study_list, study_state, text
 from .library_state import doing
 
 STUDY = study_state.APP.parent / "pages" / "Study.py"
@@ -34,7 +36,9 @@ def draw(view: LibraryView) -> None:
         return
     key = address.key(f"library studies {hash(tuple(study.name for study in studies))}")
     above = st.container()
-    study_list.table(studies, key=key, on_select="rerun")
+    listed = study_list.table(studies, key=key, on_select="rerun")
+    present.note("library-studies", "Stored studies", None, listed, None)
+    library_state.offer(library_script.of_studies((s.name, StudySettings.from_dict(s.settings)) for s in studies))
     rows = library_state.ticked(key, len(studies))
     with above, st.container(horizontal=True, vertical_alignment="center"):
         if rows:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from core import facts
+from core import facts, library_script
 from core.errors import ExpertScopeError
 from core.library_link import LibraryView
 from core.links import Link, View
@@ -17,7 +17,7 @@ from core.stored import StoredTrace
 from core.tooltips import NONE
 from core.trace_archive import MAX_LABEL, SUFFIX
 
-from . import address, base, display, library_state, study_state, text
+from . import address, base, display, library_state, present, study_state, text
 from .library_state import doing, look
 
 MOST = 2000
@@ -45,10 +45,14 @@ def draw(view: LibraryView) -> None:
         return
     key = address.key(f"library traces {view.of} {view.search} {hash(tuple(trace.key for trace in shown))}")
     above = st.container()
-    _table(shown[:MOST], key)
+    listed = _table(shown[:MOST], key)
     more = f"; the first {MOST:,} are listed" if len(shown) > MOST else ""
     of = f"{len(shown):,}" if len(shown) == len(traces) else f"{len(shown):,} of {len(traces):,}"
-    st.caption(f"{of} traces{more}, the latest first. Tick rows for what can be done with them.")
+    said = f"{of} traces{more}, the latest first."
+    present.note("library-traces", "Stored traces", None, listed, None, caption=said)
+    known = base.bundled().get
+    library_state.offer(library_script.of_traces([trace.request for trace in shown], bundled=known))
+    st.caption(f"{said} Tick rows for what can be done with them.")
     rows = library_state.ticked(key, min(len(shown), MOST))
     with above, st.container(horizontal=True, vertical_alignment="center"):
         _actions([shown[row] for row in rows], shown)
@@ -113,7 +117,8 @@ def _read(file) -> None:  # noqa: ANN001 - Streamlit's uploaded file
     doing(lambda: base.workbench().stored.import_file(content), lambda n: f"Imported {_traces(n)}.")
 
 
-def _table(shown: Sequence[StoredTrace], key: str) -> None:
+def _table(shown: Sequence[StoredTrace], key: str) -> pd.DataFrame:
+    """The table; gives what it shows, without the links."""
     frame = pd.DataFrame(
         {
             "open": [study_state.trace_address(link_of(t)) for t in shown],
@@ -148,6 +153,7 @@ def _table(shown: Sequence[StoredTrace], key: str) -> None:
             "size": st.column_config.TextColumn("size", help=HELP_SIZE, width=70),
         },
     )  # fmt: skip
+    return frame.drop(columns="open")
 
 
 def _corruption(trace: StoredTrace) -> str:

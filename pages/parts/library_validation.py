@@ -13,7 +13,17 @@ from core.library_link import LibraryView
 from core.requests import OBJECT_TOKENS, SPECIAL_TOKENS, Fact
 from core.validation import OUTCOMES, USABLE
 
-from . import address, downloads, library_facts, library_lists, library_state, model_panel, settings_panel, text
+from . import (
+    address,
+    downloads,
+    library_facts,
+    library_lists,
+    library_state,
+    model_panel,
+    present,
+    settings_panel,
+    text,
+)
 from .answers import answer
 from .library_state import look
 from .study_columns import MEANS
@@ -111,8 +121,10 @@ def _result(view: LibraryView, facts: Sequence[Fact], result: DerivedResult) -> 
         share = f" ({usable / n:.0%})" if n else ""
         st.markdown(f"##### {usable:,} of {n:,} facts are usable{share}", width="content")
         downloads.menu("validation", title, result, None, table)
+    present.say([f"{usable:,} of {n:,} facts are usable{share}."])
     steps = [(row.meaning, int(row.facts), row.outcome == USABLE) for row in counts.itertuples()]
     st.html(text.funnel(steps, n))
+    present.note("validation-counts", "How many are usable, and why not the others", None, counts, None)
     wanted = view.outcome if view.outcome in set(counts.outcome) else None
     options = [_EVERY, *counts.outcome]
     key = address.key(f"library outcome {wanted}")

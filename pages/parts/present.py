@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -44,6 +44,8 @@ class Place:
     name: str
     title: str
     findings: tuple[str, ...] = ()
+    script: Script | None = None
+    about: Any = None
 
 
 def begin() -> None:
@@ -54,12 +56,14 @@ def begin() -> None:
 
 
 def note(
-    name: str, title: str, picture: Picture | None, table: pd.DataFrame | None, result: export.Result | None
-) -> None:
-    """Note a picture, a table or both under `name`; drawn again (by a fragment), it takes the old one's place."""
+    name: str, title: str, picture: Picture | None, table: pd.DataFrame | None, result: export.Result | None,
+    *, caption: str = "",
+) -> None:  # fmt: skip
+    """Note a picture, a table or both under `name`; drawn again (by a fragment), it takes the old one's place.
+    `caption`: plain text that stands below it in the report."""
     from core.present import Part
 
-    _noted()[name] = Noted(Part(title, picture, table), result)
+    _noted()[name] = Noted(Part(title, picture, table, caption), result)
     st.session_state[_LAST] = name
 
 
@@ -85,46 +89,59 @@ def say(findings: Sequence[str]) -> None:
     st.session_state[_PLACE] = dataclasses.replace(spot, findings=tuple(findings))
 
 
+def offer(about: Any, script: Script | None = None) -> None:
+    """What is noted can be had as a report also where it shows no result. `about`: where it comes from (JSON values);
+    `script`: how to get it again, beside those of the results."""
+    spot: Place = st.session_state[_PLACE]
+    st.session_state[_PLACE] = dataclasses.replace(spot, about=about, script=script)
+
+
 def end() -> None:
     """At the end of every page: the buttons, if the page has a place for them and something to present. The parts are
     read when the report is asked for: what a fragment draws anew is in it as it is then."""
     spot: Place | None = st.session_state.pop(_PLACE, None)
     noted = _noted()
     results = list({id(one.result): one.result for one in noted.values() if one.result is not None}.values())
-    if spot is None or not results:
+    if spot is None or not (results or (noted and spot.about is not None)):
         return
     from core import script
 
     from . import base
 
     known = base.bundled().get
-    made = script.together([script.of_result(result, bundled=known) for result in results])
+    scripts = [script.of_result(result, bundled=known) for result in results]
+    made = script.together(scripts + ([spot.script] if spot.script else []))
     stem = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{spot.name}_{spot.title}").strip("_.-")[:100]
-    report = functools.partial(_page, spot.title, noted, tuple(results), made, spot.findings)
+    report = functools.partial(_page, spot, noted, tuple(results), made)
     with spot.container:
         st.download_button(
             "Report", report, file_name=f"{stem}.html", mime="text/html", on_click="ignore", help=HELP,
             icon=":material/description:", key=f"es_report_{spot.name}",
         )  # fmt: skip
+        if not (made.command or made.python):
+            return
         with st.popover("Script", icon=":material/terminal:", key=f"es_script_{spot.name}"):
-            st.caption("The same numbers on the command line, in the project's folder:")
-            st.code(made.command, language="bash", wrap_lines=True)
-            st.caption("The same numbers in Python:")
-            st.code(made.python, language="python", wrap_lines=True)
+            if made.command:
+                st.caption("The same numbers on the command line, in the project's folder:")
+                st.code(made.command, language="bash", wrap_lines=True)
+            if made.python:
+                st.caption("The same numbers in Python:")
+                st.code(made.python, language="python", wrap_lines=True)
 
 
 def _noted() -> dict[str, Noted]:
     return st.session_state.setdefault(_NOTED, {})
 
 
-def _page(
-    title: str, noted: dict[str, Noted], results: tuple[export.Result, ...], script: Script, findings: tuple[str, ...]
-) -> bytes:
+def _page(spot: Place, noted: dict[str, Noted], results: tuple[export.Result, ...], script: Script) -> bytes:
     from core import export, present
 
     lines = dict.fromkeys(line for result in results for line in export.caption(result))
     origins = [export.origin(result) for result in results]
+    if spot.about is not None:
+        origins.append(spot.about)
     return present.page(
-        title, [one.part for one in noted.values()], findings=findings, lines=list(lines), script=script,
+        spot.title, [one.part for one in noted.values()], findings=spot.findings, lines=list(lines),
+        script=script if script.command or script.python else None,
         about=origins[0] if len(origins) == 1 else origins,
     )  # fmt: skip

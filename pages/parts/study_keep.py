@@ -51,7 +51,7 @@ def draw(status: StudyStatus) -> None:
 
 def _script(status: StudyStatus) -> None:
     """The same study again, under another name: this one's is taken."""
-    settings, name = StudySettings.from_dict(status.settings), f"{status.name} again"
+    settings, name = StudySettings.from_dict(status.settings), explain.again(status.name)
     if settings.facts != BUNDLED:
         said = text.plain(settings.facts)
         st.caption(f"Its facts are those of {said}: give the path of that file, or export the list from the Library.")

@@ -86,8 +86,8 @@ def overview(studies: list[StudyStatus]) -> None:
         st.markdown(WHAT)
 
 
-def table(studies: list[StudyStatus], *, key: str, on_select: Any) -> None:
-    """All studies, one a row, one of which can be ticked; `on_select` as for `st.dataframe`."""
+def table(studies: list[StudyStatus], *, key: str, on_select: Any) -> pd.DataFrame:
+    """All studies, one a row, one of which can be ticked; `on_select` as for `st.dataframe`. Gives what is shown."""
     shown = pd.DataFrame(
         {
             "name": [s.name for s in studies],
@@ -109,3 +109,4 @@ def table(studies: list[StudyStatus], *, key: str, on_select: Any) -> None:
         },
         alt="All studies", height=display.table_height(len(shown), 360),
     )  # fmt: skip
+    return shown

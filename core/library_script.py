@@ -1,0 +1,49 @@
+"""How to get what the Library shows without it: facts in Python, stored traces and studies by their commands.
+
+Strings only; nothing is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from . import script
+from .fact_sets import BUNDLED
+from .library_link import LibraryView
+from .requests import TraceRequest
+from .script import Bundled, Script
+from .study import explain
+from .study.settings import StudySettings
+
+MOST = 20
+"""So many traces or studies stand in a script."""
+MODELS = Script("python -m core models", "")
+"""The models that are known by name."""
+
+
+def of_facts(view: LibraryView) -> Script:
+    """The facts that the view lists: those of its list that relation and search leave."""
+    if view.source == BUNDLED:
+        lines = ["from core import facts", "", "known = facts.bundled()"]
+    else:
+        lines = [
+            "from cache.fact_lists import FactLists",
+            "from core import facts",
+            "from core.fact_lists import FactListDesk",
+            "",
+            f"known = FactListDesk(FactLists()).get({view.source!r})",
+        ]
+    how = f"{view.search!r}, relation={view.relation!r}, limit=None, everywhere=True"
+    lines += [f"found = facts.search(known, {how})", "for fact in found:", "    print(fact)"]
+    return Script("", "\n".join(lines) + "\n")
+
+
+def of_traces(requests: Sequence[TraceRequest], *, bundled: Bundled) -> Script:
+    """The first `MOST` of these traces."""
+    return script.together([script.of_trace(request, bundled=bundled) for request in requests[:MOST]])
+
+
+def of_studies(studies: Iterable[tuple[str, StudySettings]]) -> Script:
+    """The first `MOST` of these (name, settings), each under a name that is not taken here."""
+    commands = [explain.command(settings, explain.again(name)) for name, settings in list(studies)[:MOST]]
+    return Script("\n".join(commands), "")
