@@ -105,50 +105,62 @@ def patches_of(result: TraceResult, kinds: tuple[str, ...]) -> pd.DataFrame:
     rescue ÷ mean drop.
     """
     frame = result.frame
-    corrupt = frame.loc[frame.kind == "corrupt", ["draw", "true_logit", "foil_logit", "contrast"]]
+    corrupt = frame[frame.kind == "corrupt"]
     n = len(corrupt)
-    rows = frame[frame.kind.isin(kinds)].merge(corrupt, on="draw", suffixes=("", "_corrupt"))
-    rows = rows.assign(
-        expert=rows.expert.astype("Float64").fillna(SHARED_INDEX).astype(int),
-        true_shift=rows.true_logit - rows.true_logit_corrupt,
-        foil_shift=rows.foil_logit - rows.foil_logit_corrupt,
-        clean_active=rows.clean_active.astype("boolean").fillna(False).astype(bool),
-        square=rows.rescue**2,
-        direct=rows.direct.astype(float),
+    rows = frame[frame.kind.isin(kinds)]
+    draw = pd.Index(_numbers(corrupt.draw)).get_indexer(_numbers(rows.draw))
+    shifts = {
+        which: rows[f"{which}_logit"].to_numpy(float) - corrupt[f"{which}_logit"].to_numpy(float)[draw]
+        for which in ("true", "foil")
+    }
+    keys = {name: _numbers(rows[name]).astype(int) for name in ("layer", "pos")}
+    keys["kind"] = rows.kind.map({kind: i for i, kind in enumerate(kinds)}).to_numpy(int)
+    keys["expert"] = np.nan_to_num(_numbers(rows.expert), nan=SHARED_INDEX).astype(int)
+    group = np.zeros(len(rows), int)
+    for values in keys.values():
+        group = group * (int(values.max(initial=0)) + 2) + values + 1
+    group = pd.factorize(group)[0]
+    first = np.unique(group, return_index=True)[1]
+    measured = pd.DataFrame(
+        {
+            "router_weight_corrupt": _numbers(rows.router_weight_corrupt),
+            "rescue": _numbers(rows.rescue),
+            "square": _numbers(rows.rescue) ** 2,
+            "true_shift": shifts["true"],
+            "foil_shift": shifts["foil"],
+            "direct": _numbers(rows.direct),
+        }
     )
-    grouped = rows.groupby(["layer", "pos", "kind", "expert"], sort=False)
-    out = grouped.agg(
-        clean_active=("clean_active", "first"),
-        router_weight_clean=("router_weight_clean", "mean"),
-        router_weight_corrupt=("router_weight_corrupt", "sum"),
-        rescue_sum=("rescue", "sum"),
-        square=("square", "sum"),
-        rescue_min=("rescue", "min"),
-        rescue_max=("rescue", "max"),
-        rows=("rescue", "size"),
-        true_shift=("true_shift", "sum"),
-        foil_shift=("foil_shift", "sum"),
-        direct=("direct", "sum"),
-        with_direct=("direct", "count"),
-    ).reset_index()
-    partial = out.rows < n
-    out["rescue"] = out.rescue_sum / n
-    out["rescue_min"] = out.rescue_min.where(~partial, np.minimum(out.rescue_min, 0.0))
-    out["rescue_max"] = out.rescue_max.where(~partial, np.maximum(out.rescue_max, 0.0))
-    variance = (out.square - n * out.rescue**2) / (n - 1) if n > 1 else pd.Series(np.nan, index=out.index)
+    sums = measured.groupby(group).sum()  # one call for all columns is several times as fast as one for each
+    rescues = measured.rescue.groupby(group)
+    counts = np.bincount(group, minlength=len(first))
+    with_direct = np.bincount(group, weights=measured.direct.notna(), minlength=len(first))
+    weight = pd.Series(_numbers(rows.router_weight_clean)).groupby(group).mean()
+    partial = counts < n
+    out = pd.DataFrame({name: values[first] for name, values in keys.items()})
+    out["kind"] = rows.kind.iloc[first].reset_index(drop=True)
+    out["clean_active"] = (rows.clean_active.astype("boolean").fillna(False).to_numpy(bool))[first]
+    out["router_weight_clean"] = weight.to_numpy()
+    out["router_weight_corrupt"] = sums.router_weight_corrupt / n
+    out["rescue"] = sums.rescue / n
+    variance = (sums.square - n * out.rescue**2) / (n - 1) if n > 1 else pd.Series(np.nan, index=out.index)
     out["rescue_sd"] = np.sqrt(variance.clip(lower=0))
-    out["router_weight_corrupt"] = out.router_weight_corrupt / n
-    out["true_shift"] /= n
-    out["foil_shift"] /= n
-    out["direct"] = (out.direct / n).where(out.with_direct == out.rows)
+    for name, found, end in (("min", rescues.min(), np.minimum), ("max", rescues.max(), np.maximum)):
+        out[f"rescue_{name}"] = np.where(partial, end(found, 0.0), found)
+    out["true_shift"], out["foil_shift"] = sums.true_shift / n, sums.foil_shift / n
+    out["direct"] = (sums.direct / n).where(with_direct == counts)
     out["true_logit"] = corrupt.true_logit.mean() + out.true_shift
     out["foil_logit"] = corrupt.foil_logit.mean() + out.foil_shift
     out["contrast"] = out.true_logit - out.foil_logit
     out["draws"] = n
     out["restoration"] = out.rescue / result.drop if result.drop >= MIN_DROP else np.nan
     keep = ["layer", "pos", "kind", "expert", "clean_active", "router_weight_clean", "router_weight_corrupt"]
-    keep += [*MEASURES, "direct"]
-    return _plain(out[keep])
+    return out[[*keep, *MEASURES, "direct"]]
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """A column as floats, NaN where missing."""
+    return column.to_numpy(dtype=float, na_value=np.nan)
 
 
 @remembered
@@ -289,14 +301,3 @@ def p_true(result: TraceResult) -> tuple[float, float]:
     """Probability of the true object's token in the clean run, and in the corrupt runs (mean over draws)."""
     by_run = result.runs.groupby("run").p_true.mean()
     return float(by_run["clean"]), float(by_run["corrupt"])
-
-
-def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    """Nullable columns as NumPy ones: integers where nothing is missing, floats elsewhere."""
-    out = {}
-    for name, column in table.items():
-        if isinstance(column.dtype, pd.api.extensions.ExtensionDtype) and pd.api.types.is_numeric_dtype(column.dtype):
-            whole = pd.api.types.is_integer_dtype(column.dtype) and not column.isna().any()
-            column = column.astype(int) if whole else column.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
-        out[name] = column
-    return pd.DataFrame(out, index=table.index)
