@@ -255,15 +255,18 @@ def _parquet(content: bytes, name: str) -> list[tuple[int | None, dict]]:
 
 
 def _flattened(record: dict) -> dict[str, Any]:
-    """The record with CounterFact's `requested_rewrite` laid open, whether nested or as dotted columns."""
+    """The record with CounterFact's `requested_rewrite` laid open, whether nested or as dotted columns. Names count
+    in any case and with blanks or hyphens: `Target True` is `target_true`, unless that is there too."""
     values: dict[str, Any] = {}
+    given = {str(key) for key in record}
     for key, value in record.items():
         key = str(key)
         if key == "requested_rewrite" and isinstance(value, dict):
             values.update({str(k): v for k, v in value.items()})
             continue
         key = key.removeprefix("requested_rewrite.").removesuffix(".str")
-        values.setdefault(key, value)
+        plain = "_".join(key.lower().replace("-", " ").split())
+        values.setdefault(key if plain in given else plain, value)
     return values
 
 

@@ -40,7 +40,8 @@ def of_facts(view: LibraryView) -> Script:
 
 def of_traces(requests: Sequence[TraceRequest], *, bundled: Bundled) -> Script:
     """The first `MOST` of these traces."""
-    return script.together([script.of_trace(request, bundled=bundled) for request in requests[:MOST]])
+    few = requests[:MOST]
+    return script.of_trace(few[0], bundled=bundled) if len(few) == 1 else script.of_traces(few, bundled=bundled)
 
 
 def of_studies(studies: Iterable[tuple[str, StudySettings]]) -> Script:

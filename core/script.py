@@ -52,6 +52,26 @@ def of_trace(request: TraceRequest, *, bundled: Bundled, chosen: Sequence[str] =
     return Script(_command(_trace_arguments(request, bundled, chosen)), _trace_python(request))
 
 
+def of_traces(requests: Sequence[TraceRequest], *, bundled: Bundled) -> Script:
+    """The script of several traces: a command each, one program. Each model is loaded once."""
+    lines = [
+        _IMPORTS,
+        "",
+        "requests = [",
+        *(f"    {_code(request)}," for request in requests),
+        "]",
+        "results = {}",
+        "for spec in dict.fromkeys(request.model for request in requests):",
+        "    model = core.load_model(**asdict(spec))",
+        "    for request in (one for one in requests if one.model == spec):",
+        "        results[request] = core.trace(model, request)",
+        "        print(request.fact.text, results[request].frame, sep='\\n')",
+        "    del model",
+    ]
+    commands = dict.fromkeys(_command(_trace_arguments(request, bundled, ())) for request in requests)
+    return Script("\n".join(commands), "\n".join(lines) + "\n")
+
+
 def of_comparison(pair: Pair) -> Script:
     """The script of two traces side by side."""
     links = [pair.side(side) for side in SIDES]

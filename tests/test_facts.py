@@ -232,6 +232,18 @@ def test_case_ids_as_text_and_as_floats():
     assert [f.case_id for f in facts.read(as_json(rows), "a.json")] == [7, 8]
 
 
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_column_names_count_in_any_case(ending):
+    names = ["Prompt", "SUBJECT", "Target True", "target-new", "Relation_ID", "Note"]
+    cells = ["The capital of {} is", "France", "Paris", "Rome", "capital", "odd"]
+    record = dict(zip(names, cells, strict=True))
+    lines = [",".join(names), ",".join(cells)] if ending == ".csv" else [json.dumps(record)]
+    (fact,) = facts.read("\n".join(lines).encode(), f"odd{ending}")
+    assert fact == Fact("The capital of {} is", "France", "Paris", "Rome", case_id=0, relation="capital")
+    both = b"prompt,subject,Subject,true,foil\nThe capital of {} is,France,Spain,Paris,Rome\n"
+    assert facts.read(both, "both.csv")[0].subject == "France", "the name as it is documented comes first"
+
+
 def test_a_path_is_read_as_its_content(tmp_path):
     path = tmp_path / "Fakten ü.json"
     path.write_bytes(as_json([FRANCE, SPAIN]))

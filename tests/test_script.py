@@ -135,6 +135,16 @@ def _same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
         np.testing.assert_allclose(left, right, atol=1e-4, equal_nan=True)
 
 
+def test_several_traces_are_one_program(model, question, loading):
+    requests = [question, question.replace(noise=1.0), question]
+    made = script.of_traces(requests, bundled={fact.case_id: fact for fact in facts.bundled()}.get)
+    assert len(made.command.splitlines()) == 2
+    found = {}
+    exec(made.python, found)  # noqa: S102
+    assert set(found["results"]) == set(requests) and len(loading) == 1
+    _same(found["results"][question].frame, core.trace(model, question).frame)
+
+
 def test_the_scripts_of_a_comparison_give_its_numbers(model, question, loading, tmp_path, capsys):
     a, b = question.replace(experts="last"), question.replace(experts="last", noise=1.0, seed=6)
     compared = Compared(core.trace(model, a), core.trace(model, b))
