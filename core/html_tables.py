@@ -13,10 +13,13 @@ from .tooltips import NONE, number
 MOST_ROWS = 200
 """So many rows of a table stand in a report."""
 
+LONG = 48
+"""Letters of a text that stands in one line."""
+
 STYLE = """ .table { overflow-x: auto; margin: .6rem 0; } details { margin: .5rem 0; } summary { cursor: pointer; }
  table { border-collapse: collapse; font-size: 13px; } th { text-align: left; font-weight: 600; }
  td, th { border-bottom: 1px solid rgba(128,128,128,.3); padding: .18rem .6rem; white-space: nowrap; }
- td.n { text-align: right; font-variant-numeric: tabular-nums; }"""
+ td.n { text-align: right; font-variant-numeric: tabular-nums; } td.w { white-space: normal; min-width: 18rem; }"""
 """How they look."""
 
 
@@ -34,13 +37,18 @@ def table(content: pd.DataFrame, *, more: str = "the table's own file has all.")
     lines = []
     for row in content.head(MOST_ROWS).itertuples(index=False):
         cells = (
-            f"<td{' class=n' if is_number else ''}>{html.escape(cell(value))}</td>"
+            f"<td{' class=n' if is_number else ' class=w' if _is_long(value) else ''}>{html.escape(cell(value))}</td>"
             for value, is_number in zip(row, numeric, strict=True)
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
     rest = f"<p>The first {MOST_ROWS} of {len(content):,} rows; {more}</p>" if len(content) > MOST_ROWS else ""
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return f'<div class="table"><table>{body}</table></div>{rest}'
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a text is a sentence, which may go on in the next line."""
+    return isinstance(value, str) and len(value) > LONG
 
 
 def cell(value: Any) -> str:

@@ -6,6 +6,7 @@ from a `TraceResult`; no page, no model.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pandas as pd
@@ -26,6 +27,27 @@ class Step:
     words: str
     formula: tuple[str, ...] = ()
     worked: tuple[str, ...] = ()
+
+
+    @property
+    def text(self) -> str:
+        """The step where no formula can be set: words, formulas and numbers in one line of plain text."""
+        lines = [*self.formula, *self.worked]
+        return f"{self.words} {'; '.join(map(readable, lines))}." if lines else self.words
+
+
+def readable(latex: str) -> str:
+    """One of the formulas here as plain text."""
+    out = re.sub(r"\\frac\{(.+?)\}\{(.+?)\}(?= |$)", r"\1 ÷ \2", re.sub(r"\\text\{([^{}]*)\}", r"\1", latex))
+    for sign, plain in _SIGNS.items():
+        out = out.replace(sign, plain)
+    return " ".join(re.sub(r"[{}]", "", out).replace("-", "−").split())
+
+
+_SIGNS = {
+    r"\tilde h": "h̃", r"\varepsilon": "ε", r"\sim": "~", r"\mathcal N": "N", r"\sigma^2": "σ²", r"\Delta": "Δ",
+    r"\delta": "δ", r"\cdot": "·", r"\sum": "Σ", r"\quad": " ",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

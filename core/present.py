@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from .embedding import bundle, in_script, one_line
-from .html_tables import STYLE, folded
+from .html_tables import STYLE, folded, table
 from .palette import LIGHT
 from .picture import Picture
 from .script import Script
@@ -58,7 +58,10 @@ def page(
         if part.caption:
             body.append(f"<p>{html.escape(one_line(part.caption))}</p>")
         if part.table is not None:
-            body.append(folded("Numbers", part.table, more="the page's own download has all."))
+            if part.picture is None:
+                body.append(table(part.table, more="the page has all."))
+            else:
+                body.append(folded("Numbers", part.table, more="the page's own download has all."))
         body.append("</section>")
     if script is not None:
         body.append("<section><h2>The same numbers again</h2>")

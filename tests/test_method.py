@@ -60,6 +60,18 @@ def test_each_step_works_out_what_its_formula_says(result):
     assert len(steps) == (6 if result.request.draws == 1 else 7)
 
 
+def test_every_formula_can_be_read_as_plain_text(result):
+    steps = method.worked_example(result)
+    replaced = method.worked_example(fake_result(request=result.request.replace(corruption="replace")))
+    for step in (*steps, *replaced):
+        assert step.text.startswith(step.words) and not re.search(r"[\\{}]", step.text), step.text
+        for line in step.worked:
+            for value in re.findall(r"\d+\.\d+", line):
+                assert value in step.text
+    told = steps[3].text
+    assert "rescue = Δ_patched − Δ_corrupt" in told and "restoration = rescue ÷ drop" in told
+
+
 def test_without_a_drop_nothing_is_divided_by_it():
     steps = method.worked_example(fake_result(drop=0.01))
     assert "frac" not in " ".join(steps[3].worked) and numbers(steps[2].worked)[-1] == pytest.approx(0.01, abs=1e-3)

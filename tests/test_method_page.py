@@ -33,6 +33,20 @@ def test_the_method_page_works_out_the_fact_of_its_link(bench, engine):  # noqa:
     assert "Japan" in shown(page) and params_of(page) == to_query(request, View(), bundled=True)
 
 
+def test_the_method_page_has_a_report_and_the_script_of_its_numbers(bench, engine):  # noqa: F811
+    page = finished(method_page(), bench)
+    result = bench.lookup(engine.asked[0])
+    assert [b.proto.label for b in page.get("download_button")] == ["Report"]
+    parts = [one.part for one in page.session_state["es_noted"].values()]
+    steps = method.worked_example(result)
+    assert [part.caption for part in parts[: len(steps)]] == [step.text for step in steps]
+    assert [len(part.table) for part in parts[len(steps) :]] == [
+        len(table) for table in (method.QUANTITIES, method.INTERVENTIONS, method.STUDY, method.CARE)
+    ]
+    command, program = [code.value for code in page.code]
+    assert command.startswith("python -m core trace ") and "core.trace(model, request)" in program
+
+
 def test_the_method_page_comes_up_cold_and_says_what_is_wrong_in_its_link(bench, engine):  # noqa: F811
     page = finished(method_page({"noise": "-1", "fact": "<script>"}), bench)
     assert "noise must be" in shown(page).replace("\\", "") and len(page.latex) > 8

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
 from core import method
 from core.links import Link, View, from_query, to_query
+from core.results import TraceResult
 
-from . import base, frame, head, navigation, study_state, text, tour
+from . import base, frame, head, navigation, present, study_state, text, tour
 from .address import Address
 from .answers import answer
 
@@ -28,14 +30,16 @@ def draw() -> None:
     HERE.write()
     for problem in link.problems:
         st.warning(text.plain(problem))
-    st.subheader("Method", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader("Method", anchor=False, width="content")
+        present.place("method", f"Method: {link.request.fact.text.strip()} → {link.request.fact.true.strip()}")
     st.markdown(
         "Expert-aware causal tracing asks which routed experts of a sparse mixture-of-experts model carry a fact "
         f"([Lu, Modarressi, Liu and Schütze]({method.PAPER})). Noise on the subject takes the model's preference for "
         "the true answer away; then clean pieces of the computation are put back, one at a time, and what each brings "
         "back is measured. What goes beyond the paper is marked (X)."
     )
-    _example(link)
+    result = _example(link)
     with st.grid(2, min_column_width=430, gap="medium"):
         with st.container():
             st.markdown("#### Quantities")
@@ -47,11 +51,27 @@ def draw() -> None:
     st.markdown("\n".join(f"{number}. {text.plain(step)}" for number, step in enumerate(method.STUDY, 1)))
     st.markdown("#### Keep in mind")
     st.markdown("\n".join(f"- {text.plain(point)}" for point in method.CARE))
+    if result is not None:
+        _note(result)
     frame.foot()
 
 
-def _example(link: Link) -> None:
-    """The worked example, its numbers live."""
+def _note(result: TraceResult) -> None:
+    """What is on the page, for its report."""
+    for number, step in enumerate(method.worked_example(result), 1):
+        present.note(f"method-{number}", f"{number}. {step.title}", None, None, result, caption=step.text)
+    tables = {
+        "Quantities": pd.DataFrame(method.QUANTITIES, columns=["name", "what it is"]),
+        "Interventions": pd.DataFrame(method.INTERVENTIONS, columns=["name", "in the run", "what is done"]),
+        "From one fact to a claim: the study": pd.DataFrame({"step": method.STUDY}),
+        "Keep in mind": pd.DataFrame({"point": method.CARE}),
+    }
+    for title, table in tables.items():
+        present.note(f"method-{title}", title, None, table, result)
+
+
+def _example(link: Link) -> TraceResult | None:
+    """The worked example, its numbers live; gives what they are from, once it is there."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown("#### A worked example", width="content")
         with st.container(horizontal=True, width="content"):
@@ -59,7 +79,7 @@ def _example(link: Link) -> None:
             tour.link()
     result, _ = answer(link.request, "method")
     if result is None:
-        return
+        return None
     prov = result.provenance
     head.fact_line(
         link.request.fact, prov.true_token.strip() or prov.true_token, prov.foil_token.strip() or prov.foil_token,
@@ -74,6 +94,7 @@ def _example(link: Link) -> None:
             st.markdown(f"**{number}. {text.plain(step.title)}**  \n{text.plain(step.words)}")
             for line in (*step.formula, *step.worked):
                 st.latex(line)
+    return result
 
 
 def _table(rows: tuple[tuple[str, ...], ...], *names: str) -> list[dict[str, str]]:
