@@ -76,6 +76,9 @@ class Database:
         self.path = path
         self.key = ""
         self.holders = 0
+        self.version = 0
+        """Another number after everything that is written here, and after the file was closed: what was read at the
+        same version still holds."""
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._gate = threading.Condition(threading.RLock())  # guards all that follows, but the write lock
         self._busy = 0
@@ -119,6 +122,8 @@ class Database:
                     if attempt == _ATTEMPTS - 1:
                         raise faults.explain(error, self.path) from error
                     time.sleep(0.01 * 2**attempt)
+                finally:
+                    self.version += 1
         raise AssertionError("unreachable")
 
     def compact(self) -> None:
@@ -227,6 +232,7 @@ class Database:
         with self._gate:
             if self._connection is not None:
                 connection, self._connection = self._connection, None
+                self.version += 1
                 with contextlib.suppress(duckdb.Error):  # one that broke reports its fault once more
                     connection.close()
 

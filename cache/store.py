@@ -57,6 +57,7 @@ class Store:
         self._closed = False
         self._touched: dict[tuple[str, int], int] = {}
         self._flushed = time.monotonic()
+        self._known: dict[str, tuple[int, Any]] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None, *, limit_bytes: int | None = None) -> Store:
@@ -250,7 +251,7 @@ class Store:
         """Bytes of contents that the store keeps; more is evicted, least recently used first."""
         self._check_open()
         query = "SELECT value FROM settings WHERE name = 'limit_bytes'"
-        found = self._database.read(lambda cursor: cursor.execute(query).fetchall())
+        found = self._unchanged("limit", lambda cursor: cursor.execute(query).fetchall())
         return int(found[0][0]) if found else DEFAULT_LIMIT
 
     def set_limit(self, limit_bytes: int) -> None:
@@ -276,7 +277,7 @@ class Store:
     def contents_bytes(self) -> int:
         """Bytes of contents, as counted against the limit."""
         self._check_open()
-        return self._database.read(eviction.total_bytes)
+        return self._unchanged("contents", eviction.total_bytes)
 
     def usage(self) -> pd.DataFrame:
         """One row per model, most bytes first: model, runs, row_sets, manifests, derived, bytes, last_used (UTC; the
@@ -293,7 +294,7 @@ class Store:
                   UNION ALL SELECT 'derived', model, bytes, last_used FROM derived)
             GROUP BY model ORDER BY bytes DESC, model"""
         counted = ("runs", "row_sets", "manifests", "derived")
-        found = self._database.read(lambda cursor: cursor.execute(query).fetchall())
+        found = self._unchanged("usage", lambda cursor: cursor.execute(query).fetchall())
         table = pd.DataFrame(found, columns=["model", *counted, "bytes", "last_used"])
         table["model"] = table["model"].astype("str")
         table["last_used"] = pd.to_datetime(table["last_used"], unit="us", utc=True)
@@ -327,6 +328,15 @@ class Store:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("The store was closed.", "Open it again.")
+
+    def _unchanged(self, name: str, work: Callable[[Cursor], T]) -> T:
+        """What `work` reads, which is the same until something is written here or the file was away: every page shows
+        how full the store is."""
+        version = self._database.version
+        known = self._known.get(name)
+        if known is None or known[0] != version:
+            known = self._known[name] = version, self._database.read(work)
+        return known[1]
 
     def _touch(self, table: str, ids: Iterable[int]) -> None:
         """Remember that these were used. Reads stay reads; a later write puts it into the file."""

@@ -8,9 +8,12 @@ daemon threads: an unfinished job does not keep the process alive.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import os
 import secrets
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 ACTIVE = (QUEUED, RUNNING)
+STEP_BACK = 5
+"""How many steps of niceness a worker, and the threads that it computes with, stand behind who draws a page."""
 RATE_WINDOW = 10.0
 """Seconds of the recent past from which the speed is estimated."""
 
@@ -291,6 +296,7 @@ class JobRegistry:
             del self._jobs[job_id]
 
     def _loop(self, lane: str) -> None:
+        _step_back()
         while True:
             with self._changed:
                 while (job := self._next(lane)) is None:
@@ -300,6 +306,14 @@ class JobRegistry:
             job._run()
             with self._changed:
                 self._prune()
+
+
+def _step_back() -> None:
+    """Let other threads of this process go first: a page is drawn in milliseconds, and its viewer is waiting. On Linux,
+    where threads have priorities of their own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + STEP_BACK)
 
 
 def _in_words(error: BaseException) -> ExpertScopeError:

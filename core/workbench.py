@@ -14,13 +14,13 @@ import logging
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 from . import catalog, prompt_store
+from .bounded import Bounded, values_in
 from .deployment import allowed, check_allowed, is_allowed, listed
 from .derived import DerivedRequest, DerivedResult, derive
 from .derived import from_store as derived_from_store
@@ -41,7 +41,8 @@ from .turns import GaveWay, Turns
 log = logging.getLogger(__name__)
 
 LOADED, ON_DISK, NOT_HERE = "loaded", "on disk", "not here"
-KEPT_RESULTS = 24
+KEPT_RESULTS, KEPT_VALUES = 64, 10**7
+"""How many answers stay in memory, and how many values in their tables together (about 8 bytes each)."""
 DERIVED = "derived"
 """The queue of what is more than a trace."""
 MODELS = "models"
@@ -121,7 +122,7 @@ class Workbench:
         self._turns = Turns()
         self._model: Any = None
         self._model_spec: ModelSpec | None = None
-        self._results: OrderedDict[Request, Any] = OrderedDict()
+        self._results = Bounded(KEPT_RESULTS, KEPT_VALUES)
         self._prompts: dict[str, tuple[str, ...]] = {}  # where there is no store
         self._tokenizers: dict[tuple[str, float], Any] = {}
         self._warm: threading.Thread | None = None
@@ -156,10 +157,8 @@ class Workbench:
         """The stored answer, or None. Raises ExpertScopeError for a fact that has none (no such subject, ...), and for
         a model that viewers may not load."""
         check_allowed(request.model)
-        with self._lock:
-            if request in self._results:
-                self._results.move_to_end(request)
-                return self._results[request]
+        if (known := self._results.get(request)) is not None:
+            return known
         if self._store is None:
             return None
         derived = isinstance(request, DerivedRequest)
@@ -265,13 +264,7 @@ class Workbench:
 
     def _keep(self, request: Request, result: Any) -> Any:
         # the question is the one that was asked: the engine's copy names the loaded model's own settings
-        kept = dataclasses.replace(result, request=request, cached=True)
-        with self._lock:
-            kept = self._results.setdefault(request, kept)
-            self._results.move_to_end(request)
-            while len(self._results) > KEPT_RESULTS:
-                self._results.popitem(last=False)
-        return kept
+        return self._results.keep(request, dataclasses.replace(result, request=request, cached=True), values_in(result))
 
     # -- models -------------------------------------------------------------------------------------------------
 
@@ -371,8 +364,7 @@ class Workbench:
         """Forget everything of one model (as `store_status` names it), or all."""
         if self._store is not None:
             self._store.clear(model)
-        with self._lock:
-            self._results.clear()
+        self._results.clear()
 
     def set_store_limit(self, limit_bytes: int) -> None:
         """Keep at most this many bytes, for now and later."""

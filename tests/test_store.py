@@ -507,3 +507,26 @@ def test_a_cached_answer_is_read_from_few_queries(store, monkeypatch):
     assert len(transactions) == 3
     assert len(infos) == 11 and [len(table) for table in tables.values()] == [1000] * 11
     assert same(tables["a-pair10", "layer"], rows(10, 1000))
+
+
+def test_how_full_the_store_is_is_read_again_only_after_a_change(store, monkeypatch):
+    def seen() -> tuple:
+        return store.limit, store.contents_bytes(), store.usage().to_dict("list")
+
+    store.write(model=MODEL, **answer("a"))
+    before = seen()
+    transactions = []
+    read = store._database.read
+    monkeypatch.setattr(store._database, "read", lambda work: transactions.append(1) or read(work))
+    assert seen() == before and not transactions
+    mine = store.usage()
+    mine["bytes"] = 0
+    assert seen() == before
+    with Store.open(store.path) as other:  # the same file in the same process
+        other.write(model="other", **answer("b"))
+        assert seen() == (other.limit, other.contents_bytes(), other.usage().to_dict("list"))
+        assert set(seen()[2]["model"]) == {MODEL, "other"} and seen()[1] > before[1]
+        other.set_limit(12_345_678)
+    assert store.limit == 12_345_678
+    store.clear()
+    assert seen() == (12_345_678, 0, {name: [] for name in before[2]})

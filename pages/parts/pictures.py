@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
+from core.bounded import Bounded, values_in
 from core.palette import Palette, palette
 from core.picture import Picture
 
 from . import address, display
 
-_KEPT = 96
-_cache: OrderedDict[tuple, tuple[Any, Any]] = OrderedDict()
-_lock = threading.Lock()
+_cache = Bounded()
 
 
 def theme() -> Palette:
@@ -28,16 +25,11 @@ def theme() -> Palette:
 def kept(build: Callable[..., Any], result: Any, *args: Any, **options: Any) -> Any:
     """`build(result, *args, **options)`, remembered for as long as this very result is."""
     key = (build.__name__, id(result), args, tuple(sorted(options.items())))
-    with _lock:
-        if key in _cache:
-            _cache.move_to_end(key)
-            return _cache[key][1]
-    made = build(result, *args, **options)
-    with _lock:
-        _cache[key] = (result, made)  # the result is held, so that its id stays its own
-        while len(_cache) > _KEPT:
-            _cache.popitem(last=False)
-    return made
+    found = _cache.get(key)
+    if found is None:
+        made = build(result, *args, **options)
+        found = _cache.keep(key, (result, made), values_in(made))  # the result is held, so that its id stays its own
+    return found[1]
 
 
 @dataclass
