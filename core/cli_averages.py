@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .averages.questions import SHOWN_ROLES, cells_request, experts_request
+from .cli_lists import FACTS_HELP, facts_of
 from .cli_options import answered, method_options, model_options, template
 from .console import say
 from .errors import InputError
@@ -49,7 +50,7 @@ def add_averages(commands: Any) -> None:
     averages.set_defaults(run=run_averages)
     model_options(averages.add_argument_group("model"))
     facts = averages.add_argument_group("facts")
-    facts.add_argument("--facts", metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet (the bundled ones)")
+    facts.add_argument("--facts", metavar="FILE", help=f"{FACTS_HELP} (the bundled ones)")
     facts.add_argument("--relation", nargs="+", default=(), metavar="ID", help="only facts of these relations")
     facts.add_argument("--n", default="64", metavar="N", help="so many facts, or all (64)")
     facts.add_argument("--facts-seed", type=int, default=0, metavar="N", help="seed of the choice of the n facts (0)")
@@ -120,14 +121,12 @@ def _each(result: DerivedResult, experts: bool, min_drop: float | None) -> pd.Da
 
 
 def _facts(arguments: argparse.Namespace) -> tuple[Fact, ...]:
-    from . import facts as lists
-
     n: int | None = None
     if arguments.n != ALL:
         if not (arguments.n.isascii() and arguments.n.isdigit() and 0 < int(arguments.n) < 10**9):
             raise InputError(f"--n is {arguments.n!r}.", "Give a number from 1, or all.", field="n")
         n = int(arguments.n)
-    known = lists.bundled() if arguments.facts in (None, BUNDLED) else lists.read(arguments.facts)
+    known = facts_of(BUNDLED if arguments.facts is None else arguments.facts)
     chosen = choose(FactSet(relations=tuple(arguments.relation), n=n, seed=arguments.facts_seed), known)
     if not chosen:
         relations = sorted({fact.relation for fact in known if fact.relation})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,12 @@ from .tables import SUFFIXES, write_file, write_table
 
 if TYPE_CHECKING:
     from .derived import DerivedRequest, DerivedResult
+    from .requests import Fact
 
 EPILOG = """\
-QUESTION is JSON with kind, model (its fields), settings and facts: numbers of the bundled list, or whole facts. The
-pages' Script button gives it. A file's name works too.
+QUESTION is JSON with kind, model (its fields), settings and facts: numbers of the bundled list, whole facts, or a set
+(source: bundled or a list of the Library page; relations, n, seed), as the pages' Script button gives it. A file's
+name works too.
 
   python -m core derive '{"kind": "routing", "model": {"name": "demo"}, "settings": {}, "facts": [17, 18]}' --out found
 """
@@ -59,9 +62,8 @@ def run_derive(arguments: argparse.Namespace) -> int:
 
 def read(text: str) -> DerivedRequest:
     """The question in JSON `text`, or in the file of that name. Raises `InputError` where it is none."""
-    from . import facts
     from .derived import KINDS, DerivedRequest
-    from .requests import Fact, ModelSpec
+    from .requests import ModelSpec
 
     if not text.lstrip().startswith("{"):
         try:
@@ -74,14 +76,27 @@ def read(text: str) -> DerivedRequest:
             raise InputError(
                 f"There is no kind {data['kind']!r}.", f"Choose one of: {', '.join(KINDS)}.", field="question"
             )
-        known = facts.bundled()
-        given = [facts.find(known, f) if isinstance(f, int) else Fact(**f) for f in data.get("facts", [])]
+        given = _facts(data.get("facts", []))
         return DerivedRequest.of(
             data["kind"], ModelSpec(**data.get("model", {})), facts=given, **data.get("settings", {})
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise InputError(f"That is no question: {why}.", "Copy it from a page (Script).", field="question") from None
+
+
+def _facts(given: Any) -> Sequence[Fact]:
+    """Facts by their numbers in the bundled list, whole ones, or those of a set."""
+    from . import facts
+    from .cli_lists import LIST, facts_of
+    from .fact_sets import BUNDLED, FactSet, choose
+    from .requests import Fact
+
+    if isinstance(given, dict):
+        chosen = FactSet(**{**given, "relations": tuple(given.get("relations", ()))})
+        return choose(chosen, facts_of(BUNDLED if chosen.source == BUNDLED else f"{LIST}{chosen.source}"))
+    known = facts.bundled()
+    return [facts.find(known, f) if isinstance(f, int) else Fact(**f) for f in given]
 
 
 def visible_table(table: Any) -> str:

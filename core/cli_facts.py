@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from .cli_lists import facts_of
 from .console import TerminalProgress, say
 from .errors import InputError
+from .fact_sets import BUNDLED
 from .facts import MAX_CASE_ID
 from .prompts import PreparedFact, check_objects, subject_span
 from .requests import AUTO_FOIL, Fact, TraceRequest
@@ -125,7 +127,7 @@ def _listed(arguments: argparse.Namespace, auto: bool) -> list[Fact]:
     """Facts of a file, or of the bundled list, all or those that --fact names."""
     from . import facts as lists
 
-    found = lists.bundled() if arguments.facts is None else _read(arguments, auto=auto)
+    found = facts_of(BUNDLED) if arguments.facts is None else _read(arguments, auto=auto)
     if arguments.fact is not None:
         found = [lists.find(found, case_id) for case_id in dict.fromkeys(arguments.fact)]
     if auto:
@@ -145,9 +147,7 @@ def _listed(arguments: argparse.Namespace, auto: bool) -> list[Fact]:
 
 
 def _read(arguments: argparse.Namespace, *, auto: bool) -> list[Fact]:
-    from . import facts as lists
-
-    return lists.read(arguments.facts, foil="auto" if auto else "file")
+    return facts_of(arguments.facts, foil=AUTO_FOIL if auto else "file")
 
 
 def _report_left_out(left_out: list[tuple[Fact, InputError]], total: int) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from .cli_lists import FACTS_HELP
 from .console import TerminalProgress, say
 from .errors import InputError, StoreError
 from .progress import Progress
@@ -61,7 +62,7 @@ def fact_options(command: argparse.ArgumentParser) -> None:
     fact.add_argument("--occurrence", type=int, metavar="K", help="which occurrence of the subject is meant (from 1)")
     fact.add_argument("--case-id", type=int, metavar="N", help="number of a typed fact; seeds its noise (0)")
     fact.add_argument("--fact", type=int, nargs="+", metavar="N", help="facts by case_id, bundled or of --facts")
-    fact.add_argument("--facts", metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet")
+    fact.add_argument("--facts", metavar="FILE", help=FACTS_HELP)
 
     method_options(command)
 

@@ -11,6 +11,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+from .cli_lists import FACTS_HELP, LIST, facts_of
 from .cli_options import load, model_of, model_options
 from .console import TerminalProgress, duration, say, visible
 from .errors import Cancelled, ExpertScopeError, InputError
@@ -44,7 +45,7 @@ def add_study(commands: Any) -> None:
     model = study.add_argument_group("model and list of facts")
     model_options(model)
     model.add_argument(
-        "--facts", default=BUNDLED, metavar="FILE", help="CounterFact .json, .jsonl, .csv, .parquet, or bundled"
+        "--facts", default=BUNDLED, metavar="FILE", help=f"{FACTS_HELP}; or bundled (bundled)"
     )
     model.add_argument(
         "--cases", default=SCAN_CASES, choices=(SCAN_CASES, *CASE_SETS),
@@ -133,14 +134,13 @@ def settings_of(arguments: argparse.Namespace) -> StudySettings:
     chosen = arguments.preset or ("demo" if arguments.facts == BUNDLED else "paper")
     names = [name for group in GROUPS.values() for name in group]
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    facts = arguments.facts if arguments.facts == BUNDLED else Path(arguments.facts).name
+    named = arguments.facts == BUNDLED or arguments.facts.startswith(LIST)
+    facts = arguments.facts if named else Path(arguments.facts).name
     return preset(chosen, **changes, model=model_of(arguments), facts=facts, cases=arguments.cases)
 
 
 def run_study(arguments: argparse.Namespace) -> int:
     """A new study, from the first fact to the verdict."""
-    from . import facts as lists
-
     settings = settings_of(arguments)
     if arguments.name is None:
         raise InputError("The study has no name.", "Give it one: --name NAME.", field="name")
@@ -156,7 +156,7 @@ def run_study(arguments: argparse.Namespace) -> int:
             "Go on with it (study resume NAME), delete it (study delete NAME), or choose another --name.",
             field="name",
         )
-    facts = lists.bundled() if settings.facts == BUNDLED else lists.read(arguments.facts)
+    facts = facts_of(arguments.facts)
     from .study.data import create
 
     create(book, name, settings, facts, batch_tokens=arguments.batch_tokens)

@@ -73,7 +73,8 @@ def rescue_strip(facts: pd.DataFrame, relations: pd.DataFrame, *, palette: Palet
     )
     order_y = [label[name] for name in order]
     y = alt.Y("label:N", sort=order_y, scale=alt.Scale(domain=order_y), title=None, axis=names_axis(palette))
-    x = alt.X("rescue:Q", title="rescue (logits)", axis=alt.Axis(tickCount=7))
+    ends = alt.Scale(domain=[-1, 1]) if not mine.rescue.any() else alt.Undefined
+    x = alt.X("rescue:Q", title="rescue (logits)", axis=alt.Axis(tickCount=7), scale=ends)
     chosen = alt.selection_point(name="fact", fields=["fact"], on="click", clear=False, toggle=False, empty=False)
     color = colours("state", {ACTIVE: palette.high, INACTIVE: palette.missing})
     tips = [alt.Tooltip("t_fact:N", title="title"), *_tips("rescue", "router_weight", "rank")]
@@ -136,7 +137,7 @@ def rescue_histogram(facts: pd.DataFrame, *, palette: Palette = LIGHT) -> Pictur
     """How many of the facts where the expert is clean-active have which rescue."""
     data = Tables()
     bins = alt.Bin(maxbins=30)
-    x = alt.X("rescue:Q", bin=bins, title="rescue (logits)")
+    x = alt.X("rescue:Q", bin=bins, title="rescue (logits)", axis=alt.Axis(labelOverlap="greedy", labelSeparation=8))
     chart = alt.layer(
         alt.Chart(data(facts.loc[facts.clean_active, ["rescue"]]))
         .mark_bar(color=palette.high)

@@ -9,6 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from .marks import selection
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, unchecked
 from .results import expert_name
@@ -130,9 +131,9 @@ _SIZE_TIPS = {"median": "median", "quartiles": "middle half", "most": "5–95 %"
 
 
 @unchecked
-def neuron_map(neurons: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
+def neuron_map(neurons: pd.DataFrame, *, neuron: int | None = None, palette: Palette = LIGHT) -> Picture:
     """Each neuron by its input–output cosine and what it writes to true − foil (logits, mean over own facts; where
-    that is missing its mean size). Selection `neuron` with the field neuron."""
+    that is missing its mean size). Selection `neuron` with the field neuron, the given one preset; it has a ring."""
     data = Tables()
     value, title = ("write", "write to true − foil (logits)")
     if neurons.write.isna().all():
@@ -147,19 +148,15 @@ def neuron_map(neurons: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
         "t_cosine": [number(c, 3, True) for c in rows.in_out_cosine],
         "t_rank": [number(r, 0) for r in rows[rank].astype(float)],
     })  # fmt: skip
-    chosen = alt.selection_point(name="neuron", fields=["neuron"], on="click", clear=False, toggle=False, empty=False)
+    chosen = selection("neuron", {"neuron": neuron}, neuron is not None)
     tips = [alt.Tooltip("t_neuron:N", title="title"), alt.Tooltip("t_value:N", title=value.replace("_", " "))]
     tips += [alt.Tooltip("t_cosine:N", title="input–output cosine"), alt.Tooltip("t_rank:N", title="rank")]
     color = colours("what", {"enriching": palette.high, "depleting": palette.low})
-    chart = alt.layer(
-        zero_line(data, palette),
-        alt.Chart(data(dots))
-        .mark_circle(size=46, opacity=0.75, cursor="pointer")
-        .encode(
-            x=alt.X("cosine:Q", title="input–output cosine"), y=alt.Y("value:Q", title=title), color=color, tooltip=tips
-        )
-        .add_params(chosen),
-    )
+    x, y = alt.X("cosine:Q", title="input–output cosine"), alt.Y("value:Q", title=title)
+    named = alt.Chart(data(dots))
+    marks = named.mark_circle(size=46, opacity=0.75, cursor="pointer").encode(x=x, y=y, color=color, tooltip=tips)
+    ring = named.mark_point(size=150, stroke=palette.expert, strokeWidth=2.5, tooltip=None).encode(x=x, y=y)
+    chart = alt.layer(zero_line(data, palette), marks.add_params(chosen), ring.transform_filter(chosen))
     return finish(chart, data, len(dots), 300, palette)
 
 
@@ -177,7 +174,7 @@ def sign_bars(neurons: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     ]  # fmt: skip
     y = alt.Y("label:N", sort=label, scale=alt.Scale(domain=label), title=None, axis=names_axis(palette))
     whole = alt.Scale(domain=[0, 1])
-    x = alt.X("share:Q", title="share of the expert's tokens", axis=alt.Axis(format="%"), scale=whole)
+    x = alt.X("share:Q", title="share of the expert's tokens", axis=alt.Axis(format="%", tickCount=5), scale=whole)
     colors = dict(zip(SIGNS.values(), (palette.high, palette.joined, palette.low, palette.kept), strict=True))
     tips = [alt.Tooltip("t_neuron:N", title="title"), alt.Tooltip("t_share:N", title="share")]
     bars = alt.Chart(data(pd.concat(parts, ignore_index=True))).mark_bar(height=15)

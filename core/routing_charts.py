@@ -14,16 +14,11 @@ from .marks import diverging, gap, layer_axis, outline, row_height, rows_of, sel
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, unchecked
 from .results import expert_name
-from .tooltips import NONE, number
+from .tooltips import NONE, number, percent
 
 MOST_PARTS = 24
 """Experts in the bars of a divergence; the table has all."""
 MOST_RELATIONS = 40
-
-
-def percent(value: float) -> str:
-    """A share for people."""
-    return NONE if not np.isfinite(value) else f"{number(100 * value, 1)} %"
 
 
 @unchecked
@@ -261,7 +256,10 @@ def divergence_layers(table: pd.DataFrame, *, layer: int | None = None, palette:
     tips = [name for name in shown if name.startswith("t_")]
     named = tables(shown[["layer", "divergence", "baseline", "high", "low", "beyond", *tips]])
     x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
+    # two sets that are one: without ends of its own the axis would be drawn around a 0 with six digits
+    ends = alt.Scale(domain=[0, 0.01]) if not table[["divergence", "high"]].to_numpy().any() else alt.Undefined
     title = "Jensen–Shannon divergence (bits)"
+    y, low = (alt.Y(name, title=title, scale=ends) for name in ("divergence:Q", "baseline:Q"))
     chosen = selection("layer", {"layer": layer}, layer is not None)
     color = alt.Color(
         "beyond:N",
@@ -270,16 +268,16 @@ def divergence_layers(table: pd.DataFrame, *, layer: int | None = None, palette:
         ),
         legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=320),
     )
-    bars = alt.Chart(named).mark_bar(cursor="pointer").encode(
-        x=x, y=alt.Y("divergence:Q", title=title), color=color, tooltip=tooltip(tips),
+    bars = alt.Chart(named).mark_bar(cursor="pointer", fillOpacity=0.7).encode(
+        x=x, y=y, color=color, tooltip=tooltip(tips),
         stroke=alt.condition(chosen, alt.value(palette.mark), alt.value("transparent")), strokeWidth=alt.value(2),
     ).add_params(chosen)  # fmt: skip
-    up = alt.Chart(named).mark_rule(stroke=palette.low, strokeWidth=2, tooltip=None)
-    ticks = alt.Chart(named).mark_tick(color=palette.low, thickness=3, size=14, tooltip=None)
+    up = alt.Chart(named).mark_rule(stroke=palette.ink, strokeWidth=2, tooltip=None)
+    ticks = alt.Chart(named).mark_tick(color=palette.ink, thickness=3, size=14, tooltip=None)
     chart = alt.layer(
         bars,
-        up.encode(x=x, y=alt.Y("baseline:Q", title=title), y2="high:Q"),
-        ticks.encode(x=x, y=alt.Y("baseline:Q", title=title)),
+        up.encode(x=x, y=low, y2="high:Q"),
+        ticks.encode(x=x, y=low),
     )
     return finish(chart, tables, 3 * len(table), 260, palette)
 
@@ -307,14 +305,16 @@ def divergence_parts(
     tips = [name for name in top if name.startswith("t_")]
     named = tables(top[["layer", "expert", "name", "part", "part_baseline", "more", *tips]])
     y = alt.Y("name:N", sort=list(top["name"]), title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
-    x = alt.X("part:Q", title="part of the divergence (bits)", axis=alt.Axis(tickCount=6))
+    ends = alt.Scale(domain=[0, 0.01]) if not top[["part", "part_baseline"]].to_numpy().any() else alt.Undefined
+    x = alt.X("part:Q", title="part of the divergence (bits)", axis=alt.Axis(tickCount=6), scale=ends)
     color = alt.Color(
         "more:N", scale=alt.Scale(domain=more, range=list(colors.values())),
         legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=320),
     )  # fmt: skip
     layer = int(table.layer.iloc[0])
     chosen = selection("expert", {"layer": layer, "expert": expert}, expert is not None)
-    bars = alt.Chart(named).mark_bar(cursor="pointer").encode(x=x, y=y, color=color, tooltip=tooltip(tips))
+    bars = alt.Chart(named).mark_bar(cursor="pointer", fillOpacity=0.7)
+    bars = bars.encode(x=x, y=y, color=color, tooltip=tooltip(tips))
     ticks = alt.Chart(named).mark_tick(color=palette.ink, thickness=2.5, size=14, tooltip=None)
     layers: list[alt.Chart] = [bars.add_params(chosen), ticks.encode(x=alt.X("part_baseline:Q"), y=y)]
     if expert is not None and expert in set(top.expert):

@@ -14,15 +14,22 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from .averages import questions as averages
+from .cli_lists import LIST
 from .compare.link import Pair, to_query
 from .compare.tables import SIDES, Compared
 from .derived import DerivedRequest
+from .fact_sets import BUNDLED, FactSet
 from .links import Link, View
 from .requests import Fact, ModelSpec, TraceRequest
 from .results import TraceResult
 
 Bundled = Callable[[int], Fact | None]
 """The bundled fact with a case_id, or None."""
+
+
+_LONGEST = 100_000
+"""Bytes: what Linux takes as one argument is 131,072."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,47 @@ def of_comparison(pair: Pair) -> Script:
     return Script(_command(["compare", urlencode(to_query(pair))]), "\n".join(lines) + "\n")
 
 
-def of_derived(request: DerivedRequest, *, bundled: Bundled) -> Script:
-    """The script of what is more than a trace. Facts of the bundled list stand there by their numbers."""
+def of_averages(request: DerivedRequest, facts: FactSet, *, min_drop: float | None) -> Script:
+    """The script of an answer of the kinds `averages` and `expert_averages`, averaged. `facts`: the set that the
+    request's facts are; `min_drop`: the threshold of the drop, logits (None: none)."""
+    settings, asked = request.get(), averages.trace_request(request, averages.NOBODY)
+    experts = request.kind == averages.EXPERTS
+    out = ["averages", *_model_arguments(request.model)]
+    if facts.source != BUNDLED:
+        out += _given("facts", _named(facts))
+    if facts.relations:
+        out += ["--relation", *facts.relations]
+    out += ["--n", "all" if facts.n is None else str(facts.n)]
+    if facts.seed:
+        out += ["--facts-seed", str(facts.seed)]
+    out += ["--min-drop", "all" if min_drop is None else _plain(min_drop)]
+    if experts:
+        out += ["--experts-at", settings["role"].replace(" ", "_")]
+    else:
+        out += ["--site", settings["site"], "--window", str(settings["window"])]
+    out += _method_arguments(asked, asked.replacement)
+    kind, table = ("experts_request", "expert_table") if experts else ("cells_request", "role_table")
+    what = f"role={settings['role']!r}" if experts else f"site={settings['site']!r}, window={settings['window']}"
+    lines = [
+        _IMPORTS,
+        "from core.averages import tables",
+        f"from core.averages.questions import {kind}",
+        "from core.cli_lists import facts_of",
+        "from core.derived import derive",
+        "from core.fact_sets import FactSet, choose",
+        "",
+        _chosen(facts),
+        f"request = {kind}({_code(asked)}, facts, {what})",
+        "model = core.load_model(**asdict(request.model))",
+        "result = derive(model, request)",
+        f"print(tables.{table}(result, min_drop={min_drop!r}))",
+    ]
+    return Script(_command(out), "\n".join(lines) + "\n")
+
+
+def of_derived(request: DerivedRequest, *, bundled: Bundled, fact_set: FactSet | None = None) -> Script:
+    """The script of what is more than a trace. Facts of the bundled list stand there by their numbers. `fact_set`: what
+    the request's facts are, where they are one set: it stands in their place."""
     own = [fact for fact in request.facts if bundled(fact.case_id) != fact]
     if own:
         facts = "(\n" + "".join(f"    {_code(fact)},\n" for fact in request.facts) + ")"
@@ -119,28 +165,35 @@ def of_derived(request: DerivedRequest, *, bundled: Bundled) -> Script:
         f"from core import {'Fact, ' if own else ''}ModelSpec",
         "from core.derived import DerivedRequest, derive",
     ]
-    if request.facts and not own:
-        lines += ["from core.facts import bundled, find", "", "known = bundled()"]
+    if fact_set is not None:
+        lines[3:4] = ["from core import ModelSpec", "from core.cli_lists import facts_of"]
+        lines += ["from core.fact_sets import FactSet, choose", "", _chosen(fact_set)]
+    elif request.facts:
+        known = [] if own else ["from core.facts import bundled, find", "", "known = bundled()"]
+        lines += [*known, f"facts = {facts}"]
     given = ", facts=facts" if request.facts else ""
     lines += [
-        *([f"facts = {facts}"] if request.facts else []),
         f"request = DerivedRequest.of({request.kind!r}, {_code(request.model)}{given}{settings})",
         "model = core.load_model(**asdict(request.model))",
         "result = derive(model, request)",
         "for name, table in result.tables.items():",
         "    print(name, table, sep='\\n')",
     ]
-    return Script(_command(["derive", question(request, bundled)]), "\n".join(lines) + "\n")
+    asked = question(request, bundled, fact_set)
+    command = _command(["derive", asked])
+    if len(command.encode()) > _LONGEST:
+        command = f"{_command(['derive', '/dev/stdin'])} <<'QUESTION'\n{asked}\nQUESTION"
+    return Script(command, "\n".join(lines) + "\n")
 
 
-def question(request: DerivedRequest, bundled: Bundled) -> str:
-    """The request as JSON for the command `derive`: facts of the bundled list by their numbers, the model without what
-    is as by default."""
+def question(request: DerivedRequest, bundled: Bundled, fact_set: FactSet | None = None) -> str:
+    """The request as JSON for the command `derive`: facts as their set, else those of the bundled list by their
+    numbers; the model without what is as by default."""
     data = request.to_dict()
     fields = [(field.name, field.default) for field in dataclasses.fields(ModelSpec)]
     model = {name: getattr(request.model, name) for name, _ in fields}
     data["model"] = {name: model[name] for name, default in fields if name == "name" or model[name] != default}
-    data["facts"] = [
+    data["facts"] = dataclasses.asdict(fact_set) if fact_set is not None else [
         fact.case_id if bundled(fact.case_id) == fact else written
         for fact, written in zip(request.facts, data["facts"], strict=True)
     ]
@@ -185,23 +238,43 @@ def _trace_arguments(request: TraceRequest, bundled: Bundled, chosen: Sequence[s
         if fact.case_id:
             out += ["--case-id", str(fact.case_id)]
         names = names or tuple(chosen)  # the choice depends on a relation, which a typed fact has no option for
+    out += _method_arguments(request, names)
+    experts = request.experts
+    if experts != "last":
+        out += ["--experts", experts if isinstance(experts, str) else ",".join(map(str, experts))]
+    return out
+
+
+def _method_arguments(request: TraceRequest, names: Sequence[str]) -> list[str]:
+    """Corruption and tokens. `names`: the subjects that stand in for a fact's own, where they are named."""
     if request.corruption == "noise":
-        out += ["--noise", f"{request.noise!r}".removesuffix(".0")]
+        out = ["--noise", _plain(request.noise)]
     else:
-        out += ["--corruption", request.corruption]
+        out = ["--corruption", request.corruption]
         if names:
             out += ["--replacement", *names]
     if not names:
         out += ["--draws", str(request.draws), "--seed", str(request.seed)]
     for name in ("special_tokens", "object_tokens"):
-        if getattr(request, name) != getattr(TraceRequest(fact), name):
+        if getattr(request, name) != getattr(TraceRequest(request.fact), name):
             out += [f"--{name.replace('_', '-')}", getattr(request, name)]
     if request.first_token:
         out.append("--first-token")
-    experts = request.experts
-    if experts != "last":
-        out += ["--experts", experts if isinstance(experts, str) else ",".join(map(str, experts))]
     return out
+
+
+def _chosen(facts: FactSet) -> str:
+    """A line of Python that chooses them."""
+    return f"facts = choose({_code(facts)}, facts_of({_named(facts)!r}))"
+
+
+def _named(facts: FactSet) -> str:
+    """Their list as the commands name it."""
+    return facts.source if facts.source == BUNDLED else f"{LIST}{facts.source}"
+
+
+def _plain(value: float) -> str:
+    return f"{value!r}".removesuffix(".0")
 
 
 def _model_arguments(model: ModelSpec) -> list[str]:

@@ -20,6 +20,11 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{number(100 * share, 1)} %" if np.isfinite(share) else NONE
+
+
 def cell_tooltips(result: TraceResult, cells: pd.DataFrame) -> pd.DataFrame:
     """Tooltips of `views.layer_cells`, one row per cell."""
     corrupt, clean = _references(result)

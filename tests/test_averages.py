@@ -30,7 +30,7 @@ from core.moe import MoeModel
 from core.progress import Progress
 from core.requests import ModelSpec, TraceRequest
 from core.roles import FURTHER, LAST, LAST_SUBJECT, MIDDLE_SUBJECT, roles_of
-from core.trace import from_store
+from core.trace import from_store, trace
 from tests import oracle
 
 TOL = 1e-4
@@ -231,17 +231,18 @@ def test_a_role_that_no_fact_has_leaves_nothing_but_the_facts(deepseek):
     assert tables.expert_table(result, min_drop=None).empty
 
 
-def test_the_answer_is_stored_and_its_traces_are_found_by_the_trace_page(worlds, home):
+def test_the_answer_alone_is_stored_and_it_is_what_traces_say(worlds, home):
     model, its, asked = worlds["demo"]
     with Store.open() as store:
         remember_identity(store, ModelSpec("demo"), model.identity, label=model.label)
         request = cells_request(asked, its)
         first, again = derive(model, request, store=store), derive(model, request, store=store)
         assert again.cached and not first.cached
-        found = from_store(store, dataclasses.replace(asked, fact=its[1], experts="none"))
-        cells = first.tables["cells"]
-        layer = found.frame[found.frame.kind == "layer"]
-        np.testing.assert_array_equal(cells[cells.fact == 1].rescue.to_numpy(), layer.rescue.to_numpy())
+        one = dataclasses.replace(asked, fact=its[1], experts="none")
+        assert from_store(store, one) is None, "vectors of every fact would push everything else out"
+    found, cells = trace(model, one), first.tables["cells"]
+    layer = found.frame[found.frame.kind == "layer"]
+    np.testing.assert_allclose(cells[cells.fact == 1].rescue.to_numpy(), layer.rescue.to_numpy(), atol=1e-5)
 
 
 def test_an_automatic_foil_is_the_clean_runs_best_other_token_at_every_site(worlds):

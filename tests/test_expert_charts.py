@@ -146,3 +146,11 @@ def test_where_there_are_no_writes_neurons_are_drawn_by_their_size():
     assert list(with_writes.value) == [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
     assert list(without.value) == [0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
     assert set(without.what) == {"enriching", "depleting"}
+
+
+def test_the_chosen_neuron_is_marked():
+    for neuron in (None, 3):
+        spec = written.neuron_map(neurons(True), neuron=neuron).standalone(width=500, title="t")
+        (chosen,) = [p for p in spec["params"] if p["name"] == "neuron"]
+        assert chosen.get("value") == (None if neuron is None else [{"neuron": 3}])
+        assert [m for m in spec["layer"] if m.get("transform") == [{"filter": {"param": "neuron", "empty": False}}]]

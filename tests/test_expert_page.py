@@ -10,13 +10,15 @@ from page_on_model import drawn, open_page, params_of, shown, small_model, workb
 from streamlit.testing.v1 import AppTest
 from word_facts import word_facts
 
-from core import expert_link, expert_routing, expert_tables, links
+from core import expert_link, expert_questions, expert_routing, expert_tables, links
+from core import expert_write_charts as charts
 from core.derived import DerivedRequest, derive
 from core.expert_link import ExpertView, from_query
 from core.moe import MoeModel
 from core.routing_kinds import routed_of, routing_request
 from core.tooltips import number
 from core.workbench import Workbench
+from pages.parts import present
 
 WAIT = 60.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -167,7 +169,7 @@ def test_the_settings_in_the_sidebar_change_the_question(bench, some):
         ("writes", 2, "Tokens promoted and suppressed"),
         ("size", 1, "beside its layer's other experts"),
         ("neurons", 2, "tokens of each combination"),
-        ("steering", 0, "next token, × -1.5"),
+        ("steering", 0, "next token, × −1.5"),
     ],
 )
 def test_every_section_opens_cold_by_link_with_its_downloads(bench, some, section, charts, words):
@@ -193,3 +195,30 @@ def test_the_steering_box_changes_the_question_and_shows_both_runs(bench, model,
     for value in (row.clean_contrast, row.scaled_contrast):
         assert f"contrast **{number(value, 3, True)}** logits" in text
     assert text.count("next token, ") == 2
+
+
+def test_a_neuron_shows_how_often_each_combination_of_signs_occurs_and_is_marked(bench, model, some):
+    request = expert_questions.neurons(some.model, FACTS, layer=some.layer, expert=some.expert, **some.settings)
+    neurons = derive(model, request).tables["neurons"].set_index("neuron")
+    page = opened(expert_link.replace(some, section="neurons", neuron=3))
+    text = shown(page)
+    for signs in ("gate_pos_in_pos", "gate_pos_in_neg", "gate_neg_in_pos", "gate_neg_in_neg"):
+        assert f"**{charts.SIGNS[signs]}** · {number(100 * neurons.loc[3, signs], 1)} % of the expert's tokens" in text
+    assert neurons.loc[3, list(charts.SIGNS)].sum() == pytest.approx(1)
+    nobody = opened(expert_link.replace(some, section="neurons", neuron=10**6))
+    assert f"{some.name} has no neuron 1000000" in shown(nobody)
+
+
+def test_the_report_has_what_the_sections_say(bench, some, monkeypatch):
+    said = []
+    monkeypatch.setattr(present, "_page", lambda spot, *_: said.append(spot.findings) or b"")
+    monkeypatch.setattr(present.st, "download_button", lambda label, data, **_: label == "Report" and data())
+    page = opened(expert_link.replace(some, section="knockout"))
+    assert not page.exception
+    findings = " ".join(said[-1])
+    assert "rescue, all facts: " in findings and "Zero mode subtracts what the expert contributes" in findings
+    noted = {name: one.part for name, one in page.session_state["es_noted"].items()}
+    assert "Mean change in zero mode, logits" in noted[f"{some.name}_knockout_all"].caption
+    page = opened(expert_link.replace(some, section="steering"))
+    noted = page.session_state["es_noted"]
+    assert "Scaling changes the contrast by" in noted[f"{some.name}_steering_texts"].part.caption

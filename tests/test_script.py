@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 import subprocess
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import numpy as np
@@ -14,14 +15,21 @@ import pytest
 from fake_results import FRANCE, fake_result
 
 import core
-from core import cli, expert_questions, facts, models, script
+from cache.fact_lists import FactLists
+from core import cli, cli_averages, derived, expert_questions, facts, models, script
+from core.averages import questions as averages
+from core.averages import tables
 from core.cells.asking import ask
 from core.cli_derive import read
+from core.cli_lists import facts_of
 from core.compare import words
 from core.compare.link import Pair, to_query
 from core.compare.tables import Compared
 from core.derived import DerivedRequest, derive
 from core.errors import InputError
+from core.fact_lists import FactListDesk
+from core.fact_sets import FactSet, choose
+from core.facts import bundled
 from core.links import Link, View
 from core.requests import Fact, ModelSpec, TraceRequest
 
@@ -89,6 +97,59 @@ def test_a_derived_question_goes_through_the_command_line_unchanged():
     for wrong in ("{", "{}", '{"kind": "nothing"}', '{"kind": "routing", "facts": [{"x": 1}]}', "/no/such/file", "[1]"):
         with pytest.raises(InputError):
             read(wrong)
+
+
+SETS = [FactSet(), FactSet(relations=("country_capital", "a 'b'"), n=None, seed=4), FactSet(source="mine; `x`", n=2)]
+ASKED = [
+    TraceRequest(averages.NOBODY),
+    TraceRequest(averages.NOBODY, ModelSpec("org/x y", dtype="bfloat16"), noise=2.5, draws=3, seed=1, first_token=True),
+    TraceRequest(averages.NOBODY, corruption="replace", replacement=("Sri Lanka", EVIL), object_tokens="paper"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fact_set", "asked", "min_drop"), zip(SETS, ASKED, (0.5, None, 0.25), strict=True))
+def test_averages_have_the_command_and_the_program_of_their_own(fact_set, asked, min_drop, monkeypatch):
+    FactListDesk(FactLists()).put("mine; `x`", [ODD, AUTO, FRANCE], replace=True)
+    ran, found = [], {}
+    monkeypatch.setattr(cli_averages, "run_averages", lambda arguments: ran.append(arguments) or 0)
+    monkeypatch.setattr(core, "load_model", lambda **spec: spec)
+    monkeypatch.setattr(derived, "derive", lambda model, asked_: found.update(model=model, request=asked_))
+    its = choose(fact_set, facts_of("bundled" if fact_set.source == "bundled" else f"list:{fact_set.source}"))
+    for request, table in (
+        (averages.cells_request(asked, its, site="residual", window=3), "role_table"),
+        (averages.experts_request(asked, its, role="last subject"), "expert_table"),
+    ):
+        monkeypatch.setattr(tables, table, lambda result, **options: found.update(options))
+        made = script.of_averages(request, fact_set, min_drop=min_drop)
+        assert cli.main(shlex.split(made.command)[3:]) == 0
+        assert cli_averages.request_of(ran[-1]) == request
+        assert cli_averages._min_drop(ran[-1].min_drop) == min_drop
+        exec(made.python, {})  # noqa: S102
+        assert found == {"model": dataclasses.asdict(asked.model), "request": request, "min_drop": min_drop}
+
+
+def test_a_derived_question_names_the_set_of_its_facts_and_a_long_one_is_no_argument(monkeypatch):
+    FactListDesk(FactLists()).put("mine; `x`", [ODD, AUTO, FRANCE], replace=True)
+    mine = FactSet(source="mine; `x`", n=2)
+    for fact_set, its in ((mine, choose(mine, (ODD, AUTO, FRANCE))), (FactSet(n=9), choose(FactSet(n=9), bundled()))):
+        request = DerivedRequest.of("routing", ModelSpec(), facts=its, noise=2.0)
+        made = script.of_derived(request, bundled=BUNDLED.get, fact_set=fact_set)
+        assert "subject" not in made.command and read(shlex.split(made.command)[4]) == request
+        found = []
+        monkeypatch.setattr(core, "load_model", lambda **spec: spec)
+        monkeypatch.setattr(derived, "derive", lambda model, asked, found=found: found.append(asked) or DONE)
+        exec(made.python, {})  # noqa: S102
+        assert found == [request]
+    many = tuple(dataclasses.replace(ODD, case_id=n) for n in range(600))
+    request = DerivedRequest.of("routing", ModelSpec(), facts=many)
+    made = script.of_derived(request, bundled=BUNDLED.get)
+    program, _, rest = made.command.partition("\n")
+    assert program == "python -m core derive /dev/stdin <<'QUESTION'" and len(rest) > 131_072
+    said = subprocess.run(["bash"], input=f"cat <<'QUESTION'\n{rest}\n", capture_output=True, check=True, text=True)
+    assert read(said.stdout) == request
+
+
+DONE = SimpleNamespace(tables={})
 
 
 @pytest.fixture(scope="module")

@@ -247,6 +247,12 @@ def test_a_persons_mistake_is_shown_in_words_and_not_tried_again_by_itself(bench
     page.run()
     assert any("The subject is not in the prompt" in re.sub(r"\\(.)", r"\1", e.value) for e in page.error)
     assert len(engine.asked) == 1
+    assert not [button for button in page.button if button.label == "Try again"], "it would end in the same way"
+
+
+def test_what_may_go_better_the_next_time_can_be_tried_again(bench, engine):
+    engine.error = ModelError("There is no network.", "Connect to one.")
+    page = finished(opened(), bench)
     engine.error = None
     next(button for button in page.button if button.label == "Try again").click().run()
     finished(page, bench)

@@ -199,12 +199,14 @@ def expert_map(
     return rows_of(alt.layer(*layers), tables, len(grid), n_layers, palette)
 
 
-def interval(mean: float, low: float, high: float, sign: bool = False) -> str:
-    """A mean with the interval behind it; – where it is missing."""
+def interval(mean: float, low: float, high: float, sign: bool = False, unit: str = "") -> str:
+    """A mean with the interval behind it, and its unit; – where it is missing."""
     if not np.isfinite(mean):
         return NONE
-    ends = f" [{number(low, 3, sign)}, {number(high, 3, sign)}]" if np.isfinite(low) else ", no interval"
-    return number(mean, 3, sign) + ends
+    unit = f" {unit}" if unit else ""
+    if not np.isfinite(low):
+        return f"{number(mean, 3, sign)}{unit} (no interval)"
+    return f"{number(mean, 3, sign)} [{number(low, 3, sign)}, {number(high, 3, sign)}]{unit}"
 
 
 def _told(table: pd.DataFrame) -> pd.DataFrame:
@@ -215,7 +217,7 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
         rows.append((
             f"layer {c.layer}, {role_label(c.role)}",
             interval(c.restoration, c.restoration_low, c.restoration_high),
-            f"{interval(c.rescue, c.rescue_low, c.rescue_high, True)} logits",
+            interval(c.rescue, c.rescue_low, c.rescue_high, True, "logits"),
             f"{number(c.mean_drop, 2, True)} logits",
             f"{number(100 * c.positive_fraction, 0)} % of the facts" if c.n else NONE,
             facts,

@@ -1,8 +1,8 @@
 """What every fact of a set says: its contrasts, the rescue of every cell, the rescue of every expert at a role.
 
 Answers the kinds `averages` and `expert_averages`. Averages and intervals are made of these tables afterwards
-(`core.averages.tables`). Restoring the MoE output of one layer is what a trace does: those go through the store trace
-by trace, so that nothing known is computed again. Every other site, and experts at one role, are swept.
+(`core.averages.tables`). All is swept, also what a trace would have (the MoE output of one layer): traces keep vectors
+that nobody asked for here, and of many facts on a large model these would push everything else out of the store.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from ..missing import Question
 from ..moe import MoeModel
 from ..progress import SILENT, Progress
 from ..requests import Fact
-from ..results import TraceResult
 from ..roles import roles_of
-from ..sites import MOE, NAMES
-from ..trace import trace_many
+from ..sites import NAMES
 from . import role_sweep
 from .questions import trace_request
 from .role_sweep import RoleExperts, role_experts
@@ -62,24 +60,17 @@ def cells(
     questions, left_out = usable(model, [trace_request(request, f, model=model.spec) for f in request.facts])
     facts, found = [], []
 
-    def trace(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
-        requests = [question.request.replace(experts="none") for _, question in batch]
-        results = trace_many(model, requests, store=store, progress=progress)
-        for (number, _), result in zip(batch, results, strict=True):  # the traces themselves are not held
-            facts.append(_fact_of_trace(number, result))
-            found.append(_cells_of_trace(number, result))
-
-    def sweep(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
+    def work(batch: list[tuple[int, Question]], budget: Budget, progress: Progress) -> None:
         answers = site_cells(
             model, [question for _, question in batch], site=site, window=window, budget=budget, progress=progress
         )
         for (number, _), answer in zip(batch, answers, strict=True):
-            facts.append(_fact_of_sweep(number, answer))
-            found.append(_cells_of_sweep(number, answer, layers))
+            facts.append(_fact_row(number, answer))
+            found.append(_cell_rows(number, answer, layers))
 
     in_batches(
-        model, questions, work=trace if site == MOE and window == 1 else sweep, progress=progress, label="tracing",
-        tokens=_run_tokens, rows=lambda question: patched_tokens(model, question, site),
+        model, questions, work=work, progress=progress, label="patching", tokens=_run_tokens,
+        rows=lambda question: patched_tokens(model, question, site),
     )  # fmt: skip
     return {"facts": _facts(facts), "cells": _joined(found, CELL_COLUMNS)}, {"left_out": left_out}
 
@@ -97,7 +88,7 @@ def experts(
         answers = role_experts(model, [question for _, question in batch], role=role, budget=budget, progress=progress)
         for (number, _), answer in zip(batch, answers, strict=True):
             tokens = np.array(answer.prepared.tokens, dtype=object)
-            facts.append(_fact_of_sweep(number, answer))
+            facts.append(_fact_row(number, answer))
             at_role.append(answer.cells.assign(fact=number, role=role, token=tokens[answer.cells.pos.astype(int)]))
             found.append(answer.experts.assign(fact=number))
 
@@ -111,36 +102,23 @@ def experts(
     return tables, {"left_out": left_out}
 
 
-# ---- through traces ----------------------------------------------------------------------------------------------
+# ---- tables ------------------------------------------------------------------------------------------------------
 
 
 def _run_tokens(question: Question) -> int:
     return len(question.prepared.input_ids) * (1 + question.request.draws)
 
 
-def _fact_of_trace(number: int, result: TraceResult) -> tuple:
-    fact, foil = result.request.fact, result.provenance.foil_token
-    return _fact_row(number, fact, foil, result.clean_contrast, result.corrupt_contrast)
+def _fact_row(number: int, cells: SiteCells | RoleExperts) -> tuple:
+    fact: Fact = cells.prepared.fact
+    clean, corrupt = cells.clean_contrast, cells.corrupt_contrast
+    foil = cells.prepared.foil_token.strip() if fact.foil is None or fact.foil_auto else fact.foil
+    return (
+        number, fact.case_id, fact.relation, fact.subject, fact.text, fact.true, foil, clean, corrupt, clean - corrupt,
+    )  # fmt: skip
 
 
-def _cells_of_trace(number: int, result: TraceResult) -> pd.DataFrame:
-    prov, frame = result.provenance, result.frame
-    rows = frame[frame.kind == "layer"].astype({"layer": int, "pos": int})
-    rescue = rows.groupby(["layer", "pos"]).rescue.mean().reset_index()
-    roles = np.array(roles_of(len(prov.tokens), prov.subject_positions), dtype=object)
-    tokens = np.array(prov.tokens, dtype=object)
-    return rescue.assign(fact=number, role=roles[rescue.pos], token=tokens[rescue.pos])
-
-
-# ---- through sweeps ----------------------------------------------------------------------------------------------
-
-
-def _fact_of_sweep(number: int, cells: SiteCells | RoleExperts) -> tuple:
-    fact, foil = cells.prepared.fact, cells.prepared.foil_token
-    return _fact_row(number, fact, foil, cells.clean_contrast, cells.corrupt_contrast)
-
-
-def _cells_of_sweep(number: int, cells: SiteCells, layers: Sequence[int]) -> pd.DataFrame:
+def _cell_rows(number: int, cells: SiteCells, layers: Sequence[int]) -> pd.DataFrame:
     fact, length = cells.prepared, len(cells.prepared.input_ids)
     positions = np.tile(np.arange(length), len(layers))
     roles = np.array(roles_of(length, fact.subject_positions), dtype=object)
@@ -148,16 +126,6 @@ def _cells_of_sweep(number: int, cells: SiteCells, layers: Sequence[int]) -> pd.
         "fact": number, "layer": np.repeat(np.asarray(layers), length), "pos": positions, "role": roles[positions],
         "token": np.array(fact.tokens, dtype=object)[positions], "rescue": cells.rescue.ravel(),
     })  # fmt: skip
-
-
-# ---- tables ------------------------------------------------------------------------------------------------------
-
-
-def _fact_row(number: int, fact: Fact, foil: str, clean: float, corrupt: float) -> tuple:
-    shown = foil.strip() if fact.foil is None or fact.foil_auto else fact.foil
-    return (
-        number, fact.case_id, fact.relation, fact.subject, fact.text, fact.true, shown, clean, corrupt, clean - corrupt,
-    )  # fmt: skip
 
 
 def _facts(rows: Sequence[tuple]) -> pd.DataFrame:

@@ -1,5 +1,4 @@
-"""One site restored at every cell of many facts, on windows of layers: what traces (the MoE output, one layer) do not
-cover.
+"""One site restored at every cell of many facts, on windows of layers.
 
 Several facts share a sweep. Knows runs and patches; nothing of roles or averages.
 """

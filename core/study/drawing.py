@@ -56,8 +56,8 @@ def intervals(
     step: int = 26,
     offset: bool = True,
 ) -> Picture:
-    """Points with intervals, one row per label, one colour per series (beside each other if `offset`). A missing mean
-    is shown as – at 0."""
+    """Points with intervals, one row per label, one colour per series (beside each other if `offset`). Beside 0
+    it is said where a mean is missing."""
     data = Tables()
     long = long.reindex(columns=["label", "series", "mean", "ci_low", "ci_high", "n", "n_missing"])
     long = told(long, long.label, long.series)
@@ -80,7 +80,9 @@ def intervals(
             named.mark_circle(size=64, opacity=1).encode(x=x, color=color, tooltip=TIPS, **y),
         ]
     if len(missing):
-        nothing = alt.Chart(data(missing.assign(mean=0.0)[keep])).mark_text(text=NONE, fontSize=13)
+        nothing = alt.Chart(data(missing.assign(mean=0.0)[keep])).mark_text(
+            text=f"{NONE} missing", fontSize=11, align="left", dx=7
+        )
         layers.append(nothing.encode(x=x, color=color, tooltip=TIPS, **y))
     chart = alt.layer(*layers)
     return finish(chart, data, 2 * len(long), max(step * len(order), 60), palette)

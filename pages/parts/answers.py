@@ -11,7 +11,7 @@ from typing import Any, overload
 import streamlit as st
 
 from core.derived import DerivedRequest, DerivedResult
-from core.errors import ExpertScopeError
+from core.errors import ExpertScopeError, InputError, ModelRefused
 from core.jobs import CANCELLED, DONE, FAILED, Job
 from core.requests import TraceRequest
 from core.results import TraceResult
@@ -104,6 +104,8 @@ def _button(request: Request, slot: str) -> bool:
 def _ended(job: Job, request: Request, slot: str) -> None:
     if job.state == FAILED:
         _problem(job.error)
+        if isinstance(job.error, InputError | ModelRefused):
+            return  # the same question would end in the same way
     else:
         st.info("Cancelled. What was finished before is kept.")
     if st.button("Try again", key=f"es_again_{slot}", on_click=state.touch, icon=":material/refresh:"):

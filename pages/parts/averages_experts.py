@@ -109,7 +109,11 @@ def _expert(
 ) -> None:
     name = expert_name(view.layer, None if expert == SHARED_INDEX else expert)
     at = f"{name} at the {charts.role_label(view.role)}"
-    behind = pictures.kept(tables.behind_expert, result, view.layer, expert, min_drop=view.min_drop)
+    behind = numbers.of(
+        f"the facts behind {at}", tables.behind_expert, result, view.layer, expert, min_drop=view.min_drop
+    )
+    if behind is None:
+        return
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"##### Facts behind {at}", width="content")
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
@@ -122,11 +126,11 @@ def _expert(
         st.markdown(text.plain(f"{name} is clean-active at this role in none of these facts: its mean is 0."))
         return
     row = rows.iloc[0]
-    rescue = charts.interval(row.rescue, row.rescue_low, row.rescue_high, True)
+    rescue = charts.interval(row.rescue, row.rescue_low, row.rescue_high, True, "logits")
     st.markdown(
         text.plain(
-            f"Mean rescue {rescue} logits over {row.n} facts, {number(row.rescue_active, 3, True)} over the "
-            f"{row.n_active} in which it is clean-active."
+            f"Mean rescue {rescue} over {row.n} fact{'s' if row.n != 1 else ''}, "
+            f"{number(row.rescue_active, 3, True)} over the {row.n_active} in which it is clean-active."
         )
     )
     averages_facts.draw(view, facts, behind, name="expert", expert=expert)

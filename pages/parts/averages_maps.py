@@ -137,17 +137,21 @@ def _choose_cell(view: AveragesView, layers: list[int]) -> None:
 def _cell(view: AveragesView, result: DerivedResult, facts: tuple[Fact, ...], cell: pd.Series) -> None:
     """The chosen average, and the facts behind it."""
     where = f"layer {view.layer}, {charts.role_label(view.role)}"
-    behind = pictures.kept(tables.behind_cell, result, view.layer, view.role, min_drop=view.min_drop)
+    behind = numbers.of(
+        f"the facts behind {where}", tables.behind_cell, result, view.layer, view.role, min_drop=view.min_drop
+    )
+    if behind is None:
+        return
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"##### Facts behind {where}", width="content")
         downloads.menu("averages-facts", f"Facts behind {where}", result, None, behind)
     restored = charts.interval(cell.restoration, cell.restoration_low, cell.restoration_high)
-    rescue = charts.interval(cell.rescue, cell.rescue_low, cell.rescue_high, True)
+    rescue = charts.interval(cell.rescue, cell.rescue_low, cell.rescue_high, True, "logits")
     missing = f", {cell.n_missing} without such a token" if cell.n_missing else ""
     st.markdown(
         text.plain(
-            f"Mean rescue {rescue} logits of a mean drop of {number(cell.mean_drop, 2, True)}, restoration {restored}, "
-            f"over {cell.n} facts{missing}."
+            f"Mean rescue {rescue} of a mean drop of {number(cell.mean_drop, 2, True)}, restoration {restored}, "
+            f"over {cell.n} fact{'s' if cell.n != 1 else ''}{missing}."
         )
     )
     averages_facts.draw(view, facts, behind, name="cell")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -16,6 +16,9 @@ from core.sites import MEANING
 from . import averages_sidebar, base, frame, present, text
 from . import averages_state as state
 from .answers import answer
+
+if TYPE_CHECKING:
+    from core.script import Script
 
 AUTO_RUNS = 160
 """Up to so many corrupt runs of the demo start without a click."""
@@ -78,10 +81,19 @@ def _title(place: Any, result: DerivedResult | None = None, fresh: bool = False)
             if result is not None:
                 frame.came_from(str(result.provenance["created"]), fresh)
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
-            present.place("averages", "Averages over facts")
+            present.place("averages", "Averages over facts", script=_script)
             with st.popover("Link", icon=":material/link:"):
                 st.caption("Opens exactly this: model, facts, settings, site, cell and expert.")
                 st.code(state.address(), language=None, wrap_lines=True)
+
+
+def _script(result: DerivedResult) -> Script:
+    from core.script import of_averages, of_derived
+
+    view = state.HERE.value
+    if any(name.startswith("-") for name in view.facts.relations):  # the command would take it for an option
+        return of_derived(result.request, bundled=base.bundled().get)
+    return of_averages(result.request, view.facts, min_drop=view.min_drop)
 
 
 def _findings(view: AveragesView, result: DerivedResult) -> list[str]:

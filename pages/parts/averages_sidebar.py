@@ -42,7 +42,7 @@ def draw(view: AveragesView) -> None:
 
 def _min_drop(view: AveragesView) -> None:
     key = address.key(f"{PLACE}min drop")
-    st.session_state.setdefault(key, view.min_drop)  # not as the widget's own default: that could not be emptied
+    st.session_state[key] = view.min_drop  # at every run, and not as the widget's default: see `fact_set_panel`
     st.number_input(
         "Least drop (logits)", 0.0, 100.0, None, 0.25, format="%.4g", key=key, placeholder="no threshold",
         help=HELP_DROP, on_change=_change("min_drop", key, missing=None),
@@ -51,14 +51,13 @@ def _min_drop(view: AveragesView) -> None:
 
 def _restored(view: AveragesView) -> None:
     st.markdown("**What is restored**")
-    left, right = st.columns([3, 2])
     key = address.key(f"{PLACE}site")
-    left.selectbox(
+    st.selectbox(
         "Site", SITES, index=SITES.index(view.site), key=key, format_func=NAMES.__getitem__, help=HELP_SITE,
         on_change=_change("site", key),
     )  # fmt: skip
     key = address.key(f"{PLACE}window")
-    right.number_input(
+    st.number_input(
         "Window", 1, MAX_WINDOW, view.window, 1, key=key, help=HELP_WINDOW, on_change=_change("window", key)
     )
 

@@ -10,7 +10,7 @@ from core.derived import DerivedResult
 from core.expert_link import EVERYWHERE, LAST, REROUTE, ZERO
 from core.tooltips import number
 
-from . import address, expert_state, numbers, pictures
+from . import address, expert_state, numbers, pictures, present
 from .answers import answer
 from .expert_pieces import TRACE, Column, Shown, figure, header, table
 
@@ -67,9 +67,9 @@ def draw(shown: Shown) -> None:
     found = numbers.of(f"the knockout of {shown.view.name}", count, result)
     if found is None:
         return
-    st.caption(NOTE)
+    present.intro(NOTE)
     if REROUTE not in result.values["modes"]:
-        st.caption("This model's router cannot be driven so that it reroutes: only the zero mode is shown.")
+        present.intro("This model's router cannot be driven so that it reroutes: only the zero mode is shown.")
     view, palette = shown.view, pictures.theme()
     place, key = view.place, address.key("expert place")
     st.segmented_control(

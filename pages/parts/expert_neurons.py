@@ -5,14 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core import expert_questions, expert_routing
+from core import expert_questions
 from core import expert_write_charts as charts
 from core.derived import DerivedResult
+from core.tooltips import percent
 
-from . import expert_state, pictures, text
+from . import expert_state, pictures, present, text
 from .answers import answer
-from .expert_pieces import Column, Shown, figure, header, table
-from .expert_routing import tokens_of
+from .expert_pieces import TRACE, Column, Shown, figure, header, table
 
 BARS = 12
 SHARE = "percent"
@@ -62,13 +62,20 @@ def draw(shown: Shown) -> None:
         st.info(text.plain(result.values["why"]))
         return
     if result.values["missing"]:
-        st.caption(text.plain(result.values["missing"]))
+        present.intro(text.plain(result.values["missing"]))
     neurons, palette = result.tables["neurons"], pictures.theme()
     by = "size_rank" if neurons.write.isna().all() else "write_rank"
     neurons = neurons.sort_values(by, na_position="last", kind="stable").reset_index(drop=True)
+    slot = pictures.slot("expert_neurons", (result.request, palette.name), view.neuron)
+
+    def pick(mark: dict[str, int]) -> None:
+        slot.picked = mark["neuron"]
+        expert_state.look(neuron=mark["neuron"])
+
     figure(
-        "Input–output cosine and write", "neurons", result, charts.neuron_map(neurons, palette=palette), neurons, view,
-        caption=MAP, selection="neuron", on_pick=lambda mark: expert_state.look(neuron=mark["neuron"]),
+        "Input–output cosine and write", "neurons", result,
+        charts.neuron_map(neurons, neuron=slot.preset, palette=palette), neurons, view, caption=MAP,
+        selection="neuron", on_pick=pick, key=slot.key,
     )  # fmt: skip
     table(
         neurons, NEURONS, key=f"es_expert_neurons_{view.name}", alt="Neurons of the expert",
@@ -80,30 +87,41 @@ def draw(shown: Shown) -> None:
             "Signs of gate and input", "neuron_signs", result, charts.sign_bars(strongest, palette=palette), strongest,
             view, caption=f"The {len(strongest)} strongest neurons: how often their pre-activations have which signs.",
         )  # fmt: skip
-    _examples(shown, result, int(strongest.neuron.iloc[0]) if view.neuron is None else view.neuron)
+    _examples(shown, result, neurons, int(strongest.neuron.iloc[0]) if view.neuron is None else view.neuron)
     writes = result.tables["writes"].sort_values(["fact", "rank"], ignore_index=True)
     if len(writes):
         header("The neurons that write most, fact by fact", "neuron_writes", result, None, writes, view)
-        table(writes, WRITES, key=f"es_expert_neuron_writes_{view.name}", alt="Writes of neurons, fact by fact")
+        table(
+            shown.with_traces(writes), WRITES, key=f"es_expert_neuron_writes_{view.name}",
+            alt="Writes of neurons, fact by fact", more={"trace": TRACE},
+        )  # fmt: skip
 
 
-def _examples(shown: Shown, result: DerivedResult, neuron: int) -> None:
-    """Tokens at which the neuron is most active, for each combination of signs."""
-    examples = result.tables["examples"]
+def _examples(shown: Shown, result: DerivedResult, neurons: pd.DataFrame, neuron: int) -> None:
+    """Each combination of signs: how often it occurs, and the tokens at which the neuron is then most active."""
+    examples, its = result.tables["examples"], neurons[neurons.neuron == neuron]
+    if its.empty:
+        present.caption(f"{shown.view.name} has no neuron {neuron}: tick or click one of them.")
+        return
     mine = examples[examples.neuron == neuron]
     header(f"Neuron {neuron}: tokens of each combination", "neuron_examples", result, None, examples, shown.view)
     if mine.empty:
-        st.caption("Examples are kept of the strongest neurons only: tick or click one of them.")
+        present.caption("Examples are kept of the strongest neurons only: tick or click one of them.")
         return
     with st.grid(2, min_column_width=430, gap="medium"):
         for gate, inner in COMBINATIONS:
             with st.container():
                 rows = mine[(mine.gate_sign == gate) & (mine.in_sign == inner)].sort_values("rank")
-                st.markdown(f"**gate {_sign(gate)}, in {_sign(inner)}**")
+                share = float(its[f"gate_{_word(gate)}_in_{_word(inner)}"].iloc[0])
+                st.markdown(f"**gate {_sign(gate)}, in {_sign(inner)}** · {percent(share)} of the expert's tokens")
                 if rows.empty:
                     st.caption("At no token.")
                 else:
                     st.html(text.prompts_table(_rows(shown, rows)))
+
+
+def _word(value: int) -> str:
+    return "pos" if value > 0 else "neg"
 
 
 def _sign(value: int) -> str:
@@ -111,7 +129,7 @@ def _sign(value: int) -> str:
 
 
 def _rows(shown: Shown, rows: pd.DataFrame) -> list[tuple[str, str, str, str, str, str]]:
-    pieces = {} if shown.routing is None else pictures.kept(_pieces, shown.routing, shown.layer, shown.expert)
+    pieces = {} if shown.tokens is None else shown.tokens.pieces
     out = []
     for row in rows.itertuples():
         known = pieces.get((row.case_id, row.subject))
@@ -120,7 +138,3 @@ def _rows(shown: Shown, rows: pd.DataFrame) -> list[tuple[str, str, str, str, st
         link = "" if fact is None else shown.trace_address(fact, int(row.pos))
         out.append((before, row.token, after, f"{row.activation:+.3f}".replace("-", "−"), "", link))
     return out
-
-
-def _pieces(routing: DerivedResult, layer: int, expert: int) -> dict[tuple[int, str], list[str]]:
-    return expert_routing.pieces(tokens_of(routing, layer, expert))

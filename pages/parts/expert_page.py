@@ -6,6 +6,7 @@ Routing and rescue come first; what takes longer is asked for when its section i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,10 +95,11 @@ def _dossier(view: ExpertView, facts: Sequence[Fact], top: Any) -> None:
         expert_rescue.everyone(rescue)
         return
     found, routing = expert_rescue.found_of(view, rescue), expert_routing.result_of(view, facts)
-    shown = expert_pieces.Shown(view, tuple(facts), rescue, found, routing)
+    tokens = None if routing is None else expert_routing.counted(routing, view)
+    shown = expert_pieces.Shown(view, tuple(facts), rescue, found, routing, tokens)
     present.say(expert_sections.cards(shown))
     _switch(view)
-    st.caption(EXPLAINED[view.section])
+    present.intro(EXPLAINED[view.section])
     expert_sections.SECTIONS[view.section](shown)
 
 
@@ -113,7 +115,8 @@ def _title(
                 frame.came_from(str(rescue.provenance["created"]), fresh)
         with st.container(horizontal=True, vertical_alignment="bottom", width="content"):
             section = f"Expert {view.name}: {TITLES[view.section].lower()}"
-            present.place("expert", section if view.chosen else "Experts")
+            title = section if view.chosen else "Experts"
+            present.place("expert", title, script=functools.partial(present.of_set, fact_set=view.facts))
             with st.popover("Link", icon=":material/link:"):
                 st.caption("Opens exactly this: model, expert, facts, settings, section.")
                 st.code(expert_state.address(), language=None, wrap_lines=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import streamlit as st
@@ -19,6 +20,9 @@ from core.tooltips import NONE
 
 from . import address, base, display, downloads, pictures, present, study_state, text
 
+if TYPE_CHECKING:
+    from .expert_routing import Counted
+
 Column = tuple[str, str | None, str]
 """Heading, number format (None: text), what it means."""
 
@@ -32,13 +36,14 @@ TRACE = st.column_config.LinkColumn(
 @dataclass(frozen=True)
 class Shown:
     """What a section is drawn from: the view with an expert chosen, its facts, the rescue of all experts, of this one
-    (`found`) and the routing of all tokens; None: not there yet."""
+    (`found`), the routing of all tokens and what it says of this expert (`tokens`); None: not there yet."""
 
     view: ExpertView
     facts: tuple[Fact, ...]
     rescue: DerivedResult
     found: Rescue | None
     routing: DerivedResult | None
+    tokens: Counted | None
 
     @property
     def layer(self) -> int:
@@ -62,6 +67,15 @@ class Shown:
         """The address of that."""
         return study_state.trace_address(self.trace(fact, pos))
 
+    def with_traces(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows that name facts by case_id and subject (and a position `pos`), with their addresses as `trace`."""
+        found = [self.by_key.get(key) for key in zip(rows.case_id, rows.subject, strict=True)]
+        places = [int(pos) for pos in rows.pos] if "pos" in rows else [None] * len(rows)
+        addresses = {
+            (fact, pos): self.trace_address(fact, pos) for fact, pos in zip(found, places, strict=True) if fact
+        }
+        return rows.assign(trace=[addresses.get(each) for each in zip(found, places, strict=True)])
+
 
 def header(
     title: str, name: str, result: DerivedResult, picture: Picture | None, table: pd.DataFrame, view: ExpertView
@@ -84,10 +98,11 @@ def figure(
     caption: str = "",
     selection: str = "",
     on_pick: Callable[[dict[str, int]], None] | None = None,
+    key: str = "",
 ) -> None:
-    """A picture with its heading, downloads and what it shows."""
+    """A picture with its heading, downloads and what it shows. `key`: of the widget, where it has a slot."""
     header(title, name, result, picture, table, view)
-    key = f"es_expert_{name}_{view.name}_{pictures.theme().name}"
+    key = key or f"es_expert_{name}_{view.name}_{pictures.theme().name}"
     if on_pick is None:
         pictures.still(picture, key=key, alt=f"{title} of {view.name}. {caption}")
     else:

@@ -11,7 +11,7 @@ from core.expert_link import ExpertView
 from core.expert_tables import Rescue
 from core.views import PAPER_CLEAN, PAPER_DROP
 
-from . import expert_state, numbers, pictures, study_state, text
+from . import expert_state, numbers, pictures, present, study_state, text
 from .expert_pieces import TRACE, Column, Shown, figure, header, table
 
 LOGITS = "%+.3f"
@@ -171,10 +171,12 @@ def _facts(shown: Shown, found: Rescue) -> None:
 
 def everyone(result: DerivedResult) -> None:
     """The list from which an expert is chosen."""
-    found = pictures.kept(_everyone, result)
+    found = numbers.of("the rescue of all experts", _everyone, result)
+    if found is None:
+        return
     view = expert_state.HERE.value
     n = len(result.tables["facts"])
-    st.caption(
+    present.intro(
         f"Every expert that is clean-active at the last position of some of these {n} facts, by the mean rescue of its "
         "patch there. Click one, or tick it in the table. The best of many is there by luck too: judge it on other "
         "facts."

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from core import expert_routing as counting
 from core.expert_tables import SHORT, Rescue
-from core.tooltips import NONE, number
+from core.tooltips import NONE, number, percent
 
 from . import (
     expert_knockout,
@@ -18,7 +17,6 @@ from . import (
     expert_size,
     expert_steering,
     expert_writes,
-    pictures,
     text,
 )
 from .expert_pieces import Shown
@@ -27,11 +25,11 @@ from .expert_pieces import Shown
 def cards(shown: Shown) -> list[str]:
     """How often it is routed and clean-active, what it restores, and how specific that is; the same as sentences."""
     rows = []
-    if shown.routing is not None:
-        tokens = pictures.kept(expert_routing.tokens_of, shown.routing, shown.layer, shown.expert)
-        n, all_tokens = int(tokens.routed.sum()), len(tokens)
+    tokens = shown.tokens
+    if tokens is not None:
+        n, all_tokens = tokens.routed, tokens.n
         rows.append(("routed", _percent(n, all_tokens), f"{n:,} of {all_tokens:,} tokens", "Tokens of the clean runs."))
-        for name, (active, of) in counting.clean_active(tokens).items():
+        for name, (active, of) in tokens.clean_active.items():
             words = "last position" if name == "last" else "last subject token"
             below = f"{active} of {of} facts"
             rows.append((f"clean-active, {words}", _percent(active, of), below, "Routed there in the clean run."))
@@ -39,7 +37,7 @@ def cards(shown: Shown) -> list[str]:
     if found is not None:
         rows += [_estimate(found, name) for name in _SHOWN]
         values = found.values
-        first = f"{values['first']} of {values['n_active']} times first"
+        first = f"{values['first']} of {values['n_active']} times first" if values["n_active"] else "missing"
         rows.append(("mean rank among active", number(values["mean_rank"], 1), first, "1: the highest rescue."))
     if rows:
         st.html(text.cards(rows))
@@ -58,7 +56,7 @@ def _estimate(found: Rescue, name: str) -> tuple[str, str, str, str]:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{number(100 * part / whole, 1)} %" if whole else NONE
+    return percent(part / whole) if whole else NONE
 
 
 SECTIONS: dict[str, Callable[[Shown], None]] = {

@@ -9,9 +9,9 @@ from core import expert_write_charts as charts
 from core.expert_link import MEASURES
 from core.tooltips import number
 
-from . import address, expert_state, pictures
+from . import address, expert_state, pictures, present
 from .answers import answer
-from .expert_pieces import Column, Shown, figure, header, table
+from .expert_pieces import TRACE, Column, Shown, figure, header, table
 
 HELP = (
     "y is the block output, c the expert's contribution. Output norm: ‖c‖ ÷ router weight. Magnitude ratio: "
@@ -30,6 +30,8 @@ TOKENS: dict[str, Column] = {
     "pos": ("pos", "%d", ""),
     "case_id": ("case_id", "%d", ""),
 }
+MOST_TOKENS = 500
+"""Listed on the page; the download has all."""
 
 
 def draw(shown: Shown) -> None:
@@ -66,4 +68,9 @@ def draw(shown: Shown) -> None:
     )  # fmt: skip
     header("Token by token", "size_tokens", result, None, tokens, view)
     ordered = tokens.sort_values(view.measure, ascending=view.measure == "cosine")
-    table(ordered, TOKENS, key=f"es_expert_size_{view.name}", alt="Sizes token by token")
+    if len(ordered) > MOST_TOKENS:
+        present.caption(f"The first {MOST_TOKENS} of {len(ordered):,}; the download has all.")
+    table(
+        shown.with_traces(ordered.head(MOST_TOKENS)), TOKENS, key=f"es_expert_size_{view.name}",
+        alt="Sizes token by token", more={"trace": TRACE},
+    )  # fmt: skip

@@ -9,7 +9,7 @@ from core.expert_questions import LEAST_FACTOR, MOST_FACTOR, PLACES
 from core.requests import Fact
 from core.tooltips import number
 
-from . import address, downloads, expert_state, facts_panel, text
+from . import address, downloads, expert_state, facts_panel, present, text
 from .answers import answer
 from .expert_pieces import Shown
 
@@ -30,7 +30,7 @@ def draw(shown: Shown) -> None:
         )  # fmt: skip
         place = address.key("expert where")
         st.segmented_control(
-            "At", PLACES, default=view.where, key=place, required=True, format_func=WHERE.__getitem__,
+            "At", PLACES, default=view.where, key=place, required=True, wrap=True, format_func=WHERE.__getitem__,
             on_change=address.callback(place, lambda: expert_state.look(where=st.session_state[place] or PLACES[0])),
         )  # fmt: skip
     request = expert_questions.steering(
@@ -45,16 +45,17 @@ def draw(shown: Shown) -> None:
 
 def _say(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.DerivedResult
     view, row, tokens = shown.view, result.tables["facts"].iloc[0], result.tables["tokens"]
+    times = f"× {view.factor:g}".replace("-", "−")
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"##### {view.name} × {view.factor:g}", width="content")
+        st.markdown(f"##### {view.name} {times}", width="content")
         downloads.menu(f"{view.name}_steering_tokens", "Next tokens", result, None, tokens)
         texts = result.tables["facts"]
         downloads.menu(f"{view.name}_steering_texts", "Contrasts and continuations", result, None, texts)
     if not row.scaled_positions:
-        st.caption(f"{view.name} is routed at none of these positions of the prompt, so nothing was scaled there.")
+        present.caption(f"{view.name} is routed at none of these positions of the prompt, so nothing was scaled there.")
     options = {"true": row.true_token, "foil": row.foil_token}
     with st.grid(2, min_column_width=320, gap="medium"):
-        for run, name in (("clean", "unscaled"), ("scaled", f"× {view.factor:g}")):
+        for run, name in (("clean", "unscaled"), ("scaled", times)):
             with st.container(border=True):
                 mine = tokens[tokens.run == run].sort_values("rank")
                 pairs = list(zip(mine.token, mine.probability, strict=True))
@@ -63,7 +64,7 @@ def _say(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.Derived
                 st.markdown(f"contrast **{contrast}** logits")
                 st.html(text.continuation(row.prompt, str(row[f"{run}_continuation"])))
     change = number(row.scaled_contrast - row.clean_contrast, 3, True)
-    st.caption(
+    present.caption(
         f"The clean run. Scaling changes the contrast by {change} logits; {row.scaled_positions} position"
         f"{'' if row.scaled_positions == 1 else 's'} of the prompt are scaled. The continuation takes the most "
         "probable token at each step."

@@ -9,9 +9,9 @@ from core import expert_write_charts as charts
 from core.expert_link import WRITTEN
 from core.tooltips import number
 
-from . import address, expert_state, pictures, text
+from . import address, expert_state, pictures, present, text
 from .answers import answer
-from .expert_pieces import Column, Shown, figure, header, table
+from .expert_pieces import TRACE, Column, Shown, figure, header, table
 
 LOGITS = "%+.3f"
 NAMES = {
@@ -88,7 +88,7 @@ def _direct(shown: Shown, result) -> None:  # noqa: ANN001
     own = facts[facts.clean_active].reset_index(drop=True)
     value, words = ("direct_update", "update") if view.written.startswith("update") else ("direct", "contribution")
     if own.empty:
-        st.caption(f"{view.name} is clean-active at the last position of none of these facts: no direct part.")
+        present.caption(f"{view.name} is clean-active at the last position of none of these facts: no direct part.")
     if own[value].isna().all():
         return
     own["relation"] = own.relation.fillna("(no relation)")
@@ -99,4 +99,7 @@ def _direct(shown: Shown, result) -> None:  # noqa: ANN001
     )
     figure(f"Direct part of its {words}, fact by fact", value, result, picture, own, view, caption=said)
     own = own.sort_values(value, ascending=False)
-    table(own, FACTS, key=f"es_expert_direct_{view.name}", alt="Direct parts by fact")
+    table(
+        shown.with_traces(own), FACTS, key=f"es_expert_direct_{view.name}", alt="Direct parts by fact",
+        more={"trace": TRACE},
+    )  # fmt: skip

@@ -38,9 +38,11 @@ def draw(fact_set: FactSet, *, changed: Callable[[FactSet], None], place: str = 
         st.error(text.error(problem))
         return
     _relations(fact_set, facts.relations(known), changed, place)
-    left, right = st.columns(2)
+    left, right = st.columns(2, vertical_alignment="bottom")
     key = address.key(f"{place}facts n")
-    st.session_state.setdefault(key, fact_set.n)  # not as the widget's own default: that could not be emptied
+    # Not as the widget's own default: that could not be emptied. At every run: what is set once can be lost where the
+    # page is drawn again before the browser has it, and the field would look empty, which means all.
+    st.session_state[key] = fact_set.n
     left.number_input(
         "How many", 1, MOST, None, 16, key=key, help=HELP_N, placeholder="all",
         on_change=_change(fact_set, "n", key, changed, lambda value: None if value is None else int(value)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # charts take most of a second to import: a page's head is on
     from streamlit.delta_generator import DeltaGenerator
 
     from core import export
+    from core.derived import DerivedResult
+    from core.fact_sets import FactSet
     from core.picture import Picture
     from core.present import Part
     from core.script import Script
@@ -38,7 +40,8 @@ class Noted:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a page's buttons stand, and what its report is called and begins with."""
+    """Where a page's buttons stand, what its report is called and begins with, and the script of a result, where the
+    page has one of its own."""
 
     container: DeltaGenerator
     name: str
@@ -46,6 +49,7 @@ class Place:
     findings: tuple[str, ...] = ()
     script: Script | None = None
     about: Any = None
+    of_result: Callable[[Any], Script] | None = None
 
 
 def begin() -> None:
@@ -72,15 +76,23 @@ def caption(text: str) -> None:
     st.caption(text)
     name = st.session_state.get(_LAST, "")
     if (last := _noted().get(name)) is not None:
-        shown = re.sub(r"\\(.)", r"\1", text)
-        part = dataclasses.replace(last.part, caption=f"{last.part.caption} {shown}".strip())
+        part = dataclasses.replace(last.part, caption=f"{last.part.caption} {_without_escapes(text)}".strip())
         _noted()[name] = Noted(part, last.result)
 
 
-def place(name: str, title: str) -> None:
-    """Where the two buttons will stand: called in a page's head. `name`: of the page; `title`: of its report."""
+def intro(text: str) -> None:
+    """A caption (Markdown) on the page that is about all below it, and one of the sentences with which the report
+    begins. Needs `place`."""
+    st.caption(text)
+    spot: Place = st.session_state[_PLACE]
+    say([*spot.findings, _without_escapes(text)])
+
+
+def place(name: str, title: str, *, script: Callable[[Any], Script] | None = None) -> None:
+    """Where the two buttons will stand: called in a page's head. `name`: of the page; `title`: of its report; `script`:
+    of a result, where the page knows a shorter one than `core.script.of_result`."""
     spot = st.container(horizontal=True, vertical_alignment="center", width="content")
-    st.session_state[_PLACE] = Place(spot, name, title)
+    st.session_state[_PLACE] = Place(spot, name, title, of_result=script)
 
 
 def say(findings: Sequence[str]) -> None:
@@ -96,6 +108,17 @@ def offer(about: Any, script: Script | None = None) -> None:
     st.session_state[_PLACE] = dataclasses.replace(spot, about=about, script=script)
 
 
+def of_set(result: DerivedResult, *, fact_set: FactSet) -> Script:
+    """The script of a result; short where its facts are those of `fact_set`."""
+    from core import script
+
+    from . import base
+
+    its = result.request.facts
+    whole = fact_set if len(its) > 1 and base.facts_of(fact_set) == its else None
+    return script.of_derived(result.request, bundled=base.bundled().get, fact_set=whole)
+
+
 def end() -> None:
     """At the end of every page: the buttons, if the page has a place for them and something to present. The parts are
     read when the report is asked for: what a fragment draws anew is in it as it is then."""
@@ -108,9 +131,8 @@ def end() -> None:
 
     from . import base
 
-    known = base.bundled().get
-    scripts = [script.of_result(result, bundled=known) for result in results]
-    made = script.together(scripts + ([spot.script] if spot.script else []))
+    write = spot.of_result or functools.partial(script.of_result, bundled=base.bundled().get)
+    made = script.together([write(result) for result in results] + ([spot.script] if spot.script else []))
     stem = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{spot.name}_{spot.title}").strip("_.-")[:100]
     report = functools.partial(_page, spot, noted, tuple(results), made)
     with spot.container:
@@ -127,6 +149,10 @@ def end() -> None:
             if made.python:
                 st.caption("The same numbers in Python:")
                 st.code(made.python, language="python", wrap_lines=True)
+
+
+def _without_escapes(markdown: str) -> str:
+    return re.sub(r"\\(.)", r"\1", markdown)
 
 
 def _noted() -> dict[str, Noted]:

@@ -17,8 +17,8 @@ from core.routing_sets import of_expert
 from core.tooltips import NONE
 from core.views import visible
 
-from . import address, downloads, expert_state, pictures, routing_state, study_state, text
-from .routing_shown import CLASS_NAMES, Shown
+from . import address, downloads, expert_state, numbers, pictures, routing_state, study_state, text
+from .routing_shown import CLASS_WORDS, Shown
 from .routing_state import look
 
 MOST_ROWS = 300
@@ -31,7 +31,11 @@ def draw(shown: Shown) -> None:
     """The expert that the view names."""
     view, result = shown.view, shown.result
     name = expert_name(shown.layer, view.expert)
-    table = pictures.kept(_tokens_behind, result, shown.layer, view.expert, view.run, view.position_class)
+    table = numbers.of(
+        f"the tokens behind {name}", _tokens_behind, result, shown.layer, view.expert, view.run, view.position_class
+    )
+    if table is None:
+        return
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             of = f" of set {shown.which.upper()}" if shown.which else ""
@@ -60,7 +64,7 @@ def _sentence(shown: Shown, name: str) -> str:
         by_run = mine[mine.position_class == position_class].set_index("run").frequency
         shares = [f"{100 * by_run[run]:.1f} %" if run in by_run else NONE for run in ("clean", "corrupt")]
         said = shares[0] if not shown.has_corrupt else f"{shares[0]} clean, {shares[1]} corrupt"
-        parts.append(f"{CLASS_NAMES[position_class].lower()} **{said}**")
+        parts.append(f"{CLASS_WORDS[position_class]} **{said}**")
     return f"Frequency: {'; '.join(parts)}."
 
 

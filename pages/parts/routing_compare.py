@@ -17,7 +17,7 @@ from core.routing_link import FACTS, PROMPTS, PromptSet
 
 from . import address, pictures, present, routing_sidebar, routing_state, text
 from .answers import answer
-from .routing_shown import CLASS_NAMES, Shown, chosen_expert, divergence_words, header
+from .routing_shown import CLASS_WORDS, Shown, chosen_expert, divergence_words, header
 from .routing_state import choose
 
 
@@ -36,6 +36,8 @@ def draw(shown: Shown) -> DerivedResult | None:
         return None
     names = (f"A: {routing_state.name_of(view.a)}", f"B: {routing_state.name_of(view.b)}")
     _left_out(result)
+    if other == shown.result.request:
+        st.info("Both sets are the same prompts, so nothing can differ.", icon=":material/info:")
     _differences(shown, result, names)
     if view.expert is not None:
         chosen_expert(replace(shown, which="a"))
@@ -106,7 +108,7 @@ def _set_parts(result: DerivedResult, run: str, position_class: str, layer: int,
 def _differences(shown: Shown, result: DerivedResult, names: tuple[str, str]) -> None:
     view = shown.view
     layers = pictures.kept(_layer_table, result, view.run, view.position_class)
-    where = f"{CLASS_NAMES[view.position_class].lower()}, {view.run} runs"
+    where = f"{CLASS_WORDS[view.position_class]}, {view.run} runs"
     if layers.empty:
         said = f"One of the sets has no such tokens ({where}). Choose other positions or runs."
         st.info(said, icon=":material/info:")
@@ -130,8 +132,9 @@ def _differences(shown: Shown, result: DerivedResult, names: tuple[str, str]) ->
            view.run, view.position_class, shown.layer, table=parts, expert=view.expert, result=result, framed=False,
            names=names)  # fmt: skip
     present.caption(
-        f"The layer's divergence is the sum of its experts' parts; the {charts.MOST_PARTS} largest are drawn. The tick "
-        "is what chance gives the expert. Click a bar to see the tokens of both sets behind it."
+        "The layer's divergence is the sum of its experts' parts"
+        + (f"; the {charts.MOST_PARTS} largest are drawn" if len(parts) > charts.MOST_PARTS else "")
+        + ". The tick is what chance gives the expert. Click a bar to see the tokens of both sets behind it."
     )
     st.dataframe(
         parts, hide_index=True, height=250, column_order=["name", "part", "part_baseline", "share_a", "share_b"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pandas as pd
 import streamlit as st
 
@@ -60,7 +62,8 @@ def _title(place, result: DerivedResult | None, fresh: bool) -> None:  # noqa: A
             if result is not None:
                 frame.came_from(str(result.provenance["created"]), fresh)
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
-            present.place("routing", "Routing of many prompts")
+            script = functools.partial(present.of_set, fact_set=routing_state.HERE.value.a.facts)
+            present.place("routing", "Routing of many prompts", script=script)
             with st.popover("Link", icon=":material/link:"):
                 st.caption(
                     "Opens exactly this: model, prompts, settings, section, layer and expert. Long lists of pasted "

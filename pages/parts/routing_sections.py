@@ -16,8 +16,8 @@ from core.routing_link import CHANGE, CORRUPT
 from core.routing_sets import co_activation_table, expected_unused, random_lift, relation_table, wide_table
 from core.tooltips import number
 
-from . import address, pictures, present
-from .routing_shown import CLASS_NAMES, Shown, chosen_expert, divergence_words, header
+from . import address, numbers, pictures, present
+from .routing_shown import CLASS_WORDS, Shown, chosen_expert, divergence_words, header
 from .routing_state import look
 
 # -- frequency and load ----------------------------------------------------------------------------------------------
@@ -27,20 +27,18 @@ def _wide(result: DerivedResult, position_class: str) -> pd.DataFrame:
     return wide_table(result.tables["frequency"], position_class)
 
 
-def _frequency_map(result: DerivedResult, position_class: str, run: str, n_layers: int, **options: Any) -> Picture:
-    table = _wide(result, position_class)
+def _frequency_map(table: pd.DataFrame, run: str, **options: Any) -> Picture:
     tips = charts.frequency_tips(table)
     title = {CHANGE: "frequency, corrupt − clean"}.get(run, f"frequency ({run})")
     return charts.expert_map(
-        pd.concat([table.assign(value=table[run]), tips], axis=1), n_layers=n_layers,
-        n_experts=result.values["n_experts"], title=title, tips=list(tips), signed=run == CHANGE, **options,
+        pd.concat([table.assign(value=table[run]), tips], axis=1), title=title, tips=list(tips), signed=run == CHANGE,
+        **options,
     )  # fmt: skip
 
 
-def _frequency_bars(result: DerivedResult, position_class: str, layer: int, **options: Any) -> Picture:
-    table = _wide(result, position_class)
+def _frequency_bars(table: pd.DataFrame, layer: int, **options: Any) -> Picture:
     mine = table[table.layer == layer].reset_index(drop=True)
-    return charts.frequency_bars(mine, layer=layer, n_experts=result.values["n_experts"], **options)
+    return charts.frequency_bars(mine, layer=layer, **options)
 
 
 def _load_lines(result: DerivedResult, position_class: str, **options: Any) -> Picture:
@@ -55,14 +53,17 @@ def _clean_corrupt(result: DerivedResult, position_class: str, **options: Any) -
 
 def frequency(shown: Shown) -> None:
     view, result = shown.view, shown.result
-    table = pictures.kept(_wide, result, view.position_class)
-    header(f"Expert frequency: {shown.where}", "routing-frequency", shown, "expert", _frequency_map,
-           view.position_class, view.run, shown.n_layers, table=table, expert=view.expert)  # fmt: skip
+    table = numbers.of("expert frequency", _wide, result, view.position_class)
+    if table is None:
+        return
+    header(f"Expert frequency: {shown.where}", "routing-frequency", shown, "expert", _frequency_map, view.run,
+           n_layers=shown.n_layers, n_experts=shown.n_experts, table=table, source=table,
+           expert=view.expert)  # fmt: skip
     present.caption(f"{_cells(shown, table)} Click a cell to look at an expert.")
     mine = table[table.layer == shown.layer]
-    header(f"Experts of layer {shown.layer}: {CLASS_NAMES[view.position_class].lower()}", "routing-bars", shown,
-           "expert", _frequency_bars, view.position_class, shown.layer, table=mine, expert=view.expert,
-           framed=False)  # fmt: skip
+    header(f"Experts of layer {shown.layer}: {CLASS_WORDS[view.position_class]}", "routing-bars", shown,
+           "expert", _frequency_bars, shown.layer, n_experts=shown.n_experts, table=mine, source=table,
+           expert=view.expert, framed=False)  # fmt: skip
     present.caption("Dashed: where every expert would be if the load were even. Click a bar to look at an expert.")
     chosen_expert(shown)
     _load(shown)
@@ -73,7 +74,7 @@ def frequency(shown: Shown) -> None:
 def _cells(shown: Shown, table: pd.DataFrame) -> str:
     """What a cell of the frequency map says."""
     view, prompts = shown.view, shown.result.values["n_prompts"]
-    of = f"{CLASS_NAMES[view.position_class].lower()} of {prompts:,} prompt{'s' if prompts > 1 else ''}"
+    of = f"{CLASS_WORDS[view.position_class]} of {prompts:,} prompt{'s' if prompts > 1 else ''}"
     if view.run == CHANGE:
         return (
             f"Each cell: frequency in the corrupt runs − frequency in the clean runs ({of}). Blue: routed more often "
@@ -87,7 +88,7 @@ def _load(shown: Shown) -> None:
     view, result = shown.view, shown.result
     load = result.tables["load"]
     load = load[load.position_class == view.position_class].reset_index(drop=True)
-    header(f"Load entropy: {CLASS_NAMES[view.position_class].lower()}", "routing-load", shown, "layer", _load_lines,
+    header(f"Load entropy: {CLASS_WORDS[view.position_class]}", "routing-load", shown, "layer", _load_lines,
            view.position_class, table=load, expert=None, framed=False)  # fmt: skip
     tokens, k = int(load.tokens.iloc[0]), result.values["top_k"]
     chance = expected_unused(shown.n_experts, k, tokens)
@@ -113,7 +114,7 @@ def _changed(shown: Shown) -> None:
     view = shown.view
     table = shown.result.tables["clean_corrupt"]
     table = table[table.position_class == view.position_class].reset_index(drop=True)
-    header(f"Clean against corrupt: {CLASS_NAMES[view.position_class].lower()}", "routing-clean-corrupt", shown,
+    header(f"Clean against corrupt: {CLASS_WORDS[view.position_class]}", "routing-clean-corrupt", shown,
            "layer", _clean_corrupt, view.position_class, table=table, expert=None, framed=False)  # fmt: skip
     chance = f"if clean and corrupt traded places at random within each prompt ({PERMUTATIONS} times)"
     present.caption(divergence_words(chance))
@@ -124,11 +125,6 @@ def _changed(shown: Shown) -> None:
 
 def _relations(result: DerivedResult, run: str, position_class: str, layer: int) -> pd.DataFrame:
     return relation_table(pictures.kept(routed_of, result), run, position_class, layer)
-
-
-def _relation_map(result: DerivedResult, run: str, position_class: str, layer: int, **options: Any) -> Picture:
-    table = _relations(result, run, position_class, layer)
-    return charts.relation_map(table, layer=layer, n_experts=result.values["n_experts"], **options)
 
 
 def _information(result: DerivedResult, run: str, position_class: str) -> pd.DataFrame:
@@ -157,7 +153,11 @@ def _information_map(result: DerivedResult, run: str, position_class: str, n_lay
 def relations(shown: Shown) -> None:
     view = shown.view
     information = pictures.kept(_information, shown.result, view.run, view.position_class)
-    by_relation = pictures.kept(_relations, shown.result, view.run, view.position_class, shown.layer)
+    by_relation = numbers.of(
+        "frequency by relation", _relations, shown.result, view.run, view.position_class, shown.layer
+    )
+    if by_relation is None:
+        return
     if by_relation.empty:
         st.info("These prompts have no relations.", icon=":material/info:")
         return
@@ -171,8 +171,8 @@ def relations(shown: Shown) -> None:
     else:
         _informed(shown, information)
     header(f"Frequency by relation: layer {shown.layer}, {shown.where}", "routing-relations", shown, "expert",
-           _relation_map, view.run, view.position_class, shown.layer, table=by_relation, expert=view.expert,
-           framed=False)  # fmt: skip
+           charts.relation_map, layer=shown.layer, n_experts=shown.n_experts, table=by_relation, source=by_relation,
+           expert=view.expert, framed=False)  # fmt: skip
     present.caption(
         "Each row: the facts of a relation, n of them; each cell: the share of their tokens routed to the expert. "
         "Click a cell to look at an expert."
@@ -222,24 +222,21 @@ def _pairs(result: DerivedResult, run: str, position_class: str, layer: int) -> 
     return table.assign(reference=random_lift(result.values["n_experts"], result.values["top_k"]))
 
 
-def _pair_map(result: DerivedResult, run: str, position_class: str, layer: int, **options: Any) -> Picture:
-    table = _pairs(result, run, position_class, layer)
-    return charts.pair_map(table, layer=layer, n_experts=result.values["n_experts"], **options)
-
-
 def co_activation(shown: Shown) -> None:
     view = shown.view
     k = shown.result.values["top_k"]
     if k < 2:
         st.info("Each token goes to one expert of a layer, so no two serve the same token.", icon=":material/info:")
         return
-    table = pictures.kept(_pairs, shown.result, view.run, view.position_class, shown.layer)
+    table = numbers.of("co-activation", _pairs, shown.result, view.run, view.position_class, shown.layer)
+    if table is None:
+        return
 
     def pick(mark: dict[str, int]) -> None:
         look(layer=shown.layer, expert=mark["expert"], fact=None)
 
-    header(f"Co-activation at layer {shown.layer}: {shown.where}", "routing-pairs", shown, "pair", _pair_map,
-           view.run, view.position_class, shown.layer, table=table, expert=view.expert, framed=False,
+    header(f"Co-activation at layer {shown.layer}: {shown.where}", "routing-pairs", shown, "pair", charts.pair_map,
+           layer=shown.layer, n_experts=shown.n_experts, table=table, source=table, expert=view.expert, framed=False,
            on_pick=pick)  # fmt: skip
     lift = random_lift(shown.n_experts, k)
     present.caption(

@@ -24,6 +24,11 @@ CLASS_NAMES = {
     "first subject": "First subject", "last subject": "Last subject", "last token": "Last token", "others": "Others",
     "all": "All",
 }  # fmt: skip
+CLASS_WORDS = {
+    "first subject": "first subject token", "last subject": "last subject token", "last token": "last token",
+    "others": "other positions", "all": "all positions",
+}  # fmt: skip
+"""The same in a sentence or a title."""
 HELP_CLASS = (
     "Which positions are counted. A subject of one token is a last subject token. Others: before the subject, its "
     "middle tokens, after it; all: every position, BOS included."
@@ -83,7 +88,7 @@ class Shown:
     def where(self) -> str:
         """The shown set of tokens in words."""
         what = {CLEAN: "clean runs", CORRUPT: "corrupt runs", CHANGE: "corrupt − clean"}[self.view.run]
-        return f"{CLASS_NAMES[self.view.position_class].lower()}, {what}"
+        return f"{CLASS_WORDS[self.view.position_class]}, {what}"
 
 
 def _telling_layer(result: DerivedResult, position_class: str) -> int:
@@ -101,14 +106,14 @@ def controls(shown: Shown, *, changes: bool) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         key = address.key(f"routing class {view.position_class}")
         st.segmented_control(
-            "Positions", shown.classes, default=view.position_class, key=key, required=True, help=HELP_CLASS,
+            "Positions", shown.classes, default=view.position_class, key=key, required=True, wrap=True, help=HELP_CLASS,
             format_func=CLASS_NAMES.__getitem__, on_change=setting("position_class", key),
         )  # fmt: skip
         if shown.has_corrupt:
             runs = [CLEAN, CORRUPT, *([CHANGE] if changes else [])]
             key = address.key(f"routing run {view.run} {changes}")
             st.segmented_control(
-                "Runs", runs, default=view.run, key=key, required=True, help=HELP_RUN,
+                "Runs", runs, default=view.run, key=key, required=True, wrap=True, help=HELP_RUN,
                 format_func={CLEAN: "Clean", CORRUPT: "Corrupt", CHANGE: "Corrupt − clean"}.__getitem__,
                 on_change=setting("run", key),
             )  # fmt: skip
@@ -156,21 +161,25 @@ def header(
     framed: bool = True,
     there: bool = True,
     result: DerivedResult | None = None,
+    source: Any = None,
     on_pick: Callable[[dict[str, int]], None] | None = None,
     **options: Any,
 ) -> None:
-    """A title with downloads and the picture `build(result, *args, …)` below it. A click on a mark of `selection`
-    chooses its layer and expert. `framed`: the chosen layer has a frame; `there`: there is something to draw."""
+    """A title with downloads and the picture `build(result, *args, …)` below it; `source`: what it is built from in the
+    result's place. A click on a mark of `selection` chooses its layer and expert. `framed`: the chosen layer has a
+    frame; `there`: there is something to draw."""
     result = shown.result if result is None else result
     palette = pictures.theme()
     wanted = (shown.layer, expert)
-    slot = pictures.slot(name, (result.request, args, palette.name, shown.layer, repr(options)), wanted)
+    tokens = (shown.view.run, shown.view.position_class)
+    slot = pictures.slot(name, (result.request, args, tokens, palette.name, shown.layer, repr(options)), wanted)
     picture = None
     if there:
         marks: dict[str, Any] = {"layer": shown.layer} if framed or selection == "layer" else {}
         if selection != "layer":
             marks["expert"] = slot.preset[1]
-        picture = pictures.kept(build, result, *args, **marks, **options, palette=palette)
+        made_of = result if source is None else source
+        picture = pictures.kept(build, made_of, *args, **marks, **options, palette=palette)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"##### {text.plain(title)}", width="content")
         downloads.menu(name, title, result, picture, table)
