@@ -161,6 +161,16 @@ class TraceRequest:
         return cls(**{**data, "fact": Fact(**data["fact"]), "model": ModelSpec(**data["model"])})
 
 
+def corrupt_runs(asked: TraceRequest) -> str:
+    """How the corrupt runs of many facts come about, in words."""
+    draws = f"{asked.draws} draw{'s' if asked.draws != 1 else ''} per fact, seed {asked.seed}"
+    if asked.corruption == "noise":
+        return f"noise level {asked.noise:g}, {draws}"
+    if asked.replacement:
+        return f"the subject replaced by {', '.join(asked.replacement[:3])}{' …' if asked.replacement[3:] else ''}"
+    return f"another subject in the subject's place, {draws}"
+
+
 def digest(*parts: Any) -> str:
     """A content key: sha256 over the canonical JSON of `parts`, 32 hex digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)

@@ -123,11 +123,11 @@ def _expert(
             downloads.menu("averages-expert-facts", f"Facts behind {at}", result, None, behind)
     rows = table[(table.layer == view.layer) & (table.expert == expert)]
     if rows.empty:
-        st.markdown(text.plain(f"{name} is clean-active at this role in none of these facts: its mean is 0."))
+        present.sentence(text.plain(f"{name} is clean-active at this role in none of these facts: its mean is 0."))
         return
     row = rows.iloc[0]
     rescue = charts.interval(row.rescue, row.rescue_low, row.rescue_high, True, "logits")
-    st.markdown(
+    present.sentence(
         text.plain(
             f"Mean rescue {rescue} over {row.n} fact{'s' if row.n != 1 else ''}, "
             f"{number(row.rescue_active, 3, True)} over the {row.n_active} in which it is clean-active."

@@ -148,7 +148,7 @@ def _cell(view: AveragesView, result: DerivedResult, facts: tuple[Fact, ...], ce
     restored = charts.interval(cell.restoration, cell.restoration_low, cell.restoration_high)
     rescue = charts.interval(cell.rescue, cell.rescue_low, cell.rescue_high, True, "logits")
     missing = f", {cell.n_missing} without such a token" if cell.n_missing else ""
-    st.markdown(
+    present.sentence(
         text.plain(
             f"Mean rescue {rescue} of a mean drop of {number(cell.mean_drop, 2, True)}, restoration {restored}, "
             f"over {cell.n} fact{'s' if cell.n != 1 else ''}{missing}."

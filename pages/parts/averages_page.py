@@ -10,7 +10,7 @@ from core.averages import tables
 from core.averages.link import AveragesView, check
 from core.averages.questions import cells_request
 from core.derived import DerivedResult
-from core.requests import Fact
+from core.requests import Fact, corrupt_runs
 from core.sites import MEANING
 
 from . import averages_sidebar, base, frame, present, text
@@ -102,7 +102,7 @@ def _findings(view: AveragesView, result: DerivedResult) -> list[str]:
     counted = tables.count(result, min_drop=view.min_drop)
     return [
         f"For every layer and position of every fact, {MEANING[view.site]}{around}; then averaged over the facts by "
-        "the role of the position.",
+        f"the role of the position. Corrupt runs: {corrupt_runs(view.asked)}.",
         tables.facts_in_words(counted, min_drop=view.min_drop),
     ]
 

@@ -16,7 +16,7 @@ import streamlit as st
 from core import catalog, expert_link
 from core.derived import DerivedResult
 from core.expert_link import SECTIONS, ExpertView
-from core.requests import Fact
+from core.requests import Fact, corrupt_runs
 from core.results import expert_name
 
 from . import address, base, expert_sidebar, expert_state, frame, present, text
@@ -41,6 +41,8 @@ EXPLAINED = {
     "neurons": "The neurons of a gated expert: when each is active, what it reads and writes.",
     "steering": "Scale what it contributes, and watch the next token and a short continuation change.",
 }
+CORRUPTED = ("rescue", "writes")
+"""Sections with numbers of corrupt runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +100,10 @@ def _dossier(view: ExpertView, facts: Sequence[Fact], top: Any) -> None:
     tokens = None if routing is None else expert_routing.counted(routing, view)
     shown = expert_pieces.Shown(view, tuple(facts), rescue, found, routing, tokens)
     present.say(expert_sections.cards(shown))
+    present.uses(rescue, *([routing] if routing is not None else []))
     _switch(view)
-    present.intro(EXPLAINED[view.section])
+    runs = f" Corrupt runs: {corrupt_runs(view.trace(facts[0]))}." if view.section in CORRUPTED else ""
+    present.intro(EXPLAINED[view.section] + runs)
     expert_sections.SECTIONS[view.section](shown)
 
 

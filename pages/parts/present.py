@@ -40,8 +40,8 @@ class Noted:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a page's buttons stand, what its report is called and begins with, and the script of a result, where the
-    page has one of its own."""
+    """Where a page's buttons stand, what its report is called and begins with; what it offers beside its figures (see
+    `offer`, `uses`); `of_result`: the script of a result, where the page has one of its own."""
 
     container: DeltaGenerator
     name: str
@@ -50,6 +50,7 @@ class Place:
     script: Script | None = None
     about: Any = None
     of_result: Callable[[Any], Script] | None = None
+    results: tuple[export.Result, ...] = ()
 
 
 def begin() -> None:
@@ -74,6 +75,16 @@ def note(
 def caption(text: str) -> None:
     """A caption (Markdown) on the page, and in the report below what was noted last."""
     st.caption(text)
+    _add(text)
+
+
+def sentence(text: str) -> None:
+    """The same as running text (Markdown)."""
+    st.markdown(text)
+    _add(text)
+
+
+def _add(text: str) -> None:
     name = st.session_state.get(_LAST, "")
     if (last := _noted().get(name)) is not None:
         part = dataclasses.replace(last.part, caption=f"{last.part.caption} {_without_escapes(text)}".strip())
@@ -108,6 +119,12 @@ def offer(about: Any, script: Script | None = None) -> None:
     st.session_state[_PLACE] = dataclasses.replace(spot, about=about, script=script)
 
 
+def uses(*results: export.Result) -> None:
+    """What is on the page beside its figures comes from these too: the report names them, the script gets them."""
+    spot: Place = st.session_state[_PLACE]
+    st.session_state[_PLACE] = dataclasses.replace(spot, results=results)
+
+
 def of_set(result: DerivedResult, *, fact_set: FactSet) -> Script:
     """The script of a result; short where its facts are those of `fact_set`."""
     from core import script
@@ -124,7 +141,8 @@ def end() -> None:
     read when the report is asked for: what a fragment draws anew is in it as it is then."""
     spot: Place | None = st.session_state.pop(_PLACE, None)
     noted = _noted()
-    results = list({id(one.result): one.result for one in noted.values() if one.result is not None}.values())
+    shown = [one.result for one in noted.values() if one.result is not None]
+    results = list({id(result): result for result in [*(spot.results if spot else ()), *shown]}.values())
     if spot is None or not (results or (noted and spot.about is not None)):
         return
     from core import script

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from core.derived import DerivedResult
+from core.requests import Fact, corrupt_runs
 from core.routing_link import FACTS, SECTIONS, RoutingView, check
 
 from . import address, base, frame, present, routing_sidebar, routing_state, text
@@ -83,7 +84,8 @@ def _results(view: RoutingView, result: DerivedResult) -> None:
         on_change=address.callback(key, lambda: look(section=st.session_state[key] or SECTIONS[0])),
         label_visibility="collapsed",
     )  # fmt: skip
-    st.caption(EXPLAINED[view.section])
+    corrupt = f" Corrupt runs: {corrupt_runs(view.trace(Fact('', '', '')))}." if result.request.facts else ""
+    st.caption(EXPLAINED[view.section] + corrupt)
     # charts take most of a second to import: the head is on the screen by then
     from . import routing_compare, routing_sections, routing_shown
 
@@ -94,7 +96,7 @@ def _results(view: RoutingView, result: DerivedResult) -> None:
         presented = routing_compare.draw(shown) or result
     else:
         routing_sections.SECTIONS[view.section](shown)
-    present.say([TITLES[view.section], *presented.values["caption"]])
+    present.say([f"{TITLES[view.section]}. {EXPLAINED[view.section]}{corrupt}", *presented.values["caption"]])
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.expander("Where these numbers come from"):
             asked = {"model": view.model.name, "settings": result.request.get(), "facts": len(result.request.facts)}
