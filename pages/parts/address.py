@@ -37,7 +37,7 @@ class Address(Generic[T]):
         arrived = session.get(_PAGE) != self._name
         if arrived or self._value not in session or self._from_outside(params, touched):
             session[self._value] = self._read(params)
-            session[_GENERATION] = session.get(_GENERATION, 0) + 1
+            renew()
         session[_PAGE] = self._name
         session[_DRAWN_BEFORE] = session.get(_DRAWN, set()) | session.get(_DRAWN_BEFORE, set())
         session[_DRAWN] = set()
@@ -98,8 +98,14 @@ def callback(key: str, change: Callable[[], None]) -> Callable[[], None]:
 
 
 def key(name: str) -> str:
-    """A widget's key: fresh whenever the address was read anew, so that the widget starts from what it says."""
+    """A widget's key: fresh whenever the address was read anew, or `renew` asked for it, so that the widget starts from
+    what the state says."""
     return f"{name}@{st.session_state.get(_GENERATION, 0)}"
+
+
+def renew() -> None:
+    """The page's widgets start from its state again: something else than they changed it."""
+    st.session_state[_GENERATION] = st.session_state.get(_GENERATION, 0) + 1
 
 
 def touch() -> None:

@@ -64,7 +64,7 @@ def answer(request: Request, slot: str, *, auto: bool = True) -> tuple[Any, bool
     if job.state in (FAILED, CANCELLED):
         _ended(job, request, slot)
     else:
-        progress(job.id)
+        progress(job.id, slot)
     return None, False
 
 
@@ -118,8 +118,9 @@ def _problem(error: ExpertScopeError) -> None:
 
 
 @st.fragment(run_every=0.5)
-def progress(job_id: str) -> None:
-    """A job's progress with time left and cancel; the whole page is drawn again when it ends."""
+def progress(job_id: str, slot: str) -> None:
+    """A job's progress with time left and cancel; the whole page is drawn again when it ends. `slot`: the place on the
+    page, for one job may be waited for in two of them."""
     bench = base.workbench()
     status = bench.jobs.status(job_id)
     if status is None or not status.active:
@@ -137,6 +138,6 @@ def progress(job_id: str) -> None:
         left.progress(status.fraction, text=f"{text.plain(status.title)}: {text.plain(words)}")
         job = bench.jobs.get(job_id)
         if job is not None and job.stopping:
-            right.button("Stopping…", disabled=True, key=f"es_stop_{job_id}", width="stretch")
-        elif right.button("Cancel", key=f"es_cancel_{job_id}", width="stretch") and job is not None:
+            right.button("Stopping…", disabled=True, key=f"es_stop_{slot}_{job_id}", width="stretch")
+        elif right.button("Cancel", key=f"es_cancel_{slot}_{job_id}", width="stretch") and job is not None:
             job.cancel()

@@ -32,6 +32,13 @@ class Asker:
         """A widget's key (see `address.key`)."""
         return address.key(f"{self.place}{name}")
 
+    def put(self, request: TraceRequest, *, own: bool = True, bundled: bool | None = None) -> None:
+        """Ask; every widget starts anew where more becomes another than the one that was used shows. `own`: the request
+        differs by that alone."""
+        self.ask(request, bundled=bundled)
+        if not own or self.now() != request:
+            address.renew()
+
     def setting(self, widget: str, changes: Callable[..., dict[str, object]]) -> Callable[[], None]:
         """A callback that asks with what the value of `widget` changes in the question. What cannot be asked is said
         on the page that is drawn next."""
@@ -41,7 +48,8 @@ class Asker:
             if value is None:
                 return
             try:
-                self.ask(self.now().replace(**changes(value)))
+                changed = changes(value)
+                self.put(self.now().replace(**changed), own=len(changed) == 1)
             except ExpertScopeError as error:
                 st.session_state["es_input_error"] = str(error)
 

@@ -111,7 +111,7 @@ def _head(pair: Pair) -> None:
             present.place("compare", " beside ".join(dict.fromkeys(texts)))
             st.button(
                 "Swap", icon=":material/swap_horiz:", help="a becomes b and b becomes a.", key="es_swap",
-                on_click=lambda: compare_state.HERE.change(compare_state.HERE.value.swapped()),
+                on_click=compare_state.swap,
             )  # fmt: skip
             with st.popover("Link", icon=":material/link:"):
                 st.caption("Opens exactly this: both questions, the chosen cell.")

@@ -17,7 +17,7 @@ from core.requests import TraceRequest
 from core.results import TraceResult
 
 from . import base
-from .address import Address
+from .address import Address, renew
 from .asker import Asker
 
 PAGE = Path(__file__).resolve().parent.parent / "Compare.py"
@@ -65,6 +65,12 @@ def show(*sides: str, **changes: object) -> None:
 def change(**changes: object) -> None:
     """Change something else of the page's state."""
     HERE.change(replace(HERE.value, problems=(), **changes))
+
+
+def swap() -> None:
+    """a becomes b and b becomes a."""
+    HERE.change(HERE.value.swapped())
+    renew()
 
 
 def beside(link: Link) -> dict[str, str]:

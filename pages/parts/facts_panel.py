@@ -79,7 +79,7 @@ def _search(request: TraceRequest, asker: Asker, bundled: bool) -> None:
     def choose() -> None:
         case_id = st.session_state.get(key)
         if case_id is not None:
-            asker.ask(asker.now().replace(fact=known[case_id]), bundled=True)
+            asker.put(asker.now().replace(fact=known[case_id]), bundled=True)
             st.session_state["es_chosen"] = True
 
     if not options:

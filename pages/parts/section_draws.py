@@ -26,7 +26,7 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
         if not request.replacement:
             st.button(
                 f"Take {SEVERAL} draws", icon=":material/casino:", key=state.key("more draws"),
-                on_click=lambda: state.ask(state.request().replace(draws=SEVERAL)),
+                on_click=_several,
             )  # fmt: skip
         return
     rows = pictures.kept(tables.draws_of, at, shown.layer, shown.pos)
@@ -34,6 +34,11 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
     downloads.header(f"Rescue in each of {request.draws} draws", "draws", at, picture, rows)
     pictures.still(picture, key=f"draws-{ident}", alt="Rescue of each expert in each draw")
     present.caption(MEANING)
+
+
+def _several() -> None:
+    state.ask(state.request().replace(draws=SEVERAL))
+    state.renew()  # the sidebar says how many, too
 
 
 def _dots(at: TraceResult, layer: int, pos: int, *, palette):  # noqa: ANN001, ANN202

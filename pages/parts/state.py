@@ -11,11 +11,11 @@ from core.links import Link, View, from_query, link, to_query
 from core.requests import Fact, TraceRequest
 
 from . import base
-from .address import Address, callback, end, key, rerun, touch
+from .address import Address, callback, end, key, renew, rerun, touch
 
 __all__ = [
-    "address", "ask", "begin", "callback", "end", "go", "key", "look", "request", "rerun", "step", "touch", "view",
-    "write",
+    "address", "ask", "begin", "callback", "end", "go", "key", "look", "renew", "request", "rerun", "step", "touch",
+    "view", "write",
 ]  # fmt: skip
 
 HERE: Address[Link] = Address(
@@ -63,6 +63,7 @@ def step(fact: Fact, *, last: int) -> None:
     current = HERE.value
     request = current.request.replace(fact=fact, replacement=())
     HERE.change(Link(request, current.view.of_neighbour(last), True))
+    renew()
 
 
 def request() -> TraceRequest:
