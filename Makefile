@@ -4,6 +4,8 @@
 # make bench-engine  what the engine's own work costs (needs no peers)
 # make bench-disk    a model larger than the memory it may take (5 GB of disk, 11 GB of memory for the comparison)
 # make families  examine every MoE family of the installed transformers and write docs/families.md
+# make viewers  20 viewers clicking every 5 s for 5 minutes, one of them running studies: every view checked, timed
+# make soak     30 minutes of them at random, and what is left when they are gone
 # make crashes  kill -9 at KILLS=200 random moments of everything that writes; compare what is left
 # make closing  SIGTERM and SIGINT to a server that is idle, traces, studies, loads: prints how long it took to go
 # make lint   ruff
@@ -26,7 +28,7 @@ TORCH_INDEX ?=
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: run test bench bench-engine bench-disk families crashes closing lint chromium clean help
+.PHONY: run test bench bench-engine bench-disk viewers soak families crashes closing lint chromium clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -60,6 +62,12 @@ bench-engine: $(VENV)/.installed
 
 bench-disk: $(VENV)/.installed
 	$(BIN)/python -m bench disk $(ARGS)
+
+viewers: $(VENV)/.installed
+	$(BIN)/python -m bench viewers $(ARGS)
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m bench viewers --minutes 30 --random --rest 150 $(ARGS)
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

@@ -1,5 +1,5 @@
-"""`python -m bench [heatmap|engine|disk|commits|viewers] ...`: against other methods (`bench.heatmap`), our engine on its
-own (`bench.engine`), a model larger than the memory that it may take (`bench.disk`), our engine at two commits
+"""`python -m bench [heatmap|engine|disk|commits|viewers] ...`: against other methods (`bench.heatmap`), our engine on
+its own (`bench.engine`), a model larger than the memory that it may take (`bench.disk`), our engine at two commits
 (`bench.commits`), or many viewers of one dashboard (`bench.viewers.load`)."""
 
 import importlib

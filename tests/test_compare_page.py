@@ -107,6 +107,17 @@ def test_the_sidebar_changes_one_side_and_the_address_says_so(bench, engine):  #
     page = finished(page, bench)
     assert read(page).a.request == BASE.replace(noise=1.5) and read(page).b.request == BASE.replace(seed=7)
     assert len(engine.asked) == 3, "swapping asks nothing new"
+    fields = {field.label: field.value for field in page.number_input}
+    assert (fields["Noise level"], fields["Seed"]) == (1.5, 0), "the sidebar says what side a asks now"
+
+
+def test_one_job_can_be_waited_for_on_both_sides(bench, engine):  # noqa: F811
+    engine.gate = threading.Event()
+    page = opened(pair_of())
+    assert not page.exception
+    assert len([b for b in page.button if b.label == "Cancel"]) == 2 and len(bench.jobs.all()) == 1
+    engine.gate.set()
+    assert len(charts(finished(page, bench))) == 8
 
 
 def test_another_fact_lets_go_of_the_chosen_cell(bench, engine):  # noqa: F811

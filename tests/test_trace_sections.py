@@ -180,6 +180,7 @@ def test_one_draw_has_no_spread_and_more_can_be_taken(bench, engine):  # noqa: F
     assert engine.asked[-1] == REQUEST.replace(draws=10)
     assert params_of(page)["section"] == "draws" and params_of(page)["layer"] == str(LAYER)
     assert any("Rescue in each of 10 draws" in markdown.value for markdown in page.markdown)
+    assert widget(page.number_input, "Draws").value == 10
 
 
 def test_the_next_fact_of_the_relation_keeps_layer_and_expert(bench, engine):  # noqa: F811
@@ -192,6 +193,7 @@ def test_the_next_fact_of_the_relation_keeps_layer_and_expert(bench, engine):  #
     assert engine.asked[-1] == REQUEST.replace(fact=JAPAN)
     expected = dataclasses.replace(view, pos=None)
     assert params_of(page) == to_query(REQUEST.replace(fact=JAPAN), expected, bundled=True)
+    assert widget(page.selectbox, "Fact").value == JAPAN.case_id, "the sidebar names the fact that is on the page"
     (previous,) = [button for button in page.button if button.label == "Previous"]
     page = finished(previous.click().run(), bench)
     assert params_of(page) == to_query(REQUEST, expected, bundled=True)

@@ -26,9 +26,11 @@ from core.models import load_model
 from ..served import ROOT, Server, serve
 from ..timing import machine
 from .answers import Answers
+from .places import HEALTH
 from .process import Watch, sessions
 from .report import Found, markdown, plain
 from .scientist import Scientist
+from .tab import Tab
 from .viewer import Look, Shared, Viewer, World, some_world
 
 LOOK = 2.0
@@ -51,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as server:
         found = asyncio.run(watched(
             server, shared, viewers=options.viewers, studies=options.studies, every=options.every,
-            seconds=60 * minutes, wild=options.random, seed=options.seed,
+            seconds=60 * minutes, wild=options.random, seed=options.seed, rest=options.rest,
         ))  # fmt: skip
     text = markdown(found)
     print(text)
@@ -74,10 +76,10 @@ def prepare(world: World) -> Shared:
 
 async def watched(
     server: Server, shared: Shared, *, viewers: int, studies: int, every: float, seconds: float, wild: bool, seed: int,
-    clicks: int | None = None,
+    clicks: int | None = None, rest: float = 0.0,
 ) -> Found:  # fmt: skip
     """Let so many viewers come, click and go, and look at the server meanwhile. `wild`: at random times; `clicks`: each
-    goes after so many, if not before."""
+    goes after so many, if not before; `rest`: seconds to wait when they are gone, then one more comes and goes."""
     watch = Watch(server.process.pid)
     watch.look()
     people: list[Viewer | Scientist] = [Scientist(number, server.url) for number in range(studies)]
@@ -94,6 +96,11 @@ async def watched(
         )
         for i, one in enumerate(people)
     ))  # fmt: skip
+    if rest:
+        await asyncio.sleep(rest)
+        late = Tab(server.url)
+        await late.open(HEALTH)
+        await late.close()
     deadline = time.monotonic() + AFTER
     while sessions(server.url) and time.monotonic() < deadline:
         await asyncio.sleep(0.2)
@@ -102,7 +109,7 @@ async def watched(
     left = {"sessions": sessions(server.url), "threads": last.threads, "files": last.files}
     settings = {
         "viewers": viewers, "studies": studies, "every": every, "minutes": seconds / 60, "seconds": seconds,
-        "random": wild, "seed": seed, "facts": len(shared.world.facts),
+        "random": wild, "seed": seed, "rest": rest, "facts": len(shared.world.facts),
     }  # fmt: skip
     ended = sum(len(one.ended) for one in people if isinstance(one, Scientist))
     said = failures_in(server.said)
@@ -147,6 +154,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two clicks of a viewer")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--random", action="store_true", help="clicks at random times with the same mean")
+    parser.add_argument("--rest", type=float, default=0.0, help="seconds to wait when they are gone")
     parser.add_argument("--facts", type=int, default=24, help="facts that the viewers choose from")
     parser.add_argument("--seed", type=int, default=0, help="of all that is left to chance")
     parser.add_argument("--threads", type=int, default=2, help="of the computation beforehand")

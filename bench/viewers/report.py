@@ -12,6 +12,9 @@ from .viewer import Look
 
 MEDIAN, P95 = 0.5, 1.5
 """Seconds within which a cached view is to be drawn, at the median and at the 95th percentile."""
+REST = 125.0
+"""Streamlit keeps the session of a closed tab, with three open files, for two minutes, and lets go of it when the next
+tab comes: only so many seconds after the viewers are gone threads and files can be judged."""
 SPARE = 6
 """Threads and files that may be there for a moment."""
 SHOWN = 20
@@ -49,7 +52,8 @@ class Found:
         if self.left["sessions"]:
             out.append(f"{self.left['sessions']} sessions are left after the viewers are gone")
         settled = next((sample for sample in self.samples if sample.at >= FIRST), None)
-        if settled is not None:  # what the first minute opened may stay open; each viewer's connection may not
+        if settled is not None and self.settings["rest"] > REST:
+            # what the first minute opened may stay open; the viewers' connections may not
             may_be = {"threads": settled.threads + SPARE, "files": settled.files - self.settings["viewers"] + SPARE}
             out += [f"{self.left[name]} {name} are left" for name in may_be if self.left[name] > may_be[name]]
         return out
