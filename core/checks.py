@@ -39,7 +39,7 @@ from .whole import pass_for
 _TOKENS, _SUBJECT = 8, (2, 3)
 _SMALL_LIMIT = 2e-4  # on the copy, relative to how far the patches move the logits
 _CHUNK = 8192
-_VERSION = 6  # of the checks and of what they find out; a stored verdict of another version is not used
+_VERSION = 7  # of the checks and of what they find out; a stored verdict of another version is not used
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _write(results: list[Any], out: Path | None, summary: str) -> int:
 
 def run_patch(arguments: argparse.Namespace) -> int:
     """The `patch` command."""
-    from .patch_file import build, read_patches
+    from .patch_file import build, check_shape, read_patches
     from .tables import check_out
 
     out = check_out(arguments.out) if arguments.out is not None else None
@@ -131,10 +131,11 @@ def run_patch(arguments: argparse.Namespace) -> int:
     progress = TerminalProgress()
     sieve = Sieve(arguments, progress)
     try:
-        from .patching import patch_many
+        from .patching import patch_many, shape_of
 
         with open_store(arguments.no_cache) as store:
             model = load(asked.model, store, progress)
+            check_shape(specs, shape_of(model))
 
             def fits(prepared: PreparedFact) -> None:
                 for spec in specs:

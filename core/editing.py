@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from .families import Block
 from .hooks import hooks, retuple, untuple
-from .moe import contributions
+from .moe import contributions, without_experts
+from .patches import SHARED
 
 ATTENTION, MOE, ROUTER = "attention", "moe", "router"
 
@@ -36,9 +37,10 @@ class Parts:
 
     def trimmable(self, edits: Sequence[Edit]) -> bool:
         """Whether the block may run on some of a call's tokens only (to map contributions through what follows the
-        experts the block is called again, with tokens of its own)."""
-        own = self.tail and any(edit.site == MOE and edit.value is None for edit in edits)
-        return self.block is not None and self.block.sees_stream and not own
+        experts, and for the shared expert's, the block is called again, with tokens of its own)."""
+        own = [edit for edit in edits if edit.site == MOE and edit.value is None]
+        again = any(self.tail or SHARED in edit.experts for edit in own)
+        return self.block is not None and self.block.sees_stream and not again
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Edit:
     site: str
     value: torch.Tensor | None = None
     restore: bool = False
-    experts: tuple[int, ...] = ()
+    experts: tuple[int | str, ...] = ()
     scale: float = 1.0
 
 
@@ -187,16 +189,21 @@ def _with_own(
     x, index, weight = seen["routed"]
     index = index.reshape(-1, index.shape[-1])
     rows = torch.tensor([row for _, row in placed], device=index.device)
-    tail_input = seen["input"].reshape(-1, seen["input"].shape[-1])[rows] if parts.tail else None
+    again = parts.tail or any(SHARED in edit.experts for edit, _ in placed)
+    block_input = seen["input"].reshape(-1, seen["input"].shape[-1])[rows] if again else None
     x, weight = x.reshape(-1, x.shape[-1])[rows], weight.reshape(index.shape)[rows]
     index = index[rows]
-    c = contributions(parts.block, x, index, weight, tail_input)
+    c = contributions(parts.block, x, index, weight, block_input if parts.tail else None)
+    slots = torch.where((index >= 0) & (index < parts.n_experts), index, parts.n_experts)
+    if again:  # the shared expert in a slot behind the routed ones
+        c = torch.cat([c, without_experts(parts.block, block_input)[:, None].to(c)], 1)
+        slots = torch.cat([slots, torch.full_like(slots[:, :1], parts.n_experts + 1)], 1)
     flat = y.reshape(-1, y.shape[-1]).clone()
     row_of = {token: i for i, token in enumerate(at)}
-    left = torch.ones(len(placed), parts.n_experts + 1, device=index.device)  # of each expert; last: of none
+    left = torch.ones(len(placed), parts.n_experts + 2, device=index.device)  # of each expert, of none, of the shared
     for token, (edit, _) in zip(at, placed, strict=True):  # edits of one token multiply: out twice is out
-        left[row_of[token], list(edit.experts)] *= 1 + edit.scale
-    slots = torch.where((index >= 0) & (index < parts.n_experts), index, parts.n_experts)
+        columns = [parts.n_experts + 1 if expert == SHARED else int(expert) for expert in edit.experts]
+        left[row_of[token], columns] *= 1 + edit.scale
     for token, i in row_of.items():
         part = ((left[i, slots[i]] - 1)[:, None] * c[i].float()).sum(0)
         flat[token] = (flat[token].float() + part).to(flat.dtype)
@@ -223,7 +230,7 @@ class _MaskedTopK(TorchFunctionMode):
 
     def __init__(self, placed: Sequence[tuple[Edit, int]], width: int) -> None:
         super().__init__()
-        pairs = [(row, expert) for edit, row in placed for expert in edit.experts]
+        pairs = [(row, int(expert)) for edit, row in placed for expert in edit.experts]
         self._rows = torch.tensor([row for row, _ in pairs])
         self._experts = torch.tensor([expert for _, expert in pairs])
         self._width = width

@@ -35,6 +35,7 @@ class Shape(Protocol):
 
     n_layers: int
     n_experts: int
+    top_k: int
     moe_layers: list[int]
     has_shared: bool
     reroutable: bool
@@ -192,12 +193,29 @@ def check_shape(specs: Sequence[PatchSpec], shape: Shape) -> None:
             if expert == SHARED:
                 if not shape.has_shared:
                     raise _wrong(step.where, "names the shared expert", "The model has none.")
-                if step.knockout is not None:
-                    raise _wrong(step.where, "knocks out the shared expert", "Only routed experts can be knocked out.")
+                if step.knockout == "reroute":
+                    raise _wrong(step.where, "reroutes the shared expert", "No router chooses it: use zero.")
             elif isinstance(expert, int) and expert >= shape.n_experts:
                 raise _wrong(step.where, f"names expert {expert}", f"Experts go from 0 to {shape.n_experts - 1}.")
         if step.knockout == "reroute" and not shape.reroutable:
             raise _wrong(step.where, "reroutes", "This model's router cannot be driven so; use the zero knockout.")
+    for spec in specs:
+        _check_choice(spec, shape)
+
+
+def _check_choice(spec: PatchSpec, shape: Shape) -> None:
+    """Raise `InputError` where steps that reroute leave a router fewer experts than it selects: it would go on to
+    select what they mask. Steps of one layer count together, wherever they are."""
+    masked: dict[int, set[int | str]] = {}
+    for step in spec.steps:
+        for layer in step.layers if step.knockout == "reroute" else ():
+            masked.setdefault(layer, set()).update(step.experts)
+            if shape.n_experts - len(masked[layer]) < shape.top_k:
+                left = shape.n_experts - len(masked[layer])
+                raise _wrong(
+                    step.where, f"leaves the router of layer {layer} {left} experts to choose {shape.top_k} from",
+                    "Mask fewer, or use the zero knockout.",
+                )  # fmt: skip
 
 
 def build(spec: PatchSpec, *, n_tokens: int, last_subject: int, clean: int, corrupt: int) -> Patch:
@@ -225,7 +243,7 @@ def _steps(step: StepSpec, layer: int, positions: tuple[int, ...], clean: int, c
         return [Step(site, layer, positions, "restore", source) for site in sites]  # type: ignore[arg-type]
     if step.knockout is None:
         return [Step("moe", layer, positions, "add", Updates(step.experts, clean, corrupt, step.equal_norm_with))]
-    experts = tuple(int(expert) for expert in step.experts)
     if step.knockout == "zero":
-        return [Step("moe", layer, positions, "add", Own(experts))]
-    return [Step("router", layer, positions, "mask", Masked(experts))]
+        return [Step("moe", layer, positions, "add", Own(step.experts))]
+    masked = tuple(expert for expert in step.experts if isinstance(expert, int))
+    return [Step("router", layer, positions, "mask", Masked(masked))]

@@ -48,9 +48,9 @@ class Nothing:
 @dataclass(frozen=True)
 class Own:
     """`scale` × Σ over `experts` of what they contribute in the patched run itself. Scale −1 takes them out without
-    renormalisation (zero knockout), scale s − 1 multiplies their contribution by s."""
+    renormalisation (zero knockout), scale s − 1 multiplies their contribution by s. `SHARED` may be among them."""
 
-    experts: tuple[int, ...]
+    experts: tuple[int | str, ...]
     scale: float = -1.0
 
 

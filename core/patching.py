@@ -52,6 +52,7 @@ class PatchResult:
 class _Shape:
     n_layers: int
     n_experts: int
+    top_k: int
     moe_layers: list[int]
     has_shared: bool
     reroutable: bool
@@ -62,7 +63,7 @@ def shape_of(model: MoeModel) -> _Shape:
     """What a patches file may name in this model."""
     structure = model.structure
     return _Shape(
-        model.n_layers, model.n_experts, model.moe_layers, structure.has_shared, structure.reroutable,
+        model.n_layers, model.n_experts, structure.top_k, model.moe_layers, structure.has_shared, structure.reroutable,
         [bool(name) for name in structure.attention],
     )  # fmt: skip
 

@@ -36,8 +36,9 @@ class Structure:
     itself passes the layer, None likewise (see `residual`). `local[l]`: within the layer the MoE output reaches no
     later position. `tail[l]`: experts' outputs are transformed after their sum. `has_shared`: some block
     has a shared expert. `sum_error`: largest relative difference of Σ contributions + shared from the block output.
-    `reroutable`: every router selects by one plain top-k, so that an expert can be masked there. `attention[l]`: name
-    of the layer's attention sublayer, or of what stands in its place. `top_k`: routed experts per token.
+    `reroutable`: every router selects some of its experts by one plain top-k, so that one can be masked there.
+    `attention[l]`: name of the layer's attention sublayer, or of what stands in its place. `top_k`: routed experts per
+    token.
     `bytes_per_token`: memory that a token takes inside a layer call, measured; `prefix_cost`: that of a position of a
     row's prefix, in tokens. `ids_inside`: token ids enter elsewhere than by the embeddings. `arguments`: recorded layer
     arguments; None where the layers cannot be run one at a time, so that every row is a forward pass of the whole model
@@ -293,7 +294,8 @@ def note_routing(model: MoeModel, structure: Structure, layer: int, watch: Watch
     """What a watched call of the layer's block tells. Raises `ModelRefused` where contributions do not add up to y."""
     seen = watch.routing()
     structure.top_k = max(structure.top_k, seen.k)
-    structure.reroutable &= seen.scores is not None and len(watch.top_k.calls) == 1 and not watch.top_k.others
+    plain = seen.scores is not None and len(watch.top_k.calls) == 1 and not watch.top_k.others
+    structure.reroutable &= plain and seen.scores.shape[-1] > seen.k
     _probe_sum(model, structure, layer, seen)
 
 

@@ -31,6 +31,8 @@ ATTENTION = {
 attention by an index, bare experts, a shared expert beside the block, sorted slots, scores on the experts' input,
 forward passes of the whole model."""
 
+WITHOUT_SHARED = {"beam", "dbrx", "gemma4_text", "jetmoe", "zaya"}
+
 
 class Case:
     """One family's tiny model, its two runs, and the naive way."""
@@ -162,6 +164,27 @@ def test_zero_knockout_at_all_positions(case: Case) -> None:
     for pos in ALL:
         changes += case.naive.blocks[layer].writing(pos, y[pos])
     agrees(got, case.forward(CLEAN, *changes))
+
+
+def test_zero_knockout_of_the_shared_expert(case: Case) -> None:
+    """Alone at one position, and with a routed one at all of them."""
+    layer = case.moe[-1]
+    (expert,) = case.routed(CLEAN, layer, LAST)[:1]
+    block, y, shared = case.naive.blocks[layer], case.naive.y[CLEAN][layer], case.naive.output(CLEAN, layer, None)
+    if not case.model.structure.has_shared:
+        assert case.kind in WITHOUT_SHARED
+        return
+    both = y - case.naive.output(CLEAN, layer, expert)  # what all but the two put out
+    wanted = [
+        case.forward(CLEAN, *block.writing(LAST, y[LAST] - shared[LAST])),
+        case.forward(CLEAN, *(change for pos in ALL for change in block.writing(pos, both[pos]))),
+    ]
+    patches = [
+        Patch(CLEAN, (Step("moe", layer, (LAST,), "add", Own((SHARED,))),)),
+        Patch(CLEAN, (Step("moe", layer, ALL, "add", Own((expert, SHARED))),)),
+    ]
+    agrees(case.sweep(*patches), torch.stack(wanted))
+    assert (wanted[0] - case.forward(CLEAN)).abs().max() > 0.01
 
 
 def test_knocking_out_where_another_layer_is_patched_takes_out_what_is_computed_there(case: Case) -> None:

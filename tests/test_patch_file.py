@@ -160,13 +160,26 @@ def bench() -> Bench:
         ({"site": "residual", "layer": 4, "pos": "last", "restore": "clean"}, "corrupt", "layer 4.*0 to 3"),
         ({"site": "attention", "layer": 4, "pos": "last", "restore": "clean"}, "corrupt", "layer 4.*0 to 3"),
         ({"site": "moe", "layer": 1, "pos": "all", "experts": [1], "knockout": "reroute"}, "clean", "reroutes"),
-        ({"site": "moe", "layer": 1, "pos": "all", "experts": ["shared"], "knockout": "zero"}, "clean", "shared"),
+        ({"site": "moe", "layer": 1, "pos": "all", "experts": [8, "shared"], "knockout": "zero"}, "clean", "expert 8"),
     ],
 )
 def test_what_the_model_does_not_have_is_said(bench: Bench, step: dict, run: str, message: str) -> None:
     specs = parse_patches([{"name": "x", "run": run, "steps": [step]}])
     with pytest.raises(InputError, match=f"'x', step 0 .*{message}"):
         check_shape(specs, shape_of(bench.model))
+
+
+def test_a_router_that_is_left_too_few_experts_is_said() -> None:
+    """Of eight experts two are selected; masked ones would be selected again."""
+    step = {"site": "moe", "layer": [0, 2], "pos": "last", "experts": list(range(6)), "knockout": "reroute"}
+    shape = shape_of(Bench("qwen3_moe").model)
+    check_shape(parse_patches([{"name": "x", "run": "clean", "steps": [step]}]), shape)
+    more = {"site": "moe", "layer": 2, "pos": 0, "experts": [7, 0], "knockout": "reroute"}
+    with pytest.raises(InputError, match="'x', step 1 leaves the router of layer 2 1 experts to choose 2 from"):
+        check_shape(parse_patches([{"name": "x", "run": "clean", "steps": [step, more]}]), shape)
+    shared = {"site": "moe", "layer": 0, "pos": 0, "experts": [0, "shared"], "knockout": "reroute"}
+    with pytest.raises(InputError, match="names the shared expert"):
+        check_shape(parse_patches([{"name": "x", "run": "clean", "steps": [shared]}]), shape)
 
 
 def test_a_position_beyond_the_prompt_is_said() -> None:

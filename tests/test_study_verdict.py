@@ -149,5 +149,7 @@ def test_few_facts_and_missing_ones_are_cautioned():
     few = dataclasses.replace(estimate("above"), n=6, units=6, n_missing=0)
     assert "Only 6 units" in verdict.decide(evidence(layer_rescue=few)).cautions[0]
     gaps = dataclasses.replace(estimate("above"), n=62, units=62, n_missing=2)
-    assert verdict.decide(evidence(specificity=gaps)).cautions == ["specificity: 2 facts missing, 62 facts used."]
+    for expert in (5, 0):
+        decided = verdict.decide(evidence(specificity=gaps, expert=expert))
+        assert decided.cautions == ["specificity: 2 facts missing, 62 facts used."]
     assert verdict.decide(evidence()).cautions == []

@@ -59,6 +59,7 @@ def knockouts(
             )
             for experts, name, expert, weight in sets
             for mode in modes
+            if mode == ZERO or model.n_experts - len(experts) >= model.structure.top_k  # else the masked are chosen
             for where, positions in ((HERE, (pos,)), (EVERYWHERE, range(length)))
         ]
 

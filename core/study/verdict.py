@@ -196,8 +196,10 @@ def _cautions(e: Evidence) -> list[str]:
     units = e.layer_rescue.units
     if 0 < units < FEW:
         out.append(f"Only {units} units were resampled: percentile intervals are too narrow for so few.")
-    for what, estimate in (("layer patch", e.layer_rescue), ("specificity", e.specificity if e.expert else None)):
-        if estimate is not None and estimate.n_missing:
+    stated = [("layer patch", e.layer_rescue)]
+    stated += [] if e.expert is None else [("specificity", e.specificity)]
+    for what, estimate in stated:
+        if estimate.n_missing:
             out.append(f"{what}: {_facts(estimate.n_missing)} missing, {_facts(estimate.n)} used.")
     return out
 
