@@ -30,11 +30,11 @@ from .marks import (
 )
 from .palette import LIGHT, Palette
 from .picture import CANVAS_MARKS, Picture, Tables, unchecked
+from .remembered import remembered
 from .results import Provenance, TraceResult
 from .tooltips import cell_tooltips, expert_tooltips, strip_tooltips
 
 
-@unchecked
 def layer_token(
     result: TraceResult, *, view: View = View(), palette: Palette = LIGHT, end: float | None = None
 ) -> Picture:
@@ -43,21 +43,38 @@ def layer_token(
     Dense layers are rows of their own colour; where the view names an expert, a dot marks every token of that layer
     that is routed to it (hollow: in the corrupt run only). `end`: of the colour scale where several maps share it.
     """
+    marked = view.layer is not None and view.pos is not None
+    dots = None
+    if isinstance(view.expert, int) and view.layer is not None:
+        strip = views.routing_strip(result, view.layer)
+        dots = strip[strip.expert == view.expert].assign(layer=view.layer)
+        dots["routed"] = np.where(dots.change == views.CORRUPT_ONLY, "corrupt", "clean")
+        dots = dots[_DOTS]
+    selected = {"layer": view.layer, "pos": view.pos} if marked else None
+    return _layer_token(result, view.measure, palette, end).marked(selected, dots=dots)
+
+
+_DOTS = ["layer", "label", "routed"]
+
+
+@remembered
+@unchecked
+def _layer_token(result: TraceResult, measure: str, palette: Palette, end: float | None) -> Picture:
+    """The map without anything marked; `dots`: the table of the tokens that are routed to an expert."""
     tables = Tables()
     cells = views.layer_cells(result)
-    cells["value"], cells["defined"] = shade(cells[view.measure])
+    cells["value"], cells["defined"] = shade(cells[measure])
     cells = pd.concat([cells.reset_index(drop=True), cell_tooltips(result, cells)], axis=1)
     prov, labels = result.provenance, views.token_labels(result)
     x = token_axis(alt.X, labels, _subject(prov, labels), palette)
     y = layer_axis(prov.n_layers)
     columns = ["layer", "pos", "label", "value", "defined", *cell_tooltips.columns]
-    marked = view.layer is not None and view.pos is not None
-    chosen = selection("cell", {"layer": view.layer, "pos": view.pos}, marked)
+    chosen = selection("cell", {"layer": None, "pos": None}, False)
     base = alt.Chart(tables(cells[columns]))
     heat = base.mark_rect(cursor="pointer").encode(
         x=x,
         y=y,
-        color=diverging(cells.value, TITLES[view.measure], palette, palette.missing, end=end),
+        color=diverging(cells.value, TITLES[measure], palette, palette.missing, end=end),
         tooltip=tooltip(cell_tooltips.columns),
     )
     layers: list[alt.Chart] = [heat.add_params(chosen)]
@@ -65,19 +82,14 @@ def layer_token(
         blank, lines = dense_rows(dense, labels, palette, tables, "label")
         layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
     layers.append(outline(base, palette.mark).encode(x=x, y=y).transform_filter(chosen))
-    if isinstance(view.expert, int) and view.layer is not None:
-        strip = views.routing_strip(result, view.layer)
-        dots = strip[strip.expert == view.expert].assign(layer=view.layer)
-        dots["routed"] = np.where(dots.change == views.CORRUPT_ONLY, "corrupt", "clean")
-        dots = alt.Chart(tables(dots[["layer", "label", "routed"]])).mark_point(
-            size=34, strokeWidth=1.8, stroke=palette.expert, tooltip=None
-        )
-        fill = chosen_by(alt.FillValue, "datum.routed == 'clean'", palette.expert, "transparent")
-        layers.append(dots.encode(x=x, y=y, fill=fill))
+    dots = alt.Chart(tables(pd.DataFrame(columns=_DOTS), "dots")).mark_point(
+        size=34, strokeWidth=1.8, stroke=palette.expert, tooltip=None
+    )
+    fill = chosen_by(alt.FillValue, "datum.routed == 'clean'", palette.expert, "transparent")
+    layers.append(dots.encode(x=x, y=y, fill=fill))
     return rows_of(alt.layer(*layers), tables, len(cells), result.provenance.n_layers, palette)
 
 
-@unchecked
 def layer_expert(
     result: TraceResult,
     pos: int,
@@ -92,9 +104,26 @@ def layer_expert(
     blank, those routed only in a corrupt run carry a ring, the view's layer a frame, its expert and the experts of its
     coalition an outline.
     """
+    selected = {"layer": view.layer, "expert": views.SHARED_INDEX if view.expert == SHARED else view.expert}
+    frame = ticked = None
+    if view.layer is not None:
+        frame = pd.DataFrame({"layer": [view.layer]})
+        grid = views.expert_grid(result, pos)
+        members = grid.expert.isin([views.SHARED_INDEX if e == SHARED else e for e in view.coalition])
+        if (members := members & (grid.layer == view.layer)).any():
+            ticked = grid.loc[members, ["layer", "column"]]
+    return _layer_expert(result, pos, view.measure, palette, end).marked(
+        selected if view.expert is not None and view.layer is not None else None, frame=frame, ticked=ticked
+    )
+
+
+@remembered
+@unchecked
+def _layer_expert(result: TraceResult, pos: int, measure: str, palette: Palette, end: float | None) -> Picture:
+    """The map without anything marked; `frame`: the table of the framed layer, `ticked`: of the coalition's experts."""
     tables = Tables()
     grid = views.expert_grid(result, pos)
-    grid["value"], grid["defined"] = shade(grid[view.measure])
+    grid["value"], grid["defined"] = shade(grid[measure])
     grid["routed"] = grid.status != views.NOT_ROUTED
     grid["ring"] = grid.status == views.CORRUPT_ONLY
     grid = pd.concat([grid.reset_index(drop=True), expert_tooltips(result, grid)], axis=1)
@@ -102,12 +131,10 @@ def layer_expert(
     columns = expert_columns(prov.n_experts, shared=prov.has_shared)
     x = expert_axis(prov.n_experts, shared=prov.has_shared)
     y = layer_axis(prov.n_layers)
-    marked = view.expert is not None and view.layer is not None
-    preset = {"layer": view.layer, "expert": views.SHARED_INDEX if view.expert == SHARED else view.expert}
-    chosen = selection("expert", preset, marked)
+    chosen = selection("expert", {"layer": None, "expert": None}, False)
     keep = ["layer", "expert", "column", "value", "defined", "routed", "ring", *expert_tooltips.columns]
     base = alt.Chart(tables(grid[keep]))
-    scale = diverging(grid.value, TITLES[view.measure], palette, palette.blank, end=end)
+    scale = diverging(grid.value, TITLES[measure], palette, palette.blank, end=end)
     layers: list[alt.Chart] = [
         base.mark_rect(cursor="pointer", strokeWidth=0.8 if prov.n_experts <= 40 else 0.4)
         .encode(
@@ -131,18 +158,14 @@ def layer_expert(
     if dense := [layer for layer in range(prov.n_layers) if layer not in prov.moe_layers]:
         blank, lines = dense_rows(dense, columns, palette, tables, "column")
         layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
-    if view.layer is not None:
-        frame = alt.Chart(tables(pd.DataFrame({"layer": [view.layer]})))
-        layers.append(outline(frame, palette.mark, width=1.6).encode(y=y))
-        ticked = grid.expert.isin([views.SHARED_INDEX if e == SHARED else e for e in view.coalition])
-        if (ticked := ticked & (grid.layer == view.layer)).any():
-            members = alt.Chart(tables(grid.loc[ticked, ["layer", "column"]]))
-            layers.append(outline(members, palette.expert).encode(x=x, y=y))
+    frame = alt.Chart(tables(pd.DataFrame(columns=["layer"]), "frame"))
+    layers.append(outline(frame, palette.mark, width=1.6).encode(y=y))
+    members = alt.Chart(tables(pd.DataFrame(columns=["layer", "column"]), "ticked"))
+    layers.append(outline(members, palette.expert).encode(x=x, y=y))
     layers.append(outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
     return rows_of(alt.layer(*layers), tables, len(grid), prov.n_layers, palette)
 
 
-@unchecked
 def routing_strip(
     result: TraceResult,
     layer: int,
@@ -154,11 +177,30 @@ def routing_strip(
 
     Colour says where the expert is routed, opacity its router weight; ≈ after a token marks a near tie there.
     """
+    marked = isinstance(view.expert, int) and view.layer == layer
+    labels = _strip_labels(result, layer)
+    inside = view.pos is not None and view.pos < len(labels)
+    return _routing_strip(result, layer, palette).marked(
+        {"pos": view.pos, "expert": view.expert} if marked and view.pos is not None else None,
+        marked_column=pd.DataFrame({"column": [str(view.expert)]}) if marked else None,
+        marked_row=pd.DataFrame({"label": [labels[view.pos]]}) if inside else None,
+    )
+
+
+def _strip_labels(result: TraceResult, layer: int) -> list[str]:
+    """The tokens' labels, ≈ before those with a near tie at this layer."""
+    strip = views.routing_strip(result, layer)
+    ties = set(strip.pos[strip.near_tie_clean.astype(bool) | strip.near_tie_corrupt.astype(bool)])
+    return [f"≈ {label}" if pos in ties else label for pos, label in enumerate(views.token_labels(result))]
+
+
+@remembered
+@unchecked
+def _routing_strip(result: TraceResult, layer: int, palette: Palette) -> Picture:
+    """The strip without anything marked; `marked_column`, `marked_row`: the tables of the framed ones."""
     tables = Tables()
     strip = views.routing_strip(result, layer)
-    near = strip.near_tie_clean.astype(bool) | strip.near_tie_corrupt.astype(bool)
-    ties = set(strip.pos[near])
-    labels = [f"≈ {label}" if pos in ties else label for pos, label in enumerate(views.token_labels(result))]
+    labels = _strip_labels(result, layer)
     strip["label"] = [labels[p] for p in strip.pos]
     strip["column"] = strip.expert.astype(str)
     strip["weight"] = strip[["router_weight_clean", "router_weight_corrupt"]].max(axis=1)
@@ -173,8 +215,7 @@ def routing_strip(
         ),
     )  # fmt: skip
     y = token_axis(alt.Y, labels, _subject(prov, labels), palette)
-    marked = isinstance(view.expert, int) and view.layer == layer
-    chosen = selection("routed", {"pos": view.pos, "expert": view.expert}, marked and view.pos is not None)
+    chosen = selection("routed", {"pos": None, "expert": None}, False)
     keep = ["pos", "expert", "label", "column", "change", "weight", *strip_tooltips.columns]
     base = alt.Chart(tables(strip[keep]))
     names = [views.BOTH, views.CLEAN_ONLY, views.CORRUPT_ONLY]
@@ -195,18 +236,15 @@ def routing_strip(
         .encode(x=x, y=y, color=color, opacity=opacity, tooltip=tooltip(strip_tooltips.columns))
         .add_params(chosen)
     )
-    if marked:
-        column = alt.Chart(tables(pd.DataFrame({"column": [str(view.expert)]})))
-        layers.append(outline(column, palette.expert, width=1.6).encode(x=x))
-    if view.pos is not None and view.pos < len(labels):
-        row = alt.Chart(tables(pd.DataFrame({"label": [labels[view.pos]]})))
-        layers.append(outline(row, palette.mark, width=1.2).encode(y=y))
+    column = alt.Chart(tables(pd.DataFrame(columns=["column"]), "marked_column"))
+    layers.append(outline(column, palette.expert, width=1.6).encode(x=x))
+    row = alt.Chart(tables(pd.DataFrame(columns=["label"]), "marked_row"))
+    layers.append(outline(row, palette.mark, width=1.2).encode(y=y))
     layers.append(outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
     n_marks = len(strip) + len(labels) * len(columns)
     return rows_of(alt.layer(*layers), tables, n_marks, len(labels), palette)
 
 
-@unchecked
 def expert_bars(
     result: TraceResult,
     layer: int,
@@ -219,6 +257,17 @@ def expert_bars(
 
     The two bars of an expert add up to its rescue (the tick), as true_shift − foil_shift does.
     """
+    table = views.active_experts(result, layer, pos)
+    names = dict(zip(table.expert, table.name, strict=True))
+    name = names.get(views.SHARED_INDEX if view.expert == SHARED else view.expert) if view.layer == layer else None
+    row = pd.DataFrame({"name": [name]}) if name else None
+    return _expert_bars(result, layer, pos, palette).marked(None, marked_row=row)
+
+
+@remembered
+@unchecked
+def _expert_bars(result: TraceResult, layer: int, pos: int, palette: Palette) -> Picture:
+    """The bars without anything marked; `marked_row`: the table of the framed expert."""
     tables = Tables()
     table = views.active_experts(result, layer, pos)
     long = pd.concat(
@@ -247,10 +296,8 @@ def expert_bars(
         .encode(x=alt.X("rescue:Q"), y=y, tooltip=[alt.Tooltip("rescue:Q", format="+.3f", title="rescue (logits)")])
     )
     layers: list[alt.Chart] = [bars, ticks]
-    names = dict(zip(table.expert, table.name, strict=True))
-    if (name := names.get(views.SHARED_INDEX if view.expert == SHARED else view.expert)) and view.layer == layer:
-        row = alt.Chart(tables(pd.DataFrame({"name": [name]})))
-        layers.append(outline(row, palette.expert, width=1.6).encode(y=y))
+    row = alt.Chart(tables(pd.DataFrame(columns=["name"]), "marked_row"))
+    layers.append(outline(row, palette.expert, width=1.6).encode(y=y))
     return rows_of(alt.layer(*layers), tables, len(long), len(table), palette, step=26)
 
 

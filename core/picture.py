@@ -37,6 +37,21 @@ class Picture:
         """The spec with data frames as data sets, as Streamlit takes it."""
         return self.spec | {"datasets": self.tables}
 
+    def marked(self, selected: dict[str, int] | None, **overlays: pd.DataFrame | None) -> Picture:
+        """The same with one mark selected from the start (fields of the chart's one selection; None: none), and with
+        other tables for some layers, by the table's name; None leaves those layers out.
+
+        A change of what is marked is a change of the spec alone: it costs no Altair.
+        """
+        gone = {name for name, table in overlays.items() if table is None}
+        layers = [layer for layer in self.spec["layer"] if layer.get("data", {}).get("name") not in gone]
+        spec = self.spec | {"layer": layers}
+        if selected is not None:
+            (param,) = self.spec["params"]
+            spec["params"] = [param | {"value": [selected]}]
+        tables = {name: overlays.get(name, table) for name, table in self.tables.items() if name not in gone}
+        return Picture(spec, tables, self.marks)
+
     def standalone(self, *, width: int, title: str = "", subtitle: list[str] | None = None) -> dict[str, Any]:
         """A spec of plain JSON values with everything in it, of a fixed width in pixels."""
         spec = self.spec | {"datasets": {name: records(table) for name, table in self.tables.items()}, "width": width}
@@ -98,8 +113,8 @@ def enlarged(spec: dict[str, Any], factor: float) -> dict[str, Any]:
 class Tables(dict[str, pd.DataFrame]):
     """Collects a picture's tables: called with a table, keeps it and gives the name under which the spec knows it."""
 
-    def __call__(self, table: pd.DataFrame) -> alt.NamedData:
-        name = f"table{len(self)}"
+    def __call__(self, table: pd.DataFrame, name: str = "") -> alt.NamedData:
+        name = name or f"table{len(self)}"
         self[name] = table
         return alt.NamedData(name=name)
 
