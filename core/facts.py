@@ -140,6 +140,18 @@ def find(facts: Iterable[Fact], case_id: int) -> Fact:
     raise InputError(f"There is no fact with case_id {case_id}.", known, field="fact")
 
 
+def repeats(facts: Iterable[Fact]) -> list[int]:
+    """case_ids of the facts that ask just what an earlier one of them asks: the same text, subject and objects. Only
+    their noise is another, as case_ids seed it; whatever counts facts counts them again."""
+    seen, out = set(), []
+    for fact in facts:
+        asked = (fact.text, fact.subject, fact.occurrence, fact.true, fact.foil, fact.foil_auto)
+        if asked in seen:
+            out.append(fact.case_id)
+        seen.add(asked)
+    return out
+
+
 def relations(facts: Iterable[Fact]) -> dict[str, int]:
     """Number of facts of each relation, in alphabetical order; facts without one are left out."""
     counts: dict[str, int] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -245,6 +247,26 @@ def test_what_is_exported_can_be_uploaded_again(bench, ending):
     page = ran(button(page, "Keep as a list").click())
     assert bench.fact_lists.get("mine") == tuple(odd) and params_of(page) == {"facts": "mine"}
     assert "From the file mine" in said(page)
+
+
+def test_facts_that_are_there_twice_are_said_and_taken_out(bench):
+    again = [dataclasses.replace(WORDS[i], case_id=100 + i) for i in (2, 0, 2)]
+    again[2] = dataclasses.replace(again[2], case_id=200)
+    other = dataclasses.replace(WORDS[3], foil_auto=True, foil=None, case_id=300)
+    mine = [*WORDS[:4], *again, other]
+    lines = [
+        {"case_id": f.case_id, "prompt": f.prompt, "subject": f.subject, "true": f.true, "foil": f.foil,
+         "foil_auto": f.foil_auto} for f in mine
+    ]  # fmt: skip
+    page = opened()
+    content = "\n".join(json.dumps(line) for line in lines).encode()
+    page = ran(widget(page.get("file_uploader"), "File of facts").upload("mine.jsonl", content, "application/json"))
+    assert "3 of them repeat another" in said(page)
+    page = ran(button(page, "Keep as a list").click())
+    assert "3 of the facts repeat another" in said(page)
+    page = confirmed(page, "Take 3 facts out")
+    assert [f.case_id for f in bench.fact_lists.get("mine")] == [*(f.case_id for f in WORDS[:4]), 300]
+    assert "repeat another" not in said(page) and "Took out 3 facts." in said(page)
 
 
 def test_a_wrong_file_is_said_with_row_and_field(bench):

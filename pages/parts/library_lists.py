@@ -20,6 +20,7 @@ from . import address, base, downloads, library_state, text
 from .library_state import doing, look
 
 ALL = "all relations"
+_REPEATS = "es_library_repeats"
 MIME = {".jsonl": "application/jsonl", ".csv": "text/csv", ".parquet": "application/vnd.apache.parquet"}
 _MB = 2**20
 
@@ -144,7 +145,7 @@ def _upload(view: LibraryView, taken: set[str]) -> None:
         st.error(problem)
         return
     relations = len(facts.relations(read))
-    st.caption(f"{count(len(read))} of {relations} relation{'' if relations == 1 else 's'}.")
+    st.caption(f"{count(len(read))} of {relations} relation{'' if relations == 1 else 's'}.{repeated(read)}")
     stem = file.name.rsplit(".", 1)[0][:100] or "uploaded"
     suggested = next(n for i in range(1, 10_000) if (n := stem if i == 1 else f"{stem}-{i}") not in taken)
     key = address.key(f"library upload name {file.file_id}")
@@ -184,6 +185,12 @@ def count(n: int) -> str:
     return f"{n:,} fact{'' if n == 1 else 's'}"
 
 
+def repeated(listed: Sequence[Fact]) -> str:
+    """A sentence on facts that are there more than once; empty where none is."""
+    n = len(facts.repeats(listed))
+    return f" {n:,} of them repeat another: the same prompt, subject and objects." if n else ""
+
+
 def head(view: LibraryView, shown: Sequence[Fact]) -> None:
     """Name, size and origin of the list, export, renaming, deleting."""
     found = None
@@ -205,6 +212,28 @@ def head(view: LibraryView, shown: Sequence[Fact]) -> None:
     if found is not None:
         size = text.size(found.bytes)
         st.caption(text.plain(f"{found.note} Changed {text.moment(found.updated)}. {size} in the store.".strip()))
+        _repeats(found, known_facts(view))
+
+
+def _repeats(found: FactList, listed: Sequence[Fact]) -> None:
+    """Facts that are there more than once, and the way to be rid of them. Looked for once in each state of a list."""
+    key = (found.name, found.updated, len(listed))
+    known = st.session_state.get(_REPEATS)
+    if known is None or known[0] != key:
+        known = st.session_state[_REPEATS] = (key, facts.repeats(listed))
+    ids = known[1]
+    if not ids:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(f"{len(ids):,} of the facts repeat another: the same prompt, subject and objects.")
+        library_state.confirm(
+            f"Take out {len(ids):,} repeats" if len(ids) > 1 else "Take out 1 repeat",
+            f"Take {count(len(ids))} out, each of which is left once",
+            lambda: doing(
+                lambda: base.workbench().fact_lists.remove(found.name, ids), lambda n: f"Took out {count(n)}."
+            ),
+            key="repeats",
+        )  # fmt: skip
 
 
 def _export(view: LibraryView, shown: Sequence[Fact]) -> None:

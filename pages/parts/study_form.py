@@ -17,7 +17,7 @@ from core.study.cases import CASE_SETS, SCAN
 from core.study.explain import CHOICES, GROUPS, HELP, PRESET_WORDS
 from core.study.settings import BUNDLED, PRESETS, StudySettings, preset
 
-from . import address, base, downloads, model_panel, study_state, text
+from . import address, base, downloads, library_lists, model_panel, study_state, text
 
 ALWAYS = ("n", "seed")
 """Settings that stand in the open; the others are in the expanders."""
@@ -153,7 +153,8 @@ def _facts(problem: tuple[str, str] | None) -> tuple[str | None, list[Fact] | No
         )  # fmt: skip
     if listed:
         relations = len({fact.relation for fact in listed if fact.relation})
-        st.caption(f"{len(listed):,} facts, {relations} relations.")
+        again = "" if source == BUNDLED else library_lists.repeated(listed)
+        st.caption(f"{len(listed):,} facts, {relations} relations.{again}")
     _said("facts", problem)
     _said("cases", problem)
     return name, listed, cases

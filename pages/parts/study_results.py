@@ -200,7 +200,7 @@ def _robustness(shown: Shown) -> None:
     for name in ("stability", "held_out_relations", "noise", "fresh_draw"):
         if name in figures.TITLES:
             _figure(shown, name)
-        _table(shown, name)
+        _table(shown, name, active="active")
 
 
 def _relations(shown: Shown) -> None:
@@ -210,7 +210,7 @@ def _relations(shown: Shown) -> None:
     def pick(row: int) -> None:
         study_state.look(relation=str(table.relation[row]), section="facts")
 
-    _table(shown, "relations", on_pick=pick, more="Tick a relation for its facts.")
+    _table(shown, "relations", on_pick=pick, more="Tick a relation for its facts.", active="v_n_active")
 
 
 def _joint_search(shown: Shown) -> None:
@@ -322,8 +322,11 @@ def _figure(
         st.caption(text.plain(f"{caption} {more}".strip()))
 
 
-def _table(shown: Shown, name: str, *, on_pick: Callable[[int], None] | None = None, more: str = "") -> None:
-    """A table with its title and downloads. A ticked row calls `on_pick` with its number."""
+def _table(
+    shown: Shown, name: str, *, on_pick: Callable[[int], None] | None = None, more: str = "", active: str = "n_active"
+) -> None:
+    """A table with its title and downloads. A ticked row calls `on_pick` with its number. `active`: as which of
+    `study_columns.MEANS` its column n_active is shown."""
     table = shown.found.tables[name]
     if table.empty:
         return
@@ -331,6 +334,7 @@ def _table(shown: Shown, name: str, *, on_pick: Callable[[int], None] | None = N
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"**{title}**", width="content")
         downloads.of_study(name, title, shown.found, table=table)
+    table = table.rename(columns={"n_active": active})
     study_columns.show(table, key=f"es_study_table_{name}_{shown.found.name}", alt=title, on_pick=on_pick)
     caption = "" if name in figures.TITLES or name == "layers" else shown.captions.get(name, "")
     if caption or more:
