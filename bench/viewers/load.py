@@ -46,10 +46,11 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     minutes = options.minutes
     world = some_world(
-        facts.bundled(), n=options.facts, per_set=4, sets=3, seeds=int(4 * options.viewers * max(minutes, 0.5))
+        facts.bundled(), n=options.facts, per_set=4, sets=3, seeds=int(2 * options.viewers * max(minutes, 1))
     )
     print(f"computing what {options.viewers} viewers may see ...", flush=True)
     shared = prepare(world)
+    print("the viewers come", flush=True)
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as server:
         found = asyncio.run(watched(
             server, shared, viewers=options.viewers, studies=options.studies, every=options.every,

@@ -116,7 +116,15 @@ class Viewer:
         options = self._options()
         weights = [weight for weight, _, _ in options]
         _, name, make = self._random.choices(options, weights)[0]
-        return await self._look(name, make())
+        try:
+            step = make()
+        except Exception as error:  # what should be clicked on is not there: that is for the table, too
+            told = f"viewer {self.number}, {name} on {self.place.name} is not possible: {type(error).__name__}: {error}"
+            await self._tab.close()
+            self._tab, self._back, self._visited, self.place = Tab(self._url), [], {}, Place(TRACE)
+            looked = await self.arrive()
+            return replace(looked, wrong=(told, *looked.wrong))
+        return await self._look(name, step)
 
     async def leave(self) -> None:
         """Close the tab."""
@@ -223,7 +231,7 @@ class Viewer:
     def _compare(self) -> tuple[Place, Step]:
         link = self.screen.widget("page_link", label="Compare with …").proto
         at = self.place.at
-        one = Link(at.request, replace(at.view.own(), expert=None, strip=None), at.bundled)
+        one = Link(at.request, replace(at.view.maps(), expert=None, strip=None), at.bundled)
         return self._followed(Place(COMPARE, Pair(one, one)), link)
 
     def _on_compare(self) -> list[tuple[float, str, Callable[[], tuple[Place, Step]]]]:
