@@ -52,6 +52,8 @@ def run_derive(arguments: argparse.Namespace) -> int:
     result = answered(request, no_cache=arguments.no_cache)
     for line in result.values.get("caption", [request.title]):
         print(visible(line))
+    for note in result.provenance.get("notes", []):
+        print(f"Note: {visible(note)}")
     for name, table in result.tables.items():
         print(f"\n{visible(name)} ({len(table):,} rows)\n{visible_table(table)}")
     if arguments.out is not None:

@@ -34,11 +34,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Kind:
     """One kind of question. `title`: of its job, for people; `version`: raised whenever the same request means other
-    numbers or other tables than before; `where`: `module:function` in this package, with the signature of `Answer`."""
+    numbers or other tables than before; `where`: `module:function` in this package, with the signature of `Answer`;
+    `corrupts`: whether it takes corrupt runs."""
 
     title: str
     version: int
     where: str
+    corrupts: bool = True
 
 
 class Answer(Protocol):
@@ -55,16 +57,16 @@ KINDS: dict[str, Kind] = {
     "site_map": Kind("Layer × token at another site", 1, ".cells.site_map:answer"),
     "coalition": Kind("Coalition of experts", 1, ".cells.coalition:answer"),
     "minimal_set": Kind("Minimal set", 1, ".cells.minimal_set:answer"),
-    "cell_knockouts": Kind("Knockouts of a cell's experts", 1, ".cells.knockouts:answer"),
+    "cell_knockouts": Kind("Knockouts of a cell's experts", 1, ".cells.knockouts:answer", corrupts=False),
     "cell_controls": Kind("Controls of an expert", 1, ".cells.controls:answer"),
     "expert_writes": Kind("What an expert writes", 1, ".writes:answer"),
-    "expert_size": Kind("Size of an expert's output", 1, ".expert_size:answer"),
-    "expert_neurons": Kind("Neurons of an expert", 1, ".neurons:answer"),
-    "steering": Kind("Steering an expert", 1, ".steering:answer"),
+    "expert_size": Kind("Size of an expert's output", 1, ".expert_size:answer", corrupts=False),
+    "expert_neurons": Kind("Neurons of an expert", 1, ".neurons:answer", corrupts=False),
+    "steering": Kind("Steering an expert", 1, ".steering:answer", corrupts=False),
     "routing": Kind("Routing of many prompts", 1, ".routing_kinds:answer"),
     "routing_comparison": Kind("Routing of two sets compared", 1, ".routing_kinds:answer_comparison"),
     "expert_rescue": Kind("Rescue of all experts", 1, ".expert_rescue:answer"),
-    "expert_knockout": Kind("Knocking the expert out", 1, ".expert_knockout:answer"),
+    "expert_knockout": Kind("Knocking the expert out", 1, ".expert_knockout:answer", corrupts=False),
     "validation": Kind("Validation of facts", 1, ".validation:answer"),
     "averages": Kind("Averages over facts", 1, ".averages.measure:cells"),
     "expert_averages": Kind("Experts over facts", 1, ".averages.measure:experts"),
@@ -102,6 +104,16 @@ class DerivedRequest:
         """A digest of everything in the request but the model, and of the kind's version."""
         facts = [[getattr(fact, f.name) for f in dataclasses.fields(fact)] for fact in self.facts]
         return digest("derived", self.kind, KINDS[self.kind].version, self.settings, facts)
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether noise on the subject's embeddings is part of how it is answered."""
+        settings = self.get()
+        sides = [side for name in ("a", "b") if isinstance(side := settings.get(name), dict)]
+        return KINDS[self.kind].corrupts and any(
+            side.get("corruption", "noise") == "noise" and "prompts" not in side and side.get("measure", True)
+            for side in sides or [settings]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
@@ -146,7 +158,7 @@ def derive(
     module, _, function = KINDS[request.kind].where.partition(":")
     answer: Answer = getattr(importlib.import_module(module, __package__), function)
     tables, values = answer(model, request, store=store, progress=progress)
-    result = DerivedResult(request, tables, json.loads(json.dumps(values)), provenance_of(model))
+    result = DerivedResult(request, tables, json.loads(json.dumps(values)), provenance_of(model, request))
     if store is None:
         return result
     info = {
@@ -157,7 +169,7 @@ def derive(
         store.put_derived(key, model=model.label, kind=request.kind, payload=pack(result), info=info)
     except StoreError as error:  # a full disk must not cost an answer that is there
         log.warning("not stored: %s", error)
-        result.provenance["notes"] = [f"This answer could not be stored: {error}"]
+        result.provenance["notes"].append(f"This answer could not be stored: {error}")
     return result
 
 
@@ -167,12 +179,13 @@ def from_store(store: StoreLike, request: DerivedRequest) -> DerivedResult | Non
     return None if identity is None else _read(store, _key(request, identity), request)
 
 
-def provenance_of(model: MoeModel) -> dict[str, Any]:
-    """What stands beside the numbers: model, versions, implementations, noise floor."""
-    from .provenance import about
+def provenance_of(model: MoeModel, request: DerivedRequest) -> dict[str, Any]:
+    """What stands beside the numbers: model, versions, implementations, noise floor, what has to be said of them."""
+    from .provenance import about, partly_corrupted
 
     placement = "memory" if model.weights is None else "disk"
-    return {**about(model), "quantisation": model.quantisation, "placement": placement, "notes": []}
+    notes = partly_corrupted(model) if request.adds_noise else []
+    return {**about(model), "quantisation": model.quantisation, "placement": placement, "notes": notes}
 
 
 def pack(result: DerivedResult) -> bytes:

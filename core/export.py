@@ -47,6 +47,14 @@ def _map_origin(at: DerivedResult | None) -> dict[str, Any]:
     return {} if at is None else {"layer_token_map": origin(at)}
 
 
+def notes(result: Result) -> list[str]:
+    """What has to be said of the numbers, of each side's where there are two: each sentence once."""
+    if isinstance(result, Compared):
+        return list(dict.fromkeys([*notes(result.a), *notes(result.b)]))
+    provenance = result.provenance
+    return list(provenance.get("notes", []) if isinstance(result, DerivedResult) else provenance.notes)
+
+
 def caption(result: Result) -> list[str]:
     """What was asked and with what it was answered, in a few lines for people."""
     if isinstance(result, DerivedResult):
@@ -71,6 +79,7 @@ def caption(result: Result) -> list[str]:
         f"model {model} ({prov.dtype}, {prov.device}) · {how}"
         f" · {draws} · seed {request.seed} · case_id {fact.case_id} · " + " · ".join(extras),
         *([f"weights {prov.quantisation}"] if prov.quantisation else []),
+        *_noted(result),
         _versions(prov.versions),
     ]
 
@@ -88,8 +97,13 @@ def _derived_caption(result: DerivedResult) -> list[str]:
         f"model {_model(prov['model'], prov['revision'])} ({prov['dtype']}, {prov['device']})"
         + (f" · noise floor {floor:.2g} logits" if floor else ""),
         *([f"weights {prov['quantisation']}"] if prov["quantisation"] else []),
+        *_noted(result),
         _versions(prov["versions"]),
     ]
+
+
+def _noted(result: Result) -> list[str]:
+    return [f"Note: {note}" for note in notes(result)]
 
 
 def _short(value: Any) -> str:

@@ -40,7 +40,7 @@ MAX_TEXT = 4000
 _TYPED = ("prompt", "subject", "true", "foil")
 NAMES = (
     "model", "revision", "dtype", "device", "quantisation", "placement",
-    "fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation",
+    "fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation", "list",
     "corruption", "replacement", "noise", "draws", "seed", "special_tokens", "object_tokens", "first_token",
     *VIEW_NAMES,
 )  # fmt: skip
@@ -49,16 +49,24 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Link:
-    """What a link says. `problems`: sentences about what in it cannot be. `bundled`: the fact is a bundled one."""
+    """What a link says. `problems`: sentences about what in it cannot be. `bundled`: the fact is a bundled one.
+    `listed`: the stored list that it was chosen from; empty: none. Of the list nothing but its name is in a link, and
+    no number depends on it: the fact is there in full."""
 
     request: TraceRequest
     view: View
     bundled: bool
     problems: tuple[str, ...] = ()
+    listed: str = ""
+
+    def to_query(self) -> dict[str, str]:
+        """The parameters of the link, in a fixed order."""
+        return to_query(self.request, self.view, bundled=self.bundled, listed=self.listed)
 
 
-def to_query(request: TraceRequest, view: View, *, bundled: bool) -> dict[str, str]:
+def to_query(request: TraceRequest, view: View, *, bundled: bool, listed: str = "") -> dict[str, str]:
     """The parameters of the link, in a fixed order. `request.experts` is left out: the view's `pos` implies it.
+    `bundled`, `listed`: as in `Link`.
 
     The model, the fact and the numbers are always there; a choice that equals its default is left out.
     """
@@ -85,6 +93,8 @@ def to_query(request: TraceRequest, view: View, *, bundled: bool) -> dict[str, s
             out["case_id"] = str(fact.case_id)
         if fact.relation:
             out["relation"] = fact.relation
+    if listed:
+        out["list"] = listed
     if request.corruption != default.corruption:
         out["corruption"] = request.corruption
     if request.replacement:
@@ -98,9 +108,9 @@ def to_query(request: TraceRequest, view: View, *, bundled: bool) -> dict[str, s
     return out | view_query(view)
 
 
-def link(base: str, request: TraceRequest, view: View, *, bundled: bool) -> str:
+def link(base: str, request: TraceRequest, view: View, *, bundled: bool, listed: str = "") -> str:
     """The whole address: `base` (the page's own, without parameters) and the parameters."""
-    return with_query(base, to_query(request, view, bundled=bundled))
+    return with_query(base, to_query(request, view, bundled=bundled, listed=listed))
 
 
 def with_query(base: str, params: Mapping[str, str]) -> str:
@@ -137,7 +147,8 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
     )
     request = _with_replacement(read, request)
     view = read_view(read)
-    return Link(request, view, is_bundled, tuple(read.problems))
+    listed = read.text("list", "").strip()
+    return Link(request, view, is_bundled, tuple(read.problems), listed)
 
 
 def _model_name(read: Reader) -> str:
@@ -215,7 +226,7 @@ class Reader:
     def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
         value = self._params.get(name, default)
         if value not in allowed:
-            self.odd(name, default, f"one of {', '.join(allowed)}")
+            self.odd(name, default, f"one of {', '.join(filter(None, allowed))}")
             return default
         return value
 

@@ -42,6 +42,6 @@ def cell_meaning(site: str, window: int) -> str:
     """What one cell of the layer × token map patches, as a sentence."""
     if window == 1:
         return f"One cell per layer and token: {MEANING[site]}."
-    below = window // 2
-    around = f"{below} layer{'s' if below > 1 else ''} below to {window - below - 1} above"
+    below, above = window // 2, window - window // 2 - 1
+    around = f"{below} layer{'s' if below != 1 else ''} below" + (f" to {above} above" if above else "")
     return f"One cell per layer and token: {MEANING[site]}, in a window of {window} layers at once ({around})."

@@ -60,10 +60,14 @@ def filter_problems(result: TraceResult) -> list[str]:
     """Sentences about what of the paper's filter this fact fails; empty when it passes."""
     out = []
     if result.clean_contrast < PAPER_CLEAN:
-        out.append(f"clean contrast {result.clean_contrast:.2f} is below {PAPER_CLEAN:g}")
+        out.append(f"clean contrast {_real(result.clean_contrast)} is below {PAPER_CLEAN:g}")
     if result.drop < PAPER_DROP:
-        out.append(f"drop {result.drop:.2f} is below {PAPER_DROP:g}")
+        out.append(f"drop {_real(result.drop)} is below {PAPER_DROP:g}")
     return out
+
+
+def _real(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 VISIBLE_ROUNDING = 1e-3

@@ -323,6 +323,29 @@ def test_the_kinds_are_answered_stored_and_found_again(demo, home) -> None:
         assert means[name] == pytest.approx(expected.rescue[name])
 
 
+def test_a_cell_without_any_of_the_experts_is_said_in_words() -> None:
+    layer = pd.DataFrame({"name": ["layer"], "role": [tables.LAYER], "rescue": [2.0], "restoration": [0.5]})
+    assert words.coalition(layer) == "No expert is put back. The layer patch rescues +2.000 logits."
+    columns = ["name", "expert", "rescue", "zero"]
+    assert words.necessity(pd.DataFrame(columns=columns), clean_contrast=3.0, reroutable=True) == [
+        "No expert is clean-active here, so there is none to knock out."
+    ]
+    unknown = pd.DataFrame([["L0E001", 1, np.nan, 0.25], ["L0E002", 2, np.nan, 0.75]], columns=columns)
+    (said,) = words.necessity(unknown, clean_contrast=3.0, reroutable=True)
+    assert said == "Most needed: **L0E002**, without it the clean contrast of 3.000 loses 0.750 logits."
+
+
+def test_a_set_of_every_candidate_is_not_compared_with_itself() -> None:
+    curve = pd.DataFrame(
+        {"restoration": [0.1], "random_sets": [20], "random_restoration": [0.1], "random_min": [0.1],
+         "random_max": [0.1]}
+    )  # fmt: skip
+    said = {n: words.minimal(curve, scope="layer 1", target=0.8, reached=False, candidates=n) for n in (1, 2)}
+    assert said[1].endswith("That is every clean-active expert there, so no random set of as many is another one.")
+    assert said[2].endswith("20 random sets of 1: 0.100 on average, 0.100 to 0.100.")
+    assert all(text.startswith("1 expert of layer 1 restores 0.100 of the drop; the target") for text in said.values())
+
+
 def test_words_say_whether_the_parts_add_up() -> None:
     def rows(single: float, together: float) -> pd.DataFrame:
         said = {tables.SINGLE: single, tables.SUM: 2 * single, tables.TOGETHER: together, tables.LAYER: 2.0}

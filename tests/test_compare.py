@@ -40,6 +40,14 @@ def one(request, view=View(), bundled=True):
     return Link(request, view, bundled)
 
 
+def test_both_sides_keep_the_list_that_their_facts_are_from():
+    a, b = dataclasses.replace(one(BASE), listed="mine"), one(BASE.replace(fact=JAPAN))
+    for pair in (Pair(a, b), Pair(b, a), Pair(a, a), Pair(a, one(BASE)), Pair(one(BASE), a)):
+        back = read(to_query(pair))
+        assert [side.listed for side in (back.a, back.b)] == [side.listed for side in (pair.a, pair.b)]
+        assert [side.request.fact for side in (back.a, back.b)] == [pair.a.request.fact, pair.b.request.fact]
+
+
 REQUESTS = [
     BASE,
     BASE.replace(noise=1.25, draws=7, seed=12345),

@@ -74,6 +74,41 @@ def test_requests_are_values_and_only_what_changes_a_number_makes_another(kind):
         asked(noise=float("nan"))
 
 
+PARTIAL = "the corruption is partial"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "noisy"),
+    [
+        ("coalition", {"noise": 3.0, "corruption": "noise"}, True),
+        ("coalition", {}, True),  # noise is what a question that says nothing means
+        ("coalition", {"corruption": "replace"}, False),
+        ("cell_knockouts", {}, False),
+        ("steering", {"factor": 2.0}, False),
+        ("routing", {"corruption": "noise"}, True),
+        ("routing", {"prompts": ["A b c"]}, False),
+        ("routing_comparison", {"a": {"prompts": ["A"]}, "b": {"corruption": "replace"}, "facts_of_a": 0}, False),
+        ("routing_comparison", {"a": {"prompts": ["A"]}, "b": {"corruption": "noise"}, "facts_of_a": 0}, True),
+        ("validation", {"measure": False}, False),
+        ("validation", {"measure": True, "noise": 3.0}, True),
+    ],
+)
+def test_whether_noise_is_part_of_a_question(name, settings, noisy):
+    assert DerivedRequest.of(name, DEMO, facts=(FRANCE,), **settings).adds_noise is noisy
+
+
+def test_an_answer_says_where_noise_does_not_reach_all_of_the_subject(kind, model, monkeypatch):
+    assert derive(model, asked()).provenance["notes"] == []
+    monkeypatch.setattr(model.structure, "ids_inside", True)
+    result = derive(model, asked())
+    (note,) = result.provenance["notes"]
+    assert PARTIAL in note and f"Note: {note}" in export.caption(result)
+    assert export.notes(unpack(pack(result))) == [note]
+    assert derive(model, asked(corruption="replace")).provenance["notes"] == []
+    monkeypatch.setitem(KINDS, "probe", Kind("A probe", 1, ".probe_kind:answer", corrupts=False))
+    assert derive(model, asked()).provenance["notes"] == []
+
+
 def test_another_version_of_a_kind_does_not_find_the_old_answers(kind, monkeypatch):
     before = asked().about
     monkeypatch.setitem(KINDS, "probe", Kind("A probe", 2, ".probe_kind:answer"))

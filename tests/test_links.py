@@ -58,6 +58,19 @@ def test_a_link_says_what_it_was_made_from(request_, view, bundled):
     assert (back.request, back.view, back.bundled, back.problems) == (request_, view, bundled, ())
 
 
+def test_a_link_names_the_list_that_its_fact_is_from():
+    for fact, bundled in ((TYPED, False), (FRANCE, True)):
+        params = to_query(TraceRequest(fact=fact), View(), bundled=bundled, listed="a & b")
+        back = read(params)
+        assert (back.request.fact, back.bundled, back.listed, back.problems) == (fact, bundled, "a & b", ())
+        assert back.to_query() == params and read({**params, "list": " "}).listed == ""
+
+
+def test_what_must_be_one_of_several_is_named_without_nothing():
+    (problem,) = read({"section": "x"}).problems
+    assert "section must be one of coalition, minimal" in problem
+
+
 def test_the_address_of_a_server_gets_a_path():
     assert link("http://host:8501", TraceRequest(fact=FRANCE), View(), bundled=True).startswith("http://host:8501/?model=")
 

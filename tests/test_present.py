@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -77,6 +78,16 @@ def test_the_report_of_a_comparison_has_both_sides(result):
     comments = export.csv(compared.cells, compared, "cells").decode().split("\n")[: export.CSV_COMMENTS]
     assert TraceRequest.from_dict(json.loads(comments[2].removeprefix("# b: "))["request"]) == other.request
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", export.file_stem(compared, "compare-a"))
+
+
+def test_what_has_to_be_said_of_the_numbers_is_in_every_file(result):
+    notes = [*result.provenance.notes, "The corruption is <partial>."]
+    noted = dataclasses.replace(result, provenance=dataclasses.replace(result.provenance, notes=notes))
+    assert export.notes(noted) == notes and export.notes(Compared(result, noted)) == notes
+    picture = charts.layer_token(noted)
+    said = "Note: The corruption is &lt;partial&gt;."
+    assert said in export.page(picture, noted, "t").decode() and said in export.svg(picture, noted, "t").decode()
+    assert said in present.page("t", [Part("p", picture)], lines=export.caption(noted)).decode()
 
 
 def test_long_tables_are_cut_in_the_report_and_said_so():

@@ -22,6 +22,7 @@ from core.links import View, to_query
 from core.requests import Fact, TraceRequest
 from core.workbench import Engine, StoreStatus, Workbench
 from pages.parts import base, pictures
+from pages.parts.text import probability
 
 WAIT = 10.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -129,7 +130,8 @@ def test_the_first_visit_traces_the_default_fact(bench, engine):
     assert engine.asked == [TraceRequest(fact=FRANCE)]
     assert engine.loaded == ["demo"]
     values = {metric.label: metric.value for metric in page.metric}
-    assert values == {"clean contrast": "+6.00", "corrupt contrast": "+1.00", "drop": "+5.00", "P(true)": "0.91 → 0.04"}
+    contrasts = {"clean contrast": "+6.00", "corrupt contrast": "+1.00", "drop": "+5.00"}
+    assert values == {**contrasts, "P(true)": "0.910 → 0.040"}
     assert len(page.get("vega_lite_chart")) == 4
     assert "no evidence about" in shown(page)
     assert params_of(page) == to_query(TraceRequest(fact=FRANCE), View(), bundled=True)
@@ -146,6 +148,19 @@ def test_the_noise_floor_stands_beside_the_figures(bench, engine, floor, on_the_
     engine.shape |= {"drop": floor / 2}
     page = finished(opened({"noise": "2"}), bench)
     assert "within rounding of this model and dtype" in shown(page)
+
+
+def test_a_corruption_that_helps_is_no_rounding(bench, engine):
+    engine.shape |= {"drop": -2.0, "noise_floor": 0.1}
+    words = re.sub(r"\\(.)", r"\1", shown(finished(opened(), bench)))
+    assert "takes nothing away" in words and "drop −2.00 is below 0.5" in words
+    assert "within rounding of this model" not in words
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.0, "0.000"), (1e-5, "<0.001"), (0.0016, "0.002"), (0.5, "0.500"),
+                                         (0.9999, ">0.999"), (1.0, "1.000")])  # fmt: skip
+def test_a_probability_beside_0_or_1_is_not_said_to_be_it(p, said):
+    assert probability(p) == said
 
 
 def test_quantisation_is_a_model_option(bench, engine):

@@ -48,8 +48,8 @@ def test_another_site_is_asked_for_after_the_trace_and_shown_in_the_map(bench, e
     words = shown(page)
     assert "the attention sublayer's output there is put back" in words
     cells = views.layer_cells(fake_result(request=REQUEST)).set_index(["layer", "pos"])
-    assert f"**attention** of layer 2, at “·is \\(5\\)”: rescue **{cells.rescue[2, 5] + LIFT:+.3f}** logits" in words
-    assert f"The whole layer patch here: rescue **{cells.rescue[2, 5]:+.3f}** logits" in words
+    assert f"**attention** of layer 2, at “·is \\(5\\)”: rescue **{logits(cells.rescue[2, 5] + LIFT)}** logits" in words
+    assert f"The whole layer patch here: rescue **{logits(cells.rescue[2, 5])}** logits" in words
     widget(page.selectbox, "In a window of").set_value(3).run()
     page = finished(page, bench)
     assert engine.derived[-1] == ask("site_map", REQUEST, site="attention", window=3)
@@ -112,6 +112,19 @@ def test_ticked_experts_are_put_back_together(bench, engine, monkeypatch):  # no
     assert any(f"experts={experts}" in code.value and "'coalition'" in code.value for code in page.code)
     page = finished(next(b for b in page.button if b.label == "None").click().run(), bench)
     assert "coalition" not in params_of(page) and " together**" not in shown(page)
+
+
+def test_what_has_to_be_said_of_an_answer_stands_on_the_page(bench, engine):  # noqa: F811
+    answered = engine.derive
+
+    def derive(*args, **options):
+        found = answered(*args, **options)
+        found.provenance["notes"] = ["The corruption is [partial]."]
+        return found
+
+    bench._engine = dataclasses.replace(bench._engine, derive=derive)
+    page = section(finished(opened(to_query(REQUEST, AT, bundled=True)), bench), "controls", bench)
+    assert [c.value for c in page.caption].count(f"Note: {plain('The corruption is [partial].')}") == 1
 
 
 def test_a_coalition_comes_by_link_and_goes_with_its_cell(bench, engine):  # noqa: F811

@@ -21,6 +21,9 @@ NEEDED = {
 }
 """Column of `tables.necessity` → what the legend says."""
 
+ROOM = 0.16
+"""For the numbers behind the bars, as a share of what the bars take."""
+
 
 @unchecked
 def effects(rows: pd.DataFrame, *, roles: dict[str, str], palette: Palette = LIGHT) -> Picture:
@@ -40,7 +43,12 @@ def effects(rows: pd.DataFrame, *, roles: dict[str, str], palette: Palette = LIG
     )
     known = [role for role in roles if role in set(rows.role)]
     y = alt.Y("name:N", sort=list(rows.name), title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=190))
-    x = alt.X("rescue:Q", title="rescue (logits)", axis=alt.Axis(grid=True, tickCount=5))
+    low, high = min(0.0, rows.rescue_min.min()), max(0.0, rows.end.max())
+    room = ROOM * ((high - low) or 1.0)
+    x = alt.X(
+        "rescue:Q", title="rescue (logits)", axis=alt.Axis(grid=True, tickCount=5),
+        scale=alt.Scale(domain=[low, high + room], nice=False),
+    )  # fmt: skip
     color = alt.Color(
         "role:N", scale=alt.Scale(domain=known, range=[getattr(palette, roles[role]) for role in known]),
         legend=alt.Legend(title=None, orient="top", columns=3, symbolType="square") if len(known) > 1 else None,

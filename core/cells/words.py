@@ -20,10 +20,11 @@ def logits(value: float) -> str:
 
 
 def coalition(rows: pd.DataFrame, *, floor: float = 0.0) -> str:
-    """What the ticked experts, at least one, bring back together. `floor`: differences below it are rounding (logits).
-    """
+    """What the ticked experts bring back together. `floor`: differences below it are rounding (logits)."""
     members = int((rows.role == tables.SINGLE).sum())
     whole = tables.rescue_of(rows, LAYER)
+    if not members:
+        return f"No expert is put back. The layer patch rescues {logits(whole)} logits."
     together, total = tables.rescue_of(rows, TOGETHER), tables.rescue_of(rows, SUM)
     restored = rows.loc[rows.role == TOGETHER, "restoration"].iloc[0]
     words = f"**{members} expert{'s' if members > 1 else ''} together**: rescue **{logits(together)}** logits"
@@ -43,12 +44,20 @@ def coalition(rows: pd.DataFrame, *, floor: float = 0.0) -> str:
 def necessity(table: pd.DataFrame, *, clean_contrast: float, reroutable: bool) -> list[str]:
     """Which expert suffices most, which is needed most, and what the reroute says."""
     alone, together = table[table.expert.notna()], table[table.expert.isna()]
-    enough, needed = alone.loc[alone.rescue.idxmax()], alone.loc[alone.zero.idxmax()]
-    out = [
-        f"Most sufficient: **{enough['name']}**, rescue {logits(enough.rescue)} logits alone in the corrupt run. Most "
-        f"needed: **{needed['name']}**, without it the clean contrast of {number(clean_contrast)} loses "
+    if alone.empty:
+        return ["No expert is clean-active here, so there is none to knock out."]
+    said = []
+    if alone.rescue.notna().any():
+        enough = alone.loc[alone.rescue.idxmax()]
+        said.append(
+            f"Most sufficient: **{enough['name']}**, rescue {logits(enough.rescue)} logits alone in the corrupt run."
+        )
+    needed = alone.loc[alone.zero.idxmax()]
+    said.append(
+        f"Most needed: **{needed['name']}**, without it the clean contrast of {number(clean_contrast)} loses "
         f"{number(needed.zero)} logits."
-    ]
+    )
+    out = [" ".join(said)]
     if len(together):
         out.append(
             f"Without all {len(alone)} clean-active experts it loses {number(together.zero.iloc[0])}. Later layers "
@@ -80,18 +89,18 @@ def controls(found: Specificity, name: str) -> list[str]:
     return out
 
 
-def minimal(curve: pd.DataFrame, *, scope: str, target: float, reached: bool) -> str:
-    """How many experts it takes, and how random sets of the same size do. `scope` is not escaped."""
+def minimal(curve: pd.DataFrame, *, scope: str, target: float, reached: bool, candidates: int) -> str:
+    """How many experts it takes, and how random sets of the same size do. `scope` is not escaped; `candidates`: how
+    many there were to choose from."""
     if curve.empty:
         return f"No set was found in {scope}."
     last, n = curve.iloc[-1], len(curve)
-    so_far = f"{n} expert{'s' if n > 1 else ''} of {scope}"
-    words = (
-        f"{so_far} restore {number(last.restoration)}, the target of {target:g} is reached"
-        if reached
-        else f"{so_far} restore {number(last.restoration)}; the target of {target:g} is not reached"
-    )
-    if last.random_sets:
+    words = f"{n} experts of {scope} restore" if n > 1 else f"1 expert of {scope} restores"
+    words += f" {number(last.restoration)} of the drop"
+    words += f", the target of {target:g} is reached" if reached else f"; the target of {target:g} is not reached"
+    if n == candidates:
+        words += ". That is every clean-active expert there, so no random set of as many is another one"
+    elif last.random_sets:
         words += (
             f". {last.random_sets:.0f} random sets of {n}: {number(last.random_restoration)} on average, "
             f"{number(last.random_min)} to {number(last.random_max)}"

@@ -18,7 +18,7 @@ from ..requests import CORRUPTIONS, Fact
 from ..sites import MOE
 
 SIDES = ("a", "b")
-FACT = ("fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation")
+FACT = ("fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation", "list")
 """Parameters that name a fact together."""
 DEFAULTS = {
     "revision": "", "dtype": "auto", "device": "auto", "quantisation": "none", "placement": "auto",
@@ -67,7 +67,7 @@ class Pair:
 
 def to_query(pair: Pair) -> dict[str, str]:
     """The parameters of the link, in a fixed order."""
-    a, b = (links.to_query(link.request, link.view, bundled=link.bundled) for link in (pair.a, pair.b))
+    a, b = (link.to_query() for link in (pair.a, pair.b))
     told = {name: value for name, value in b.items() if a.get(name) != value}
     told |= {name: DEFAULTS[name] for name in a if name not in b and name in DEFAULTS}
     if any(a.get(name) != b.get(name) for name in FACT):

@@ -127,7 +127,7 @@ def progress(job_id: str, slot: str) -> None:
         state.rerun()
         return
     with st.container(border=True):
-        left, right = st.columns([5, 1], vertical_alignment="bottom")
+        left, right = st.columns([4, 1], vertical_alignment="bottom")
         if status.state == "queued":
             words = f"waiting for {status.ahead} other job{'s' if status.ahead != 1 else ''}"
         else:

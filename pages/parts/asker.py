@@ -15,9 +15,10 @@ from . import address
 
 
 class Ask(Protocol):
-    """Asks another question; `bundled`: whether its fact is a bundled one (None: as before)."""
+    """Asks another question; `bundled`: whether its fact is a bundled one (None: as before); `listed`: the stored list
+    that the fact was chosen from."""
 
-    def __call__(self, request: TraceRequest, *, bundled: bool | None = None) -> None: ...
+    def __call__(self, request: TraceRequest, *, bundled: bool | None = None, listed: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class Asker:
         """A widget's key (see `address.key`)."""
         return address.key(f"{self.place}{name}")
 
-    def put(self, request: TraceRequest, *, own: bool = True, bundled: bool | None = None) -> None:
+    def put(
+        self, request: TraceRequest, *, own: bool = True, bundled: bool | None = None, listed: str = ""
+    ) -> None:
         """Ask; every widget starts anew where more becomes another than the one that was used shows. `own`: the request
         differs by that alone."""
-        self.ask(request, bundled=bundled)
+        self.ask(request, bundled=bundled, listed=listed)
         if not own or self.now() != request:
             address.renew()
 

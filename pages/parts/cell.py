@@ -10,10 +10,17 @@ import streamlit as st
 from core import charts, sites, tooltips, views
 from core.links import SHARED, View
 from core.results import TraceResult, expert_name
+from core.tooltips import NONE, number
 from core.trace_view import members
 
-from . import address, display, downloads, expert_state, pictures, sections, state, text
+from . import address, display, downloads, expert_state, pictures, present, sections, state, text
 
+WHOLE_TABLE = 640
+"""Pixels that the table of experts takes with all its columns."""
+BARS = (
+    "Each expert's update put back alone: how far it lifts the true object's logit, and how far it puts the foil's "
+    "down (to the left of 0: lowers the true object, lifts the foil). Both add up to its rescue, the tick."
+)
 DIRECT = (
     "The part of the rescue that reaches the logits without a later layer, the final norm's scale as in the corrupt "
     "run. The remainder is due to later layers and to that scale."
@@ -37,7 +44,7 @@ def draw(at: TraceResult | None, here: TraceResult | None, shown: View, ident: s
 def _other_site(here: TraceResult, shown: View) -> None:
     """The number behind the marked cell of another site or window."""
     if (found := _cell_of(here, shown)) is not None:
-        around = "" if shown.window == 1 else f", {shown.window} layers around it"
+        around = "" if shown.window == 1 else f", in a window of {shown.window} layers"
         st.markdown(
             f"**{sites.NAMES[shown.site]}** of layer {shown.layer}{around}, at “{text.plain(found.label)}”: "
             f"{_effect(found)}."
@@ -52,10 +59,10 @@ def _cell_of(result: TraceResult, shown: View) -> pd.Series | None:
 
 def _effect(row: pd.Series) -> str:
     """Rescue and restoration in words, and what was lifted or put down."""
-    restored = "restoration missing" if pd.isna(row.restoration) else f"restoration {row.restoration:.3f}"
-    spread = "" if pd.isna(row.rescue_sd) else f", rescue sd {row.rescue_sd:.3f} over {row.draws:.0f} draws"
+    restored = "restoration missing" if pd.isna(row.restoration) else f"restoration {number(row.restoration)}"
+    spread = "" if pd.isna(row.rescue_sd) else f", rescue sd {number(row.rescue_sd)} over {row.draws:.0f} draws"
     reading = tooltips.reading(row.true_shift, row.foil_shift)
-    return f"rescue **{row.rescue:+.3f}** logits, {restored}{spread}: {reading}"
+    return f"rescue **{number(row.rescue, sign=True)}** logits, {restored}{spread}: {reading}"
 
 
 def _title(words: str) -> Any:
@@ -81,7 +88,7 @@ def _experts(at: TraceResult, shown: View, ident: str) -> None:
         expert_state.link_from_trace(at.request, shown.layer, shown.expert)
     elif chosen is not None:
         st.markdown(f":small[**{chosen}** is not routed at this token; the marks show where it is.]")
-    with st.grid(2, min_column_width=430, gap="medium"):
+    with st.grid(2, min_column_width=display.pixels(WHOLE_TABLE), gap="medium"):
         with st.container():
             _table(table, at, shown, ident)
         with st.container():
@@ -91,6 +98,7 @@ def _experts(at: TraceResult, shown: View, ident: str) -> None:
             pictures.still(
                 picture, key=f"bars-{ident}", alt="Rescue of each active expert, split into true and foil logit"
             )
+            present.caption(BARS)
     sections.draw(at, shown, ident)
 
 
@@ -105,7 +113,7 @@ def _chosen_expert(row: pd.Series) -> None:
 def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str) -> None:
     """The experts; a tick marks one everywhere, or puts several into the coalition where that is open."""
     building = shown.section == "coalition"
-    experts = [SHARED if number == views.SHARED_INDEX else int(number) for number in table.expert]
+    experts = [SHARED if index == views.SHARED_INDEX else int(index) for index in table.expert]
     wanted = shown.coalition if building else shown.expert
     slot = pictures.slot("table", (ident, shown.layer, shown.pos, building), wanted)
     ticked = slot.preset if building else (slot.preset,)
@@ -122,7 +130,7 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str) -> Non
             state.look(layer=shown.layer, pos=shown.pos, expert=slot.picked)
 
     columns = {
-        "name": st.column_config.TextColumn("expert", pinned=True, width=78),
+        "name": st.column_config.TextColumn("expert", pinned=True, width=display.pixels(78)),
         "router_weight_clean": _number("w clean", "%.3f", 62, "Router weight in the clean run."),
         "router_weight_corrupt": _number("w corrupt", "%.3f", 72, "Router weight, mean over the corrupt runs."),
         "rescue": _number("rescue", "%+.3f", 62, "Contrast with this update put back − corrupt contrast, logits."),
@@ -130,7 +138,7 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str) -> Non
         "restoration": _number("restoration", "%+.3f", 82, "Mean rescue ÷ mean drop."),
         "share": _number("share", "%.0f %%", 60, "Share of the layer patch: rescue ÷ the layer patch's rescue."),
         "rescue_sd": _number("sd", "%.3f", 55, "Sample standard deviation of the rescue over the draws."),
-        "status": st.column_config.TextColumn("routed in", width=130),
+        "status": st.column_config.TextColumn("routed in", width=display.pixels(130)),
     }
     if at.request.draws == 1:
         del columns["rescue_sd"]
@@ -138,7 +146,7 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str) -> Non
         del columns["direct"]
     st.dataframe(
         table.assign(share=(100 * table.share).round() + 0.0),  # + 0.0: no −0 %
-        column_config=columns, column_order=list(columns), hide_index=True,
+        column_config=columns, column_order=list(columns), hide_index=True, placeholder=NONE,
         key=slot.key, on_select=state.callback(slot.key, pick),
         selection_mode="multi-row" if building else "single-row", selection_default={"selection": {"rows": rows}},
         alt=f"Active experts of layer {shown.layer} at position {shown.pos}",
@@ -168,10 +176,10 @@ def _choose(result: TraceResult, shown: View, ident: str) -> None:
                 "Layer" if name == "layer" else "Token", options, index=options.index(current), key=key,
                 on_change=state.callback(key, change),
                 format_func="layer {}".format if name == "layer" else labels.__getitem__,
-                width=120 if name == "layer" else 170,
+                width=display.pixels(120 if name == "layer" else 170),
                 label_visibility="collapsed",
             )  # fmt: skip
 
 
 def _number(label: str, form: str, width: int, help_: str):
-    return st.column_config.NumberColumn(label, format=form, width=width, help=help_)
+    return st.column_config.NumberColumn(label, format=form, width=display.pixels(width), help=help_)

@@ -12,7 +12,6 @@ from core.compare.tables import Compared
 from core.derived import DerivedResult
 from core.errors import InputError
 from core.links import Link, View
-from core.links import to_query as trace_query
 from core.prompts import subject_span
 from core.results import TraceResult
 
@@ -86,7 +85,7 @@ def _sidebar(pair: Pair) -> None:
         model_panel.draw(
             side.request.model, place=asker.place, changed=lambda spec: asker.ask(asker.now().replace(model=spec))
         )
-        facts_panel.draw(side.request, asker, bundled=side.bundled)
+        facts_panel.draw(side, asker)
         settings_panel.corruption(side.request, asker)
         settings_panel.tokens(side.request, asker)
         _map_of(pair.edited, side.view)
@@ -123,8 +122,7 @@ def _side(side: str, link: Link) -> None:
     fact = link.request.fact
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"#### {side}", width="content")
-        query = trace_query(link.request, link.view, bundled=link.bundled)
-        st.page_link(study_state.APP, label="Open on the Trace page", icon=":material/biotech:", query_params=query)
+        study_state.trace_link(link)
     try:
         span = subject_span(fact)
     except InputError:

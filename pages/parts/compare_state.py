@@ -39,13 +39,15 @@ def address() -> str:
 def asker(side: str) -> Asker:
     """The question of side `a` or `b`, for the panels of the sidebar."""
 
-    def ask(request: TraceRequest, *, bundled: bool | None = None) -> None:
+    def ask(request: TraceRequest, *, bundled: bool | None = None, listed: str = "") -> None:
         pair = HERE.value
         current = pair.side(side)
         if request.fact != current.request.fact:  # another subject was named for the fact that was there
             request = request.replace(replacement=())
+        elif bundled is None:
+            listed = current.listed
         kept = _tokens_of(request) == _tokens_of(current.request)
-        link = Link(request, current.view, current.bundled if bundled is None else bundled)
+        link = Link(request, current.view, current.bundled if bundled is None else bundled, listed=listed)
         pair = pair.with_side(side, link)
         HERE.change(pair if kept else pair.looking(layer=None, pos_a=None, pos_b=None))
 
@@ -76,7 +78,7 @@ def swap() -> None:
 def beside(link: Link) -> dict[str, str]:
     """Query parameters of this page with a question of the Trace page beside a copy of itself."""
     view = replace(link.view.maps(), expert=None, strip=None)
-    one = Link(link.request, view, link.bundled)
+    one = replace(link, view=view, problems=())
     return to_query(Pair(one, one))
 
 

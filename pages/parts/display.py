@@ -42,9 +42,14 @@ def large() -> bool:
     return st.session_state.get(_ON, False)
 
 
+def pixels(width: int) -> int:
+    """A width in normal type as it has to be in the type that is on."""
+    return round(width * (FACTOR if large() else 1))
+
+
 def table_height(rows: int, most: int) -> int:
     """Pixels that a table of so many rows takes, at most `most` (both as they are in normal type)."""
-    return round(min(38 + 35 * max(rows, 1), most) * (FACTOR if large() else 1))
+    return pixels(min(38 + 35 * max(rows, 1), most))
 
 
 def query() -> dict[str, str]:

@@ -1,54 +1,104 @@
-"""Choosing a fact: from the bundled list by relation and subject, or typed in with its tokens shown as one types."""
+"""Choosing a fact: from the bundled list or a stored one, by relation and subject; or typed in with its tokens shown as
+one types."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import streamlit as st
 
 from core import facts
+from core.errors import ExpertScopeError
+from core.fact_sets import BUNDLED as BUNDLED_LIST
+from core.links import Link
 from core.requests import Fact, TraceRequest
 
-from . import address, base, fact_fields
+from . import address, base, fact_fields, text
 from .asker import Asker
 
 SHOWN = 300
 """Most facts offered at once; the search narrows them down."""
 ALL = "all relations"
-BUNDLED, TYPED = "Bundled", "Typed in"
+BUNDLED, LISTS, TYPED = "Bundled", "My lists", "Typed in"
+HELP_LIST = "A list that you made on the Library page: uploaded, chosen from others, or typed in."
+_Source = tuple[str, int]
+"""A list's name, and when it was changed last: what it holds may be remembered for as long as both stay."""
 
 
-def draw(request: TraceRequest, asker: Asker, *, bundled: bool) -> None:
-    """The fact section of a sidebar. `bundled`: the question's fact is a bundled one."""
+def draw(link: Link, asker: Asker) -> None:
+    """The fact section of a sidebar. `link`: says the question, and where its fact comes from."""
     st.markdown("**Fact**")
     known = base.bundled()
     if not known:
         st.error("The bundled facts are missing (demo/facts.jsonl). Clone the repository again, or type a fact in.")
-    key = asker.key("source")
+    names = _names()
+    options = [BUNDLED, *([LISTS] if names or link.listed else []), TYPED]
+    key = asker.key(f"source/{len(options)}")
     source = st.segmented_control(
-        "Where the fact comes from", [BUNDLED, TYPED], default=BUNDLED if bundled and known else TYPED, key=key,
-        label_visibility="collapsed", required=True, width="stretch", on_change=address.touch,
+        "Where the fact comes from", options, key=key, label_visibility="collapsed", required=True, width="stretch",
+        default=LISTS if link.listed else BUNDLED if link.bundled and known else TYPED, on_change=address.touch,
     )  # fmt: skip
-    if source == BUNDLED and known:
-        _search(request, asker, bundled)
+    if source == LISTS:
+        _stored(link, asker, names)
+    elif source == BUNDLED and known:
+        _search(link.request, asker, (BUNDLED_LIST, 0), link.bundled and not link.listed)
     else:
-        _typed(request, asker, bundled)
+        _typed(link.request, asker, link.bundled)
 
 
 def label(fact: Fact) -> str:
     """How a fact is listed."""
-    return f"{fact.subject} → {fact.true}  ·  {(fact.relation or '').replace('_', ' ')}"
+    relation = (fact.relation or "").replace("_", " ")
+    return f"{fact.subject} → {fact.true}" + (f"  ·  {relation}" if relation else "")
 
 
-@st.cache_data(show_spinner=False)
-def _relations() -> dict[str, int]:
-    return facts.relations(base.bundled().values())
+def _names() -> list[str]:
+    """The stored lists; none where they cannot be read (the store panel says why)."""
+    try:
+        return base.workbench().fact_lists.names()
+    except ExpertScopeError:
+        return []
+
+
+def _stored(link: Link, asker: Asker, names: list[str]) -> None:
+    """Choosing a stored list, and a fact of it."""
+    options = names if link.listed in ("", *names) else [link.listed, *names]
+    name = st.selectbox(
+        "List of facts", options, index=options.index(link.listed) if link.listed else 0, help=HELP_LIST,
+        key=asker.key(f"list/{len(options)}"), label_visibility="collapsed", on_change=address.touch,
+    )  # fmt: skip
+    try:
+        found = base.workbench().fact_lists.find(name)
+        base.listed(name)
+    except ExpertScopeError as error:
+        st.error(text.error(error))
+        return
+    if found is None or not found.n:
+        st.caption("This list is empty. Facts can be put into it on the Library page.")
+        return
+    _search(link.request, asker, (name, found.updated), name == link.listed)
+
+
+@functools.lru_cache(maxsize=4)
+def _by_number(source: _Source) -> dict[int, Fact]:
+    return {fact.case_id: fact for fact in base.listed(source[0])}
+
+
+def _known(source: _Source) -> dict[int, Fact]:
+    """The facts of a list by case_id, in its order."""
+    return base.bundled() if source[0] == BUNDLED_LIST else _by_number(source)
+
+
+@st.cache_data(show_spinner=False, max_entries=20)
+def _relations(source: _Source) -> dict[str, int]:
+    return facts.relations(_known(source).values())
 
 
 @st.cache_data(show_spinner=False, max_entries=200)
-def _found(query: str, relation: str | None) -> list[int]:
-    known = base.bundled().values()
+def _found(source: _Source, query: str, relation: str | None) -> list[int]:
+    known = _known(source).values()
     if not query:  # nothing to compare: the first visit need not wait for that
         listed = (fact.case_id for fact in known if relation is None or fact.relation == relation)
         return list(itertools.islice(listed, SHOWN + 1))
@@ -56,40 +106,41 @@ def _found(query: str, relation: str | None) -> list[int]:
 
 
 @st.fragment
-def _search(request: TraceRequest, asker: Asker, bundled: bool) -> None:
-    """Search and list. A fragment: typing redraws only this."""
-    counts = _relations()
+def _search(request: TraceRequest, asker: Asker, source: _Source, here: bool) -> None:
+    """Search and list. A fragment: typing redraws only this. `here`: the question's fact was chosen here."""
+    counts, known = _relations(source), _known(source)
     relation = st.selectbox(
-        "Relation", [ALL, *counts], key=asker.key("relation"), label_visibility="collapsed",
+        "Relation", [ALL, *counts], key=asker.key(f"relation/{source[0]}"), label_visibility="collapsed",
         format_func=lambda r: r if r == ALL else f"{r.replace('_', ' ')} ({counts[r]})",
         help="Which relation's facts are listed.",
     )  # fmt: skip
     query = st.text_input(
-        "Search", key=asker.key("query"), type="search", live="300ms", label_visibility="collapsed",
+        "Search", key=asker.key(f"query/{source[0]}"), type="search", live="300ms", label_visibility="collapsed",
         placeholder="Search: subject, object, case_id", max_chars=100,
     )  # fmt: skip
-    found = _found(query.strip(), None if relation == ALL else relation)
-    current = request.fact.case_id if bundled else None
+    found = _found(source, query.strip(), None if relation == ALL else relation)
+    current = request.fact.case_id if here and known.get(request.fact.case_id) == request.fact else None
     options = found[:SHOWN]
     if current is not None and current not in options and not query and relation == ALL:
         options = [current, *options]
-    key = asker.key(f"fact/{relation}/{query}")
-    known = base.bundled()
+    key = asker.key(f"fact/{source}/{relation}/{query}")
 
     def choose() -> None:
         case_id = st.session_state.get(key)
         if case_id is not None:
-            asker.put(asker.now().replace(fact=known[case_id]), bundled=True)
+            fact = known[case_id]
+            listed = "" if source[0] == BUNDLED_LIST else source[0]
+            asker.put(asker.now().replace(fact=fact), bundled=base.is_bundled(fact), listed=listed)
             st.session_state["es_chosen"] = True
 
     if not options:
-        st.caption("No bundled fact has all of these words. Type the fact in instead?")
+        st.caption("No fact of this list has all of these words. Type the fact in instead?")
         return
     st.selectbox(
         "Fact", options, index=options.index(current) if current in options else None, key=key,
         format_func=lambda case_id: label(known[case_id]), on_change=address.callback(key, choose),
         label_visibility="collapsed",
-        placeholder=f"{len(options)} facts, choose one",
+        placeholder=f"{len(options)} fact{'s' if len(options) != 1 else ''}, choose one",
     )  # fmt: skip
     if len(found) > SHOWN:
         st.caption(f"The first {SHOWN} are listed; search for the others.")
@@ -114,4 +165,3 @@ def _typed(request: TraceRequest, asker: Asker, bundled: bool) -> None:
     ):  # fmt: skip
         asker.ask(request.replace(fact=typed), bundled=False)
         address.rerun()
-

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 import streamlit as st
 
-from . import address, base, store_panel, text
+from . import address, base, present, store_panel, text
 
 
 def problems(sentences: Iterable[str]) -> None:
-    """What is wrong with the link, and with what was typed last."""
-    for sentence in sentences:
-        st.warning(text.plain(sentence))
+    """What is wrong with the link, all of it in one box, and with what was typed last."""
+    if said := "  \n".join(text.plain(sentence) for sentence in sentences):
+        st.warning(said)
     if problem := st.session_state.pop("es_input_error", None):
         st.error(text.plain(problem))
 
@@ -26,8 +26,12 @@ def came_from(created: str, fresh: bool) -> None:
         st.badge("from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC).")
 
 
-def foot() -> None:
-    """The sidebar's last lines, drawn after everything that may have been stored, and the end of the page."""
+def foot(said: Iterable[str] = ()) -> None:
+    """What has to be said of the page's numbers; the sidebar's last lines, drawn after everything that may have been
+    stored; the end of the page. `said`: what the page has said already."""
+    for note in present.notes():
+        if note not in said:
+            st.caption(f"Note: {text.plain(note)}")
     with st.sidebar:
         store_panel.draw()
     address.end()

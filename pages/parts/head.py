@@ -10,7 +10,7 @@ from core.prompts import subject_span
 from core.requests import Fact
 from core.results import MIN_DROP, TraceResult
 
-from . import compare_state, frame, present, state, text
+from . import compare_state, display, frame, present, state, text
 from .compare_state import PAGE as COMPARE
 
 
@@ -50,15 +50,15 @@ def draw(result: TraceResult) -> None:
         request.first_token,
     )
     clean, corrupt = views.p_true(result)
-    with st.grid(4, min_column_width=170, gap="small"):
+    with st.grid(4, min_column_width=display.pixels(225), gap="small"):
         st.metric("clean contrast", _signed(result.clean_contrast), help=CONTRAST, border=True)
         st.metric("corrupt contrast", _signed(result.corrupt_contrast), help=CORRUPT, border=True)
         st.metric("drop", _signed(result.drop), help=DROP, border=True)
-        st.metric("P(true)", f"{clean:.2f} → {corrupt:.2f}", help=P_TRUE, border=True)
+        st.metric("P(true)", f"{text.probability(clean)} → {text.probability(corrupt)}", help=P_TRUE, border=True)
     tops = views.next_tokens(result)
     options = {"true": prov.true_token, "foil": prov.foil_token}
     mean = "" if request.draws == 1 else f", mean of {request.draws} draws"
-    with st.grid(3, min_column_width=215, gap="medium"):
+    with st.grid(3, min_column_width=display.pixels(215), gap="medium"):
         st.html(text.next_tokens("next token, clean run", tops["clean"], **options))
         st.html(text.next_tokens(f"next token, corrupt run{mean}", tops["corrupt"], **options))
         st.html(text.pairs(_settings(result)))
@@ -89,16 +89,20 @@ def _settings(result: TraceResult) -> list[tuple[str, ...]]:
 
 
 def _warnings(result: TraceResult) -> None:
-    if result.drop < MIN_DROP:
-        st.warning(
-            f"The corruption takes away less than {MIN_DROP:g} logits, so restoration is undefined and shown as "
-            "missing. Rescue in logits is still defined: switch below."
-        )
-    elif problems := views.filter_problems(result):
-        st.warning(
+    said = []
+    if problems := views.filter_problems(result):
+        said.append(
             f"This fact would not pass the paper's filter: {' and '.join(problems)} logits. Read its maps with care."
         )
-    if result.drop < (result.provenance.noise_floor or 0):
+    if result.drop < MIN_DROP:
+        what = "takes nothing away" if result.drop <= 0 else f"takes away less than {MIN_DROP:g} logits"
+        said.append(
+            f"The corruption {what}, so restoration is undefined and shown as missing. Rescue in logits is still "
+            "defined: switch below."
+        )
+    if said:
+        st.warning("  \n".join(said))
+    if abs(result.drop) < (result.provenance.noise_floor or 0):
         st.warning("The drop is within rounding of this model and dtype: its maps say nothing about this fact.")
     for note in result.provenance.notes:
         st.caption(text.plain(note))

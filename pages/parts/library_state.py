@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from core.errors import ExpertScopeError
+from core.fact_sets import BUNDLED
 from core.library_link import LibraryView, from_query, to_query
 from core.links import Link, View, with_query
 from core.requests import Fact
@@ -48,7 +49,8 @@ def offer(script: Script | None = None) -> None:
 
 def trace_of(view: LibraryView, fact: Fact) -> Link:
     """A fact as a question to the Trace page."""
-    return Link(view.trace(fact), View(), base.is_bundled(fact))
+    listed = "" if view.source == BUNDLED else view.source
+    return Link(view.trace(fact), View(), base.is_bundled(fact), listed=listed)
 
 
 def doing(work: Callable[[], Any], done: str | Callable[[Any], str] = "") -> Any:

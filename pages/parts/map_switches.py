@@ -8,6 +8,8 @@ import streamlit as st
 
 from core import sites
 
+from . import display
+
 HELP_SITE = (
     "What is put back to its clean value at each layer and token: the MoE block's output (the paper's layer patch), "
     "the attention sublayer's output, both, or the residual stream after the layer."
@@ -31,7 +33,7 @@ def window(current: int | None, *, n_layers: int, key: str, callback: Callable[[
     """The same for the number of layers at once."""
     options = sorted({w for w in WINDOWS if w <= n_layers} | ({current} if current else set()))
     st.selectbox(
-        "In a window of", options, index=None if current is None else options.index(current), key=key, width=125,
-        on_change=callback(key), format_func=lambda w: f"{w} layer{'s' if w > 1 else ''}", help=HELP_WINDOW,
-        placeholder="not the same",
+        "In a window of", options, index=None if current is None else options.index(current), key=key,
+        width=display.pixels(140), on_change=callback(key), help=HELP_WINDOW, placeholder="not the same",
+        format_func=lambda w: f"{w} layer{'s' if w > 1 else ''}",
     )  # fmt: skip

@@ -16,7 +16,7 @@ from core.requests import digest
 from core.results import MIN_DROP, TraceResult
 from core.trace_view import MEASURES, SHOWN, SPREAD, members
 
-from . import cell, corruptions, downloads, map_switches, pictures, present, state
+from . import cell, corruptions, display, downloads, map_switches, pictures, present, state
 from .answers import answer
 
 COLOURS = "Blue brings the answer back, orange drives it further away. Click a cell."
@@ -55,7 +55,7 @@ def draw(result: TraceResult, view: View) -> None:
     wide = len(result.provenance.tokens) > 26 or result.provenance.n_experts > 40
     _switches(result, view)
     at = None
-    with st.container() if wide else st.grid(2, min_column_width=430, gap="medium"):
+    with st.container() if wide else st.grid(2, min_column_width=display.pixels(430), gap="medium"):
         with st.container():
             here = _token_map(result, shown, ident)
         with st.container():
@@ -193,7 +193,7 @@ def _strip(result: TraceResult, shown: View, ident: str) -> None:
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             key = f"es_strip_{ident}_{layer}"
             st.selectbox(
-                "Layer of the strip", layers, index=layers.index(layer), key=key, width=120,
+                "Layer of the strip", layers, index=layers.index(layer), key=key, width=display.pixels(120),
                 on_change=state.callback(key, lambda: state.look(strip=st.session_state[key])),
                 format_func="layer {}".format,
                 label_visibility="collapsed",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import streamlit as st
 
 from core import method
-from core.links import Link, View, from_query, to_query
+from core.links import Link, View, from_query
 from core.results import TraceResult
 
 from . import base, frame, head, navigation, present, study_state, text, tour
@@ -16,7 +18,7 @@ from .answers import answer
 HERE: Address[Link] = Address(
     "method",
     read=lambda params: from_query(params, bundled=base.bundled().get, default=base.default_fact()),
-    write=lambda current: to_query(current.request, View(), bundled=current.bundled),
+    write=lambda current: replace(current, view=View()).to_query(),
 )
 """Which question the worked example is about: the Trace page's parameters."""
 
@@ -28,8 +30,7 @@ def draw() -> None:
     with st.sidebar:
         navigation.draw()
     HERE.write()
-    for problem in link.problems:
-        st.warning(text.plain(problem))
+    frame.problems(link.problems)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Method", anchor=False, width="content")
         present.place("method", f"Method: {link.request.fact.text.strip()} → {link.request.fact.true.strip()}")

@@ -33,7 +33,7 @@ PAGES = (
 def draw() -> None:
     """The app's name, the links, the large-type switch."""
     st.markdown("### :material/biotech: ExpertScope")
-    with st.container(horizontal=True, gap="small"):
+    with st.grid(2, min_column_width=display.pixels(105), gap="xxsmall"):
         for script, name, icon, here in PAGES:
             st.page_link(script, label=name, icon=icon, query_params=here.last() if here else None)
     display.switch(address.touch)

@@ -136,13 +136,22 @@ def of_set(result: DerivedResult, *, fact_set: FactSet) -> Script:
     return script.of_derived(result.request, bundled=base.bundled().get, fact_set=whole)
 
 
+def notes() -> list[str]:
+    """What has to be said of the numbers on the page (`export.notes`), each sentence once."""
+    results = _results(st.session_state.get(_PLACE))
+    if not results:
+        return []
+    from core import export
+
+    return list(dict.fromkeys(note for result in results for note in export.notes(result)))
+
+
 def end() -> None:
     """At the end of every page: the buttons, if the page has a place for them and something to present. The parts are
     read when the report is asked for: what a fragment draws anew is in it as it is then."""
     spot: Place | None = st.session_state.pop(_PLACE, None)
     noted = _noted()
-    shown = [one.result for one in noted.values() if one.result is not None]
-    results = list({id(result): result for result in [*(spot.results if spot else ()), *shown]}.values())
+    results = _results(spot)
     if spot is None or not (results or (noted and spot.about is not None)):
         return
     from core import script
@@ -167,6 +176,12 @@ def end() -> None:
             if made.python:
                 st.caption("The same numbers in Python:")
                 st.code(made.python, language="python", wrap_lines=True)
+
+
+def _results(spot: Place | None) -> list[export.Result]:
+    """The results that the page shows, each once."""
+    shown = [one.result for one in _noted().values() if one.result is not None]
+    return list({id(result): result for result in [*(spot.results if spot else ()), *shown]}.values())
 
 
 def _without_escapes(markdown: str) -> str:

@@ -16,7 +16,7 @@ from .answers import answer
 
 MEANING = (
     "Active-random: other clean-active experts of this cell, drawn by the paper's rule. Gate-matched: the one with the "
-    "nearest router weight. Equal norm: both updates scaled to the shorter one. One fact shows what to look at; "
+    "nearest router weight. Equal norm: both updates scaled to the smaller norm. One fact shows what to look at; "
     "whether an expert is specific only many facts can tell (Study page)."
 )
 ROLES = {tables.SELECTED: "expert", tables.MATCHED: "joined", tables.RANDOM: "kept", tables.OTHER: "missing"}
@@ -31,6 +31,9 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
     if expert is None:
         active = pictures.kept(views.active_experts, at, shown.layer, shown.pos)
         clean = active[active.status.isin([views.BOTH, views.CLEAN_ONLY])]
+        if clean.empty:
+            st.markdown("No expert is clean-active here, so there is nothing to compare.")
+            return
         expert = int(clean.expert.iloc[0])
         st.caption("No expert is marked, so the clean-active one with the highest rescue is taken.")
     found, _ = answer(ask("cell_controls", at.request, layer=shown.layer, pos=shown.pos, expert=expert), "section")

@@ -35,13 +35,16 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
     if found is None:
         return
     values, curve = found.values, found.tables["curve"]
-    said = words.minimal(curve, scope=values["scope"], target=values["target"], reached=values["reached"])
+    said = words.minimal(
+        curve, scope=values["scope"], target=values["target"], reached=values["reached"],
+        candidates=len(found.tables["candidates"]),
+    )  # fmt: skip
     sections.say([text.plain(said)])
     for note in values["notes"]:
         st.caption(text.plain(note))
     if curve.empty:
         return
-    with st.grid(2, min_column_width=430, gap="medium"):
+    with st.grid(2, min_column_width=display.pixels(430), gap="medium"):
         with st.container():
             picture = pictures.kept(_curve, found, palette=pictures.theme())
             downloads.header("Restoration of the growing set", "minimal", found, picture, curve)
@@ -74,7 +77,7 @@ def _choose(shown: View) -> None:
         target = state.key("target")
         st.number_input(
             "Until restored", min(0.01, shown.target), max(10.0, shown.target), shown.target, 0.1, key=target,
-            width=140, format="%.4g", help="The restoration to reach: 1 is the clean contrast.",
+            width=display.pixels(150), format="%.4g", help="The restoration to reach: 1 is the clean contrast.",
             on_change=state.callback(target, lambda: state.look(target=float(st.session_state[target]))),
         )  # fmt: skip
 

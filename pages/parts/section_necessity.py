@@ -10,10 +10,13 @@ from core.cells import tables, words
 from core.cells.asking import ask_clean
 from core.links import View
 from core.results import TraceResult
+from core.tooltips import NONE
 
 from . import display, downloads, pictures, present, sections
 from .answers import answer
 
+WHOLE_TABLE = 600
+"""Pixels that the table takes with all its columns."""
 MEANING = (
     "Rescue: in the corrupt run, this update put back; its direct part reaches the logits without a later layer. "
     "Knockouts: in the clean run, the expert taken out at this token, and what the clean contrast loses. Zero leaves "
@@ -38,7 +41,7 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
     sections.say(
         words.necessity(table, clean_contrast=values["clean_contrast"], reroutable=values["reroutable"])
     )
-    with st.grid(2, min_column_width=430, gap="medium"):
+    with st.grid(2, min_column_width=display.pixels(WHOLE_TABLE), gap="medium"):
         with st.container():
             picture = pictures.kept(picture_of, found, ident, palette=pictures.theme(), direct=last)
             downloads.header("Sufficient alone, needed in the clean run", "necessity", found, picture, table)
@@ -66,6 +69,6 @@ def _table(table, *, reroutable: bool, last: bool) -> None:  # noqa: ANN001 - a 
     if not last:  # 0 there, by definition
         del columns["direct"]
     st.dataframe(
-        table, column_config=columns, column_order=list(columns), hide_index=True,
+        table, column_config=columns, column_order=list(columns), hide_index=True, placeholder=NONE,
         height=display.table_height(len(table), 400), alt="Rescue and knockout costs",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from core.links import Link, View, from_query, link, to_query
+from core.links import Link, View, from_query, link
 from core.requests import Fact, TraceRequest
 
 from . import base
@@ -21,29 +21,33 @@ __all__ = [
 HERE: Address[Link] = Address(
     "trace",
     read=lambda params: from_query(params, bundled=base.bundled().get, default=base.default_fact()),
-    write=lambda current: to_query(current.request, current.view, bundled=current.bundled),
+    write=Link.to_query,
 )
 begin, write = HERE.begin, HERE.write
 
 
 def address() -> str:
     """The link to what is shown."""
-    current = HERE.value
-    return link(st.context.url or "http://localhost:8501/", current.request, current.view, bundled=current.bundled)
+    now = HERE.value
+    base_url = st.context.url or "http://localhost:8501/"
+    return link(base_url, now.request, now.view, bundled=now.bundled, listed=now.listed)
 
 
-def ask(request: TraceRequest, *, bundled: bool | None = None) -> None:
-    """Another question. What was looked at stays where it means the same: as long as model and fact are the same."""
+def ask(request: TraceRequest, *, bundled: bool | None = None, listed: str = "") -> None:
+    """Another question. What was looked at stays where it means the same: as long as model and fact are the same.
+    `bundled`, `listed`: of another fact (see `core.links.Link`)."""
     current = HERE.value
     if request.fact != current.request.fact:  # another subject was named for the fact that was there
         request = request.replace(replacement=())
+    elif bundled is None:
+        listed = current.listed
     same = (request.model.name, request.fact, request.special_tokens) == (
         current.request.model.name,
         current.request.fact,
         current.request.special_tokens,
     )
     view = current.view if same else current.view.elsewhere()
-    HERE.change(Link(request, view, current.bundled if bundled is None else bundled))
+    HERE.change(Link(request, view, current.bundled if bundled is None else bundled, listed=listed))
 
 
 def look(**changes: Any) -> None:
@@ -58,11 +62,12 @@ def go(layer: int, pos: int, expert: int | str | None = None) -> None:
     HERE.change(replace(current, view=current.view.at(layer, pos, expert), problems=()))
 
 
-def step(fact: Fact, *, last: int) -> None:
-    """Ask about a neighbouring bundled fact. `last`: the last position of the prompt that is left."""
+def step(fact: Fact, *, last: int, listed: str) -> None:
+    """Ask about a neighbouring fact of the list `listed` (empty: the bundled one). `last`: the last position of the
+    prompt that is left."""
     current = HERE.value
     request = current.request.replace(fact=fact, replacement=())
-    HERE.change(Link(request, current.view.of_neighbour(last), True))
+    HERE.change(Link(request, current.view.of_neighbour(last), base.is_bundled(fact), listed=listed))
     renew()
 
 

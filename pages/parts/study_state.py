@@ -12,7 +12,6 @@ import streamlit as st
 
 from core.errors import ExpertScopeError
 from core.links import Link, with_query
-from core.links import to_query as trace_query
 from core.study.link import StudyView, from_query, to_query
 
 from .address import Address
@@ -36,7 +35,7 @@ def trace_address(link: Link) -> str:
     """The address of the Trace page with this question and view."""
     parts = urlsplit(st.context.url or "http://localhost:8501/Study")
     root = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/").rpartition("/")[0] + "/", "", ""))
-    return with_query(root, trace_query(link.request, link.view, bundled=link.bundled))
+    return with_query(root, link.to_query())
 
 
 def doing(work: Callable[[], Any]) -> Any:
@@ -55,5 +54,4 @@ def renamed(new: str) -> StudyView:
 
 def trace_link(link: Link) -> None:
     """The way to the Trace page in this tab; the back button comes back."""
-    query = trace_query(link.request, link.view, bundled=link.bundled)
-    st.page_link(APP, label="Open on the Trace page", icon=":material/biotech:", query_params=query)
+    st.page_link(APP, label="Open on the Trace page", icon=":material/biotech:", query_params=link.to_query())

@@ -78,13 +78,21 @@ def next_tokens(title: str, rows: Sequence[tuple[str, float]], *, true: str, foi
             f"{escape(visible(token))}{note}</span>"
             f'<span style="flex:1;min-width:2rem"><span style="display:block;height:.75em;border-radius:3px;'
             f'min-width:2px;width:{max(100 * p, 0):.1f}%;background:{color}"></span></span>'
-            f'<span style="flex:0 0 3.6rem;text-align:right;font-variant-numeric:tabular-nums">{p:.3f}</span></div>'
+            '<span style="flex:0 0 3.6rem;text-align:right;font-variant-numeric:tabular-nums">'
+            f"{escape(probability(p))}</span></div>"
         )
     return (
         f'<div style="font-size:.85rem;opacity:.7;margin-bottom:.2rem">{escape(title)}</div>{"".join(lines)}'
         if lines
         else ""
     )
+
+
+def probability(p: float) -> str:
+    """A probability for people; what rounds to 0 or 1 without being it is said to lie beside it."""
+    if 0 < p < 0.0005:
+        return "<0.001"
+    return ">0.999" if 0.9995 <= p < 1 else f"{p:.3f}"
 
 
 def prompts_table(rows: Sequence[tuple[str, str, str, str, str, str]]) -> str:

@@ -9,18 +9,19 @@ import streamlit as st
 from core.links import check_view
 from core.results import TraceResult
 
-from . import base, frame, head, neighbours, sidebar, state, text, tour
+from . import base, frame, head, neighbours, sidebar, state, tour
 from .answers import answer
 
 
 def draw() -> None:
     """The whole page."""
     base.start_page("Trace")
-    _draw()
-    frame.foot()
+    result = _draw()
+    frame.foot(() if result is None else result.provenance.notes)
 
 
-def _draw() -> None:
+def _draw() -> TraceResult | None:
+    """Everything but the foot; the trace that is shown, if it is there."""
     tour.begin()
     link = state.begin()
     sidebar.draw()
@@ -35,7 +36,7 @@ def _draw() -> None:
     if result is None:
         fact = link.request.fact
         head.fact_line(fact, fact.true, fact.foil or "(automatic)", link.request.first_token)
-        return
+        return None
     prov = result.provenance
     view, problems = check_view(
         link.view,
@@ -45,13 +46,13 @@ def _draw() -> None:
         n_experts=prov.n_experts,
         shared=prov.has_shared,
     )
-    for problem in problems:
-        st.warning(text.plain(problem))
+    frame.problems(problems)
     head.draw(result)
     from . import maps  # charts take most of a second to import: the head is on the screen by then
 
     maps.draw(result, view)
     _provenance(result)
+    return result
 
 
 def _provenance(result: TraceResult) -> None:
