@@ -32,6 +32,9 @@ def stops(result: TraceResult) -> list[Stop]:
     chosen = View(layer=at.layer, pos=at.pos, expert=at.expert)
     labels = views.token_labels(result)
     rescue = _cell(result, layer, pos)
+    about = f"The model is {prov.model}; the sidebar has others."
+    if prov.model == "demo":
+        about = "This is the bundled demo model, small and made for learning; the sidebar has others."
     share = "" if result.drop < MIN_DROP else f", {number(100 * rescue / result.drop, 0)} % of the drop"
     expert = (
         "At the last token no expert of the clean run stands out here."
@@ -44,8 +47,7 @@ def stops(result: TraceResult) -> list[Stop]:
         Stop(
             "A fact, and what the model says",
             f"The prompt is “{fact.text}”. The model prefers {fact.true.strip()} to {prov.foil_token.strip()} by "
-            f"{number(result.clean_contrast, 2)} logits (the clean contrast). This is the bundled demo model, small "
-            "and made for learning; the sidebar has others.",
+            f"{number(result.clean_contrast, 2)} logits (the clean contrast). {about}",
             View(),
         ),
         Stop(

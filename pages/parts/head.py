@@ -50,7 +50,7 @@ def draw(result: TraceResult) -> None:
         request.first_token,
     )
     clean, corrupt = views.p_true(result)
-    with st.grid(4, min_column_width=display.pixels(225), gap="small"):
+    with st.grid(4, min_column_width=display.pixels(210), gap="small"):
         st.metric("clean contrast", _signed(result.clean_contrast), help=CONTRAST, border=True)
         st.metric("corrupt contrast", _signed(result.corrupt_contrast), help=CORRUPT, border=True)
         st.metric("drop", _signed(result.drop), help=DROP, border=True)

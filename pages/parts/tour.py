@@ -11,7 +11,12 @@ from core.results import TraceResult
 
 from . import address, base, state, study_state, text
 
-_STEP, _OFFER = "es_tour", "es_tour_offer"
+_STEP, _OFFER, _PANEL = "es_tour", "es_tour_offer", "es_tour_panel"
+# a container's own box lies in another one of its height, which is what has to stick
+_STYLE = f"""<style>
+[data-testid="stLayoutWrapper"]:has(> .st-key-{_PANEL}) {{ position: sticky; bottom: 1rem; z-index: 50; }}
+.st-key-{_PANEL} {{ background: %s; box-shadow: 0 2px 14px rgba(0, 0, 0, .35); }}
+</style>"""
 PARAMETER = "tour"
 """A link with it begins the tour."""
 
@@ -31,18 +36,27 @@ def link() -> None:
     st.page_link(study_state.APP, label="Guided tour", icon=":material/tour:", query_params={PARAMETER: "1"})
 
 
-def draw(result: TraceResult | None) -> None:
-    """The panel, the offer, or nothing."""
+def offer() -> None:
+    """At the page's head: the offer, to who came without any link."""
+    if st.session_state.get(_STEP) is not None or not st.session_state.get(_OFFER):
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown("New here? Five steps show what this page says.", width="content")
+        st.button("Take the tour", key="es_tour_start", icon=":material/tour:", on_click=_start)
+        st.button("No, thanks", key="es_tour_no", type="tertiary", on_click=_leave)
+
+
+def draw(result: TraceResult) -> None:
+    """At the page's end: the panel, if the tour is on. It stays in sight wherever on the page one looks."""
     step = st.session_state.get(_STEP)
     if step is None:
-        if st.session_state.get(_OFFER):
-            _offer()
-        return
-    if result is None:
         return
     stops = tour.stops(result)
     stop = stops[min(step, len(stops) - 1)]
-    with st.container(border=True):
+    from .pictures import theme  # at the page's end charts are imported: its head does not wait for them
+
+    st.html(_STYLE % theme().background)
+    with st.container(border=True, key=_PANEL):
         st.markdown(f":material/tour: **{step + 1} of {len(stops)}: {text.plain(stop.title)}**")
         st.markdown(text.plain(stop.words))
         with st.container(horizontal=True):
@@ -52,13 +66,6 @@ def draw(result: TraceResult | None) -> None:
                 view = stops[step + 1].view
                 st.button("Next step", key="es_tour_next", type="primary", on_click=_go, args=(step + 1, view))
             st.button("End the tour", key="es_tour_end", type="tertiary", on_click=_leave)
-
-
-def _offer() -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown("New here? Five steps show what this page says.", width="content")
-        st.button("Take the tour", key="es_tour_start", icon=":material/tour:", on_click=_start)
-        st.button("No, thanks", key="es_tour_no", type="tertiary", on_click=_leave)
 
 
 def _start() -> None:

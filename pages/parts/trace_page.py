@@ -32,7 +32,7 @@ def _draw() -> TraceResult | None:
     with top:
         head.title(result, fresh)
         neighbours.draw(None if result is None else len(result.provenance.tokens) - 1)
-        tour.draw(result)
+        tour.offer()
     if result is None:
         fact = link.request.fact
         head.fact_line(fact, fact.true, fact.foil or "(automatic)", link.request.first_token)
@@ -52,6 +52,7 @@ def _draw() -> TraceResult | None:
 
     maps.draw(result, view)
     _provenance(result)
+    tour.draw(result)
     return result
 
 
