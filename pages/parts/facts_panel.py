@@ -21,7 +21,7 @@ from .asker import Asker
 SHOWN = 300
 """Most facts offered at once; the search narrows them down."""
 ALL = "all relations"
-BUNDLED, LISTS, TYPED = "Bundled", "My lists", "Typed in"
+BUNDLED, LISTS, TYPED = "Bundled", "Lists", "Typed in"
 HELP_LIST = "A list that you made on the Library page: uploaded, chosen from others, or typed in."
 _Source = tuple[str, int]
 """A list's name, and when it was changed last: what it holds may be remembered for as long as both stay."""
