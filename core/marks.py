@@ -72,7 +72,7 @@ def token_axis(channel: type, labels: list[str], subject: Iterable[str], palette
     many = len(labels) > 24
     vertical = channel is alt.Y
     axis = alt.Axis(
-        title=None, labelAngle=0 if vertical else (-90 if many else -40), ticks=False, domain=False,
+        title="token (position)", labelAngle=0 if vertical else (-90 if many else -40), ticks=False, domain=False,
         labelOverlap="greedy" if many else False, labelLimit=130, labelPadding=6, labelFontSize=9 if many else 12,
         labelColor=alt.condition(test, alt.value(palette.subject), alt.value(palette.ink)),
         labelFontWeight=alt.condition(test, alt.value("bold"), alt.value("normal")),

@@ -24,12 +24,8 @@ MODEL = ("model", "revision", "dtype", "device", "quantisation", "placement", "n
 SET = ("facts", "relations", "n", "facts_seed")
 
 
-def trace_query(link: links.Link) -> dict[str, str]:
-    return links.to_query(link.request, link.view, bundled=link.bundled)
-
-
 READERS = {
-    "trace": (partial(links.from_query, **BUNDLED), trace_query, links.NAMES),
+    "trace": (partial(links.from_query, **BUNDLED), links.Link.to_query, links.NAMES),
     "expert": (
         expert_link.from_query, expert_link.to_query,
         (*links.NAMES, *SET, "place", "written", "measure", "neuron", "factor", "where"),

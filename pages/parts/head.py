@@ -55,6 +55,7 @@ def draw(result: TraceResult) -> None:
         st.metric("corrupt contrast", _signed(result.corrupt_contrast), help=CORRUPT, border=True)
         st.metric("drop", _signed(result.drop), help=DROP, border=True)
         st.metric("P(true)", f"{text.probability(clean)} → {text.probability(corrupt)}", help=P_TRUE, border=True)
+    st.caption(UNITS)
     tops = views.next_tokens(result)
     options = {"true": prov.true_token, "foil": prov.foil_token}
     mean = "" if request.draws == 1 else f", mean of {request.draws} draws"
@@ -112,6 +113,10 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
+UNITS = (
+    "Contrasts and drop in logits. Contrast: logit(true object) − logit(foil) at the last token; drop: what there is "
+    "to restore."
+)
 CONTRAST = "logit(true object) − logit(foil) at the last position of the prompt as it is."
 CORRUPT = "The same with noise on the subject's input embeddings, or with another subject; mean over the draws."
 DROP = "Clean minus corrupt contrast: what there is to restore."

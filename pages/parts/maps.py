@@ -19,8 +19,8 @@ from core.trace_view import MEASURES, SHOWN, SPREAD, members
 from . import cell, corruptions, display, downloads, map_switches, pictures, present, state
 from .answers import answer
 
-COLOURS = "Blue brings the answer back, orange drives it further away. Click a cell."
-APART = "The stronger the colour, the further the draws lie apart. Click a cell."
+COLOURS = "Blue brings the answer back, orange drives it further away. Bold: the subject. Click a cell."
+APART = "The stronger the colour, the further the draws lie apart. Bold: the subject. Click a cell."
 EXPERT_MAP = (
     "Each coloured cell puts back one expert's update alone. Blank: not routed at this token. "
     "Ring: routed in the corrupt run only. Click an expert."
