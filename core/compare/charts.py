@@ -26,6 +26,7 @@ from ..marks import (
 )
 from ..palette import LIGHT, Palette
 from ..picture import Picture, Tables, finish, limit, unchecked
+from ..remembered import remembered
 from ..tooltips import NONE, cell_tooltips, number
 from .tables import BOTH, SIDES, Compared
 
@@ -38,7 +39,6 @@ def scale_end(tables: list[pd.DataFrame], names: list[str]) -> float:
     return limit(pd.concat([table[name] for table in tables for name in names if name in table], ignore_index=True))
 
 
-@unchecked
 def side_map(
     compared: Compared, side: str, *, measure: str = "restoration", chosen: Cell | None = None,
     palette: Palette = LIGHT, end: float | None = None,
@@ -48,6 +48,14 @@ def side_map(
     Where the prompts correspond both sides have the same columns, and a token that this side lacks is blank; the layer
     axis is that of the deeper model.
     """
+    selected = None if chosen is None else dict(zip(("layer", "pos"), chosen, strict=True))
+    return _side_map(compared, side, measure, palette, end).marked(selected)
+
+
+@remembered
+@unchecked
+def _side_map(compared: Compared, side: str, measure: str, palette: Palette, end: float | None) -> Picture:
+    """The map without anything marked."""
     data, result = Tables(), compared.mapped(side)
     cells = views.layer_cells(result)
     cells["value"], cells["defined"] = shade(cells[measure])
@@ -56,7 +64,7 @@ def side_map(
     cells["label"] = [labels[column] for column in _column_of(compared, side, cells.pos)]
     n_layers = max(compared.side(s).provenance.n_layers for s in SIDES)
     x, y = token_axis(alt.X, labels, subject, palette), layer_axis(n_layers)
-    picked = selection("cell", dict(zip(("layer", "pos"), chosen or (None, None), strict=True)), chosen is not None)
+    picked = selection("cell", {"layer": None, "pos": None}, False)
     base = alt.Chart(data(cells[["layer", "pos", "label", "value", "defined", *cell_tooltips.columns]]))
     color = diverging(cells.value, TITLES[measure], palette, palette.missing, end=end)
     heat = base.mark_rect(cursor="pointer").encode(x=x, y=y, color=color, tooltip=tooltip(cell_tooltips.columns))
@@ -71,11 +79,18 @@ def side_map(
     return rows_of(alt.layer(*layers), data, len(cells), n_layers, palette)
 
 
-@unchecked
 def difference_map(
     compared: Compared, *, measure: str = "restoration", chosen: Cell | None = None, palette: Palette = LIGHT
 ) -> Picture:
     """Layer × token heat map of b − a. Selection `difference` with fields layer and column; `chosen` is preset."""
+    selected = None if chosen is None else dict(zip(("layer", "column"), chosen, strict=True))
+    return _difference_map(compared, measure, palette).marked(selected)
+
+
+@remembered
+@unchecked
+def _difference_map(compared: Compared, measure: str, palette: Palette) -> Picture:
+    """The map without anything marked."""
     data, cells = Tables(), compared.cells.copy()
     there = cells.pos_a.notna() & cells.pos_b.notna()
     cells["value"], cells["defined"] = shade(cells[f"{measure}_difference"])
@@ -84,8 +99,7 @@ def difference_map(
     labels, subject = _columns(compared, "a")
     prov = compared.a.provenance
     x, y = token_axis(alt.X, labels, subject, palette), layer_axis(prov.n_layers)
-    preset = dict(zip(("layer", "column"), chosen or (None, None), strict=True))
-    picked = selection("difference", preset, chosen is not None)
+    picked = selection("difference", {"layer": None, "column": None}, False)
     tips = ["t_cell", "t_rescue", "t_restoration"]
     base = alt.Chart(data(cells.loc[there, ["layer", "column", "label", "value", "defined", *tips]]))
     color = diverging(cells.value, f"{TITLES[measure]}: b − a", palette, palette.missing)
@@ -101,7 +115,6 @@ def difference_map(
     return rows_of(alt.layer(*layers), data, len(cells), prov.n_layers, palette)
 
 
-@unchecked
 def expert_difference(
     compared: Compared, pos_a: int, pos_b: int, *, measure: str = "restoration", layer: int | None = None,
     palette: Palette = LIGHT,
@@ -110,6 +123,14 @@ def expert_difference(
 
     An expert that is routed on one side only has no difference: it is grey, and its tooltip says what it does there.
     """
+    frame = None if layer is None else pd.DataFrame({"layer": [layer]})
+    return _expert_difference(compared, pos_a, pos_b, measure, palette).marked(None, frame=frame)
+
+
+@remembered
+@unchecked
+def _expert_difference(compared: Compared, pos_a: int, pos_b: int, measure: str, palette: Palette) -> Picture:
+    """The map without anything marked; `frame`: the table of the framed layer."""
     data, prov = Tables(), compared.a.provenance
     grid = compared.experts(pos_a, pos_b)
     grid["value"], grid["defined"] = shade(grid[f"{measure}_difference"])
@@ -133,9 +154,8 @@ def expert_difference(
     if dense := [i for i in range(prov.n_layers) if i not in prov.moe_layers]:
         empty, lines = dense_rows(dense, columns, palette, data, "column")
         layers += [empty.encode(x=x, y=y), lines.encode(y=y)]
-    if layer is not None:
-        frame = alt.Chart(data(pd.DataFrame({"layer": [layer]})))
-        layers.append(outline(frame, palette.mark, width=1.6).encode(y=y))
+    frame = alt.Chart(data(pd.DataFrame(columns=["layer"]), "frame"))
+    layers.append(outline(frame, palette.mark, width=1.6).encode(y=y))
     return rows_of(alt.layer(*layers), data, len(grid), prov.n_layers, palette)
 
 

@@ -15,6 +15,7 @@ from .. import views
 from ..agreement import rank_correlation
 from ..cells.tables import at_site
 from ..derived import DerivedResult
+from ..remembered import remembered
 from ..results import TraceResult, expert_name
 from ..sites import MOE
 from .align import Alignment, align
@@ -131,6 +132,7 @@ class Compared:
                 out[f"{name}_{side}"] = table[name].to_numpy(dtype=float)
         return _with_differences(out, COMPARED)
 
+    @remembered
     def experts(self, pos_a: int, pos_b: int) -> pd.DataFrame:
         """Every expert of every layer at a position of each side, whose expert patches the results have to hold.
 
