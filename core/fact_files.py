@@ -15,8 +15,11 @@ from typing import Any
 from .errors import InputError
 
 MAX_BYTES = 512 * 2**20
-MAX_ROWS = 2_000_000  # of a Parquet file, where a few bytes can stand for any number of rows
+MAX_ROWS = 500_000
+MAX_CELLS = 10_000_000  # in all; each takes about a hundred bytes, and in a file two, or in Parquet next to none
+MAX_COLUMNS = 1000
 MAX_CHARS = 20_000  # of one value; a prompt is a sentence, not a book
+_BATCH_ROWS = 100  # of Parquet at a time
 FORMATS = {
     ".json": "json",
     ".jsonl": "jsonl",
@@ -84,6 +87,7 @@ def rows_of(source: str | Path | bytes, name: str = "") -> Rows:
         records = _parquet(content, name)
     else:
         text = _decoded(content, name)
+        _check_counts(text, kind, name)
         if kind == "json":
             records = _json(text, name)
         elif kind == "jsonl":
@@ -92,8 +96,13 @@ def rows_of(source: str | Path | bytes, name: str = "") -> Rows:
             records = _csv(text, name, delimiter="\t" if kind == "tsv" else None)
     if not records:
         raise _bad(name, "holds no records.", "Give a file with one record per fact.")
+    if len(records) > MAX_ROWS:
+        raise _bad(name, f"has {len(records):,} records; at most {MAX_ROWS:,} are read.", "Cut it into smaller files.")
     rows = []
     for number, (line, record) in enumerate(records):
+        if len(record) > MAX_COLUMNS:
+            place = Row(number, {}, line)
+            raise _bad(name, f"{place} has {len(record):,} columns.", f"At most {MAX_COLUMNS:,} are read.")
         row = Row(number, _flattened(record), line)
         for column, value in row.values.items():
             if isinstance(value, str) and len(value) > MAX_CHARS:
@@ -125,6 +134,16 @@ def _decoded(content: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise _bad(name, f"is not UTF-8: line {line}, byte {error.start}.", "Save it as UTF-8.") from None
+
+
+def _check_counts(text: str, kind: str, name: str) -> None:
+    """Refuse, before it is taken apart, what would take many times its own size: counting takes no memory."""
+    lines = 0 if kind == "json" else text.count("\n")
+    if lines > 4 * MAX_ROWS:
+        raise _bad(name, f"has {lines:,} lines; at most {MAX_ROWS:,} records are read.", "Cut it into smaller files.")
+    parts = text.count("{") + text.count("[") if kind in ("json", "jsonl") else 0
+    if max(parts, *map(text.count, ",;\t")) > MAX_CELLS:
+        raise _bad(name, f"has more values than the {MAX_CELLS:,} that are read.", "Cut it into smaller files.")
 
 
 def _json(text: str, name: str) -> list[tuple[int | None, dict]]:
@@ -171,7 +190,7 @@ def _is_record_line(line: str) -> bool:
 def _jsonl(text: str, name: str) -> list[tuple[int | None, dict]]:
     records: list[tuple[int | None, dict]] = []
     # not str.splitlines: JSON strings may hold U+2028 and its like, which that would cut at
-    for line_number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+    for line_number, line in enumerate(io.StringIO(text, newline="\n"), 1):
         if not line.strip():
             continue
         row = Row(len(records), {}, line_number)
@@ -198,6 +217,8 @@ def _csv(text: str, name: str, *, delimiter: str | None) -> list[tuple[int | Non
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = [h.strip() for h in next(reader, [])]
+        if len(header) > MAX_COLUMNS:
+            raise _bad(name, f"has {len(header):,} columns.", f"At most {MAX_COLUMNS:,} are read.")
         twice = sorted({h for h in header if h and header.count(h) > 1})
         if twice:
             raise _bad(name, f"has the column {twice[0]} twice.", "Give each column its own name.")
@@ -244,14 +265,35 @@ def _parquet(content: bytes, name: str) -> list[tuple[int | None, dict]]:
 
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
-        groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
-        if file.metadata.num_rows > MAX_ROWS or sum(group.total_byte_size for group in groups) > MAX_BYTES:
-            most = f"{MAX_ROWS:,} rows or {MAX_BYTES // 2**20} MiB"
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        if any(pa.types.is_nested(field.type) and "dictionary<" in str(field.type) for field in file.schema_arrow):
+            raise _bad(name, "holds categories inside of lists or records.", "Save them as texts.")
+        columns = file.metadata.num_columns  # of nested values each leaf
+        if columns > MAX_COLUMNS:
+            raise _bad(name, f"has {columns:,} columns.", f"At most {MAX_COLUMNS:,} are read.")
+        values = sum(group.column(i).num_values for group in groups for i in range(columns))
+        too_much = file.metadata.num_rows > MAX_ROWS or values > MAX_CELLS
+        records: list[tuple[int | None, dict]] = []
+        size = 0
+        # what it says of its size counts equal values once: only what was unpacked tells
+        for batch in () if too_much else file.iter_batches(batch_size=_BATCH_ROWS):
+            size += sum(_decoded_bytes(column) for column in batch.columns)
+            too_much = size > MAX_BYTES
+            if too_much:
+                break
+            records += [(None, record) for record in batch.to_pylist()]
+        if too_much:
+            most = f"{MAX_ROWS:,} rows, {MAX_CELLS:,} values or {MAX_BYTES // 2**20} MiB"
             raise _bad(name, f"unpacks to more than {most}.", "Cut it into smaller files.")
-        return [(None, record) for record in file.read().to_pylist()]
+        return records
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         reason = str(error).split("\n")[0].strip().rstrip(".")
         raise _bad(name, f"is no readable Parquet file: {reason}.", "") from None
+
+
+def _decoded_bytes(column: Any) -> int:
+    """What an Arrow array takes when each of its values stands for itself."""
+    return column.dictionary_decode().nbytes if hasattr(column, "dictionary_decode") else column.nbytes
 
 
 def _flattened(record: dict) -> dict[str, Any]:

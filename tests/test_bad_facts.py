@@ -8,7 +8,9 @@ import io
 import json
 
 import nasty
-import pandas as pd
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tokenizers_for_tests
 from hypothesis import example, given
@@ -125,13 +127,32 @@ def test_a_damaged_parquet_file_is_refused_or_read():
         read_or_refused(whole[:at] or b" ", "nasty.parquet")
 
 
-def test_a_parquet_file_that_unpacks_to_too_much_is_refused(monkeypatch):
-    rows = pd.DataFrame({"prompt": ["{} is in"] * 3_000_000})
-    out = io.BytesIO()
-    rows.to_parquet(out)
-    assert len(out.getvalue()) < 100_000
-    with pytest.raises(InputError, match="unpacks to more than 2,000,000 rows"):
-        facts.read(out.getvalue(), "bomb.parquet")
+SAME = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, dtype=np.int32)), pa.array(["a" * 10_000]))
+BOMBS = {
+    # (ending, content, what is said): each would take many times its size, or hours
+    "rows": (".parquet", {"prompt": pa.array(["{} is in"] * 600_000)}, "unpacks to more than 500,000 rows"),
+    "equal values": (".parquet", {"prompt": SAME.cast(pa.dictionary(pa.int32(), pa.string()))}, "512 MiB"),
+    "lists of nothing": (".parquet", {"a": pa.array([[None] * 20_000] * 600, pa.list_(pa.int8()))}, "10,000,000"),
+    "columns": (".parquet", {f"c{i}": pa.array([1]) for i in range(1001)}, "has 1,001 columns"),
+    "a wide table": (".csv", ",".join(f"c{i}" for i in range(400_000)).encode(), "has 400,000 columns"),
+    "a wide record": (".json", json.dumps([{f"c{i}": 1 for i in range(1001)}]).encode(), "row 0 has 1,001 columns"),
+    "empty lines": (".csv", b"prompt,subject\n" + b",\n" * 2_500_000, "has 2,500,001 lines"),
+    "empty records": (".json", b"[" + b"{}," * 600_000 + b"{}]", "has 600,001 records"),
+    "empty lists": (".json", b"[" + b"[]," * 11_000_000 + b"[]]", "more values than the 10,000,000"),
+    "lines of records": (".jsonl", b"{}\n" * 2_100_000, "has 2,100,000 lines"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_that_takes_far_more_than_its_size_is_refused_before_it_does(name):
+    ending, content, said = BOMBS[name]
+    if ending == ".parquet":
+        out = io.BytesIO()
+        pq.write_table(pa.table(content), out, compression="zstd")
+        content = out.getvalue()
+        assert len(content) < 600_000
+    with pytest.raises(InputError, match=said):
+        facts.read(content, f"bomb{ending}")
 
 
 @nasty.few
