@@ -9,6 +9,7 @@
 # make crashes  kill -9 at KILLS=200 random moments of everything that writes; compare what is left
 # make closing  SIGTERM and SIGINT to a server that is idle, traces, studies, loads: prints how long it took to go
 # make lint   ruff
+# make audit  pip-audit: constraints.txt against the advisory database (exit 2: not clean, or it could not be reached)
 #
 # VENV=folder and PORT=8502 change where things go; ARGS="-k store" is passed to pytest (or to the benchmark);
 # TORCH_INDEX=URL takes torch from that index.
@@ -42,6 +43,15 @@ test: $(VENV)/.installed-test chromium
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
+
+# In an environment of its own: the auditor's packages are none of ours.
+build/audit/.installed: requirements-audit.txt
+	"$(PYTHON)" -m venv build/audit
+	build/audit/bin/python -m pip --disable-pip-version-check install -r requirements-audit.txt
+	@touch $@
+
+audit: build/audit/.installed
+	build/audit/bin/python .ci/audit.py constraints.txt
 
 families: $(VENV)/.installed-test
 	$(BIN)/python -m tests.matrix
