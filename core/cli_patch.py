@@ -122,7 +122,7 @@ def _write(results: list[Any], out: Path | None, summary: str) -> int:
 
 def run_patch(arguments: argparse.Namespace) -> int:
     """The `patch` command."""
-    from .patch_file import build, check_shape, read_patches
+    from .patch_file import build, check_choice, check_shape, read_patches
     from .tables import check_out
 
     out = check_out(arguments.out) if arguments.out is not None else None
@@ -135,12 +135,13 @@ def run_patch(arguments: argparse.Namespace) -> int:
 
         with open_store(arguments.no_cache) as store:
             model = load(asked.model, store, progress)
-            check_shape(specs, shape_of(model))
+            shape = shape_of(model)
+            check_shape(specs, shape)
 
             def fits(prepared: PreparedFact) -> None:
                 for spec in specs:
                     place = {"n_tokens": len(prepared.input_ids), "last_subject": prepared.subject_positions[-1]}
-                    build(spec, **place, clean=0, corrupt=1)
+                    check_choice(spec, build(spec, **place, clean=0, corrupt=1), shape)
 
             requests = sieve.tokenised(model, asked, fits)
             results = patch_many(model, requests, specs, score=arguments.score, progress=progress)

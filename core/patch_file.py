@@ -199,23 +199,24 @@ def check_shape(specs: Sequence[PatchSpec], shape: Shape) -> None:
                 raise _wrong(step.where, f"names expert {expert}", f"Experts go from 0 to {shape.n_experts - 1}.")
         if step.knockout == "reroute" and not shape.reroutable:
             raise _wrong(step.where, "reroutes", "This model's router cannot be driven so; use the zero knockout.")
-    for spec in specs:
-        _check_choice(spec, shape)
 
 
-def _check_choice(spec: PatchSpec, shape: Shape) -> None:
-    """Raise `InputError` where steps that reroute leave a router fewer experts than it selects: it would go on to
-    select what they mask. Steps of one layer count together, wherever they are."""
-    masked: dict[int, set[int | str]] = {}
-    for step in spec.steps:
-        for layer in step.layers if step.knockout == "reroute" else ():
-            masked.setdefault(layer, set()).update(step.experts)
-            if shape.n_experts - len(masked[layer]) < shape.top_k:
-                left = shape.n_experts - len(masked[layer])
+def check_choice(spec: PatchSpec, patch: Patch, shape: Shape) -> None:
+    """Raise `InputError` where a patch built from `spec` leaves a router fewer experts than it selects at some
+    position: it would go on to select masked ones."""
+    masked: dict[tuple[int, int], set[int]] = {}
+    for step in patch.steps:
+        for pos in step.positions if isinstance(step.source, Masked) else ():
+            here = masked.setdefault((step.layer, pos), set())
+            here.update(step.source.experts)  # type: ignore[union-attr]
+            left = shape.n_experts - len(here)
+            if left < shape.top_k:
                 raise _wrong(
-                    step.where, f"leaves the router of layer {layer} {left} experts to choose {shape.top_k} from",
+                    f"patch {spec.name!r}",
+                    f"leaves the router of layer {step.layer} {left} of {shape.n_experts} experts at position {pos}, "
+                    f"where it selects {shape.top_k}",
                     "Mask fewer, or use the zero knockout.",
-                )  # fmt: skip
+                )
 
 
 def build(spec: PatchSpec, *, n_tokens: int, last_subject: int, clean: int, corrupt: int) -> Patch:

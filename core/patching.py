@@ -18,7 +18,7 @@ from .fact_runs import runs_of, with_chosen_foil
 from .head import all_logits
 from .moe import MoeModel
 from .parts import sweep_in_parts
-from .patch_file import PatchSpec, build, check_shape
+from .patch_file import PatchSpec, build, check_choice, check_shape
 from .progress import SILENT, Progress
 from .prompts import PreparedFact
 from .provenance import provenance_of
@@ -107,6 +107,8 @@ def patch_prepared(
     fact = with_chosen_foil(model, fact, runs[0], budget)
     place = {"n_tokens": len(fact.input_ids), "last_subject": fact.subject_positions[-1], "clean": 0}
     asked = [(spec, j, build(spec, **place, corrupt=j + 1)) for j in range(request.draws) for spec in specs]
+    for spec, _, patch in asked[: len(specs)]:
+        check_choice(spec, patch, shape_of(model))
     outcome = sweep_in_parts(
         model, runs, list(dict.fromkeys(patch for _, _, patch in asked)),
         objects=[(fact.true_id, fact.foil_id)] * len(runs), chunk_tokens=budget.chunk_tokens, keep=False,

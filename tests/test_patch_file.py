@@ -19,7 +19,7 @@ from core.catalog import DEMO_FOLDER
 from core.corruption import draw_noise
 from core.errors import InputError
 from core.facts import bundled
-from core.patch_file import build, check_shape, parse_patches, read_patches
+from core.patch_file import build, check_choice, check_shape, parse_patches, read_patches
 from core.patches import Masked, Own, Step, Updates, Value
 from core.patching import patch_prepared, shape_of
 from core.prompts import PreparedFact, prepare
@@ -170,16 +170,21 @@ def test_what_the_model_does_not_have_is_said(bench: Bench, step: dict, run: str
 
 
 def test_a_router_that_is_left_too_few_experts_is_said() -> None:
-    """Of eight experts two are selected; masked ones would be selected again."""
-    step = {"site": "moe", "layer": [0, 2], "pos": "last", "experts": list(range(6)), "knockout": "reroute"}
+    """Of eight experts two are selected; masked ones would be selected again. Each position counts for itself."""
     shape = shape_of(Bench("qwen3_moe").model)
-    check_shape(parse_patches([{"name": "x", "run": "clean", "steps": [step]}]), shape)
-    more = {"site": "moe", "layer": 2, "pos": 0, "experts": [7, 0], "knockout": "reroute"}
-    with pytest.raises(InputError, match="'x', step 1 leaves the router of layer 2 1 experts to choose 2 from"):
-        check_shape(parse_patches([{"name": "x", "run": "clean", "steps": [step, more]}]), shape)
-    shared = {"site": "moe", "layer": 0, "pos": 0, "experts": [0, "shared"], "knockout": "reroute"}
+
+    def check(*steps: dict) -> None:
+        steps = [{"site": "moe", "layer": 2, "knockout": "reroute", **step} for step in steps]
+        (spec,) = parse_patches([{"name": "x", "run": "clean", "steps": steps}])
+        check_shape([spec], shape)
+        check_choice(spec, build(spec, **PLACE), shape)
+
+    check({"pos": "all", "experts": list(range(6))})
+    check({"pos": "last", "experts": [0, 1, 2, 3]}, {"pos": 3, "experts": [4, 5, 6]})
+    with pytest.raises(InputError, match="'x' leaves the router of layer 2 1 of 8 experts at position 8, .* selects 2"):
+        check({"pos": "last", "experts": [0, 1, 2, 3]}, {"pos": [3, 8], "experts": [3, 4, 5, 6]})
     with pytest.raises(InputError, match="names the shared expert"):
-        check_shape(parse_patches([{"name": "x", "run": "clean", "steps": [shared]}]), shape)
+        check({"pos": 0, "experts": [0, "shared"]})
 
 
 def test_a_position_beyond_the_prompt_is_said() -> None:
