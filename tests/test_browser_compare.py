@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -87,6 +88,9 @@ def test_a_cold_link_shows_both_sides_and_a_click_is_read_on_both(server, folder
         page.get_by_role("button", name="Report").click()
     file = tmp_path / "report.html"
     download.value.save_as(file)
+    drawings = re.findall(r"^draw\(\d+, (.*)\);$", file.read_text("utf-8"), re.MULTILINE)
+    marked = [json.loads(spec)["params"][0]["value"][0] for spec in drawings[:3]]
+    assert marked == [{"layer": layer, "pos": a}, {"layer": layer, "pos": b}, {"layer": layer, "column": column}]
     alone, asked = new_page(offline=True), []
     alone.on("request", lambda request: asked.append(request.url))
     alone.goto(file.as_uri())

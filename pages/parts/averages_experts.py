@@ -78,7 +78,8 @@ def _map(view: AveragesView, result: DerivedResult, table: pd.DataFrame, expert:
         moe_layers=tuple(where["moe_layers"]), has_shared=where["has_shared"], n_facts=n_facts, measure=view.measure,
         layer=view.layer, expert=slot.preset[1], palette=pictures.theme(),
     )  # fmt: skip
-    header("Layer × expert", "averages-experts", result, picture, table)
+    seen = pictures.as_seen(picture, slot, layer=view.layer, expert=expert)
+    header("Layer × expert", "averages-experts", result, seen, table)
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["expert"])

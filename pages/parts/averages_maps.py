@@ -77,7 +77,8 @@ def _map(view: AveragesView, result: DerivedResult, table: pd.DataFrame, title: 
         charts.role_map, table, n_layers=n_layers, measure=view.measure, layer=layer, role=role,
         palette=pictures.theme(),
     )  # fmt: skip
-    header(title, name, result, picture, table)
+    column = None if view.role is None else ROLES.index(view.role)
+    header(title, name, result, pictures.as_seen(picture, slot, layer=view.layer, role=column), table)
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], ROLES[mark["role"]])

@@ -179,7 +179,8 @@ def _side_map(
     )
     site = compared.site(side)
     title = side if site == (sites.MOE, 1) else f"{side} · {sites.map_name(*site)}"
-    _header(title, f"compare-{side}", compared, picture, table, of=": layer × token")
+    seen = picture if cell is None else pictures.as_seen(picture, slot, layer=cell[0], pos=cell[1])
+    _header(title, f"compare-{side}", compared, seen, table, of=": layer × token")
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["pos"])
@@ -205,7 +206,8 @@ def _difference(compared: Compared, where: Place | None, measure: str) -> None:
     cell = None if where is None or column is None else (where.layer, column)
     slot = pictures.slot("compare_difference", (_ident(compared), measure, theme.name), cell)
     picture = pictures.kept(compare_charts.difference_map, compared, measure=measure, chosen=slot.preset, palette=theme)
-    _header("b − a", "compare-difference", compared, picture, compared.cells, of=": layer × token")
+    seen = picture if cell is None else pictures.as_seen(picture, slot, layer=cell[0], column=cell[1])
+    _header("b − a", "compare-difference", compared, seen, compared.cells, of=": layer × token")
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["column"])

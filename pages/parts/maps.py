@@ -130,7 +130,8 @@ def _token_map(result: TraceResult, shown: View, ident: str) -> TraceResult | No
     layer, pos = slot.preset
     view = View(shown.measure, pos, layer, shown.expert)
     picture = pictures.kept(charts.layer_token, here, view=view, palette=pictures.theme())
-    downloads.header(title, "layer-token", origin, picture, pictures.kept(views.layer_cells, here))
+    seen = pictures.as_seen(picture, slot, layer=shown.layer, pos=shown.pos)
+    downloads.header(title, "layer-token", origin, seen, pictures.kept(views.layer_cells, here))
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["pos"])
@@ -158,7 +159,9 @@ def _expert_map(at: TraceResult, shown: View, ident: str) -> None:
     view = View(shown.measure, shown.pos, shown.layer, slot.preset[1], coalition=ticked)
     picture = pictures.kept(charts.layer_expert, at, shown.pos, view=view, palette=pictures.theme())
     title = f"Layer × expert at “{views.token_labels(at)[shown.pos]}”"
-    downloads.header(title, "layer-expert", at, picture, pictures.kept(views.expert_grid, at, shown.pos))
+    index = views.SHARED_INDEX if shown.expert == SHARED else shown.expert
+    seen = pictures.as_seen(picture, slot, layer=shown.layer, expert=index)
+    downloads.header(title, "layer-expert", at, seen, pictures.kept(views.expert_grid, at, shown.pos))
 
     def pick(mark: dict[str, int]) -> None:
         chosen = SHARED if mark["expert"] == views.SHARED_INDEX else mark["expert"]

@@ -54,6 +54,14 @@ def slot(name: str, base: Hashable, wanted: Any) -> Slot:
     return now
 
 
+def as_seen(picture: Picture, slot: Slot, **picked: int | None) -> Picture:
+    """The picture as it stands on the screen, for files: with the mark that was clicked there, `picked` (the fields of
+    its selection), not the one that it was drawn with."""
+    if slot.preset == slot.picked or None in picked.values():
+        return picture
+    return picture.marked(picked)  # type: ignore[arg-type]
+
+
 def show(picture: Picture, *, key: str, selection: str, on_pick: Callable[[dict[str, int]], None], alt: str) -> None:
     """Draw a picture; a click calls `on_pick` with the fields of the selected mark before the page is drawn again."""
 
