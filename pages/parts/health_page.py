@@ -9,7 +9,7 @@ import streamlit as st
 
 from core import health
 
-from . import base, frame, navigation, text
+from . import base, display, frame, navigation, text
 
 EVERY = 2.0
 """Seconds between two looks."""
@@ -32,7 +32,7 @@ def _look() -> None:
     for problem in now.problems:
         st.error(text.plain(problem))
     running = sum(job["state"] == "running" for job in now.jobs)
-    with st.grid(4, min_column_width=190, gap="small"):
+    with st.grid(4, min_column_width=display.pixels(190), gap="small"):
         st.metric("model", text.plain(now.model) or "none loaded", border=True, help="The one model in memory.")
         st.metric(
             "queue", f"{running}, {len(now.jobs) - running} waiting", border=True,

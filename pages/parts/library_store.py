@@ -43,7 +43,7 @@ def draw(view: LibraryView) -> None:
 
 def _size(status: StoreStatus) -> None:
     share = status.contents / status.limit if status.limit else 0.0
-    with st.grid(3, min_column_width=170, gap="small"):
+    with st.grid(3, min_column_width=display.pixels(170), gap="small"):
         st.metric("contents", text.size(status.contents), border=True, help="What is counted against the limit.")
         st.metric("limit", text.size(status.limit), border=True, help="More is evicted, least recently used first.")
         st.metric("file on the disk", text.size(status.size), border=True, help="Freed space is used again.")

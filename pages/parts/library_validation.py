@@ -15,6 +15,7 @@ from core.validation import OUTCOMES, USABLE
 
 from . import (
     address,
+    display,
     downloads,
     library_facts,
     library_lists,
@@ -68,7 +69,7 @@ def _settings(view: LibraryView) -> None:
         "Measure contrasts", view.measure, key=key, help=HELP_MEASURE, on_change=_change("measure", key, bool)
     )
     if view.measure:
-        with st.grid(2, min_column_width=130, gap="small"):
+        with st.grid(2, min_column_width=display.pixels(130), gap="small"):
             for name, help_ in HELP_LEAST.items():
                 _number(view, name, name.replace("_", " ").replace("min", "minimum"), help_, 0.25)
             _number(view, "noise", "noise level", settings_panel.HELP_NOISE, 0.5, low=0.01, high=100.0)
@@ -77,7 +78,7 @@ def _settings(view: LibraryView) -> None:
                 "seed", 0, max(2**53 - 1, view.seed), view.seed, 1, key=key, help=settings_panel.HELP_SEED,
                 on_change=_change("seed", key, int),
             )  # fmt: skip
-    with st.grid(2, min_column_width=190, gap="small"):
+    with st.grid(2, min_column_width=display.pixels(190), gap="small"):
         for name, options, help_ in (
             ("special_tokens", SPECIAL_TOKENS, settings_panel.HELP_SPECIAL),
             ("object_tokens", OBJECT_TOKENS, settings_panel.HELP_OBJECT),

@@ -12,7 +12,7 @@ from core.errors import ExpertScopeError
 from core.study.desk import StudyStatus
 from core.study.reporting import STAGES
 
-from . import address, base, study_state, text
+from . import address, base, display, study_state, text
 
 EVERY = 1.0
 """Seconds between two looks."""
@@ -66,7 +66,7 @@ def _panel(status: StudyStatus) -> None:
     funnel = progress.get("funnel") or {}
     rate, left = progress.get("facts_per_minute"), progress.get("seconds_left")
     kept = f"{funnel.get('kept', 0):,} of {status.settings['n']:,}"
-    with st.grid(4, min_column_width=150, gap="small"):
+    with st.grid(4, min_column_width=display.pixels(150), gap="small"):
         st.metric("facts kept", kept, border=True, help="Facts that passed the filters.")
         st.metric(
             "facts per minute", "–" if not rate else f"{rate:,.0f}", border=True, help="That this stage is done with."
