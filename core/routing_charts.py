@@ -309,7 +309,7 @@ def divergence_parts(
     x = alt.X("part:Q", title="part of the divergence (bits)", axis=alt.Axis(tickCount=6), scale=ends)
     color = alt.Color(
         "more:N", scale=alt.Scale(domain=more, range=list(colors.values())),
-        legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=320),
+        legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=420, columns=1),
     )  # fmt: skip
     layer = int(table.layer.iloc[0])
     chosen = selection("expert", {"layer": layer, "expert": expert}, expert is not None)

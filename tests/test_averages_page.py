@@ -60,7 +60,9 @@ def test_a_first_visit_averages_the_default_facts_and_says_who_is_left_out(bench
     counted = tables.count(cells)
     assert counted.chosen == len(FACTS) and counted.cannot == 2
     said = shown(page)
-    assert tables.facts_in_words(counted) in said
+    assert tables.facts_in_words(counted) in said and "Corrupt runs: noise level 3, 1 draw per fact, seed 0." in said
+    command = next(code.value for code in page.code if code.language == "bash")
+    assert "python -m core averages --model demo --n 64 --min-drop 0.5 --site moe --window 1" in command
     left_out = page.dataframe[0].value
     assert list(left_out.case_id) == list(tables.left_out(cells).case_id)
     assert params_of(page) == to_query(AveragesView())
@@ -105,6 +107,8 @@ def test_the_shared_expert_and_a_set_without_facts(bench, answers):
     assert f"L{layer}shared at the last token" in shown(shared)
     nobody = opened(dataclasses.replace(ALL, facts=FactSet(relations=("nothing",))))
     assert "There is no fact in this set" in shown(nobody)
+    large = opened(dataclasses.replace(ALL, min_drop=99.0))
+    assert "None of these facts is left to average. Choose others in the sidebar, or a smaller" in shown(large)
 
 
 def test_every_setting_is_in_the_address_and_asks_anew(bench):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -220,5 +222,8 @@ def test_the_report_has_what_the_sections_say(bench, some, monkeypatch):
     noted = {name: one.part for name, one in page.session_state["es_noted"].items()}
     assert "Mean change in zero mode, logits" in noted[f"{some.name}_knockout_all"].caption
     page = opened(expert_link.replace(some, section="steering"))
+    commands = next(code.value for code in page.code if code.language == "bash").splitlines()
+    kinds = [json.loads(shlex.split(line)[4])["kind"] for line in commands]
+    assert kinds == ["expert_rescue", "routing", "steering"], "the numbers above the section are there too"
     noted = page.session_state["es_noted"]
     assert "Scaling changes the contrast by" in noted[f"{some.name}_steering_texts"].part.caption

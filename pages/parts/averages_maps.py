@@ -124,7 +124,7 @@ def _choose_cell(view: AveragesView, layers: list[int]) -> None:
         key = address.key(f"averages layer {view.layer}")
         st.selectbox(
             "Layer", [None, *layers], index=0 if view.layer not in layers else 1 + layers.index(view.layer), key=key,
-            format_func=lambda layer: "no layer chosen" if layer is None else f"layer {layer}", width=170,
+            format_func=lambda layer: "no layer chosen" if layer is None else f"layer {layer}", width=220,
             on_change=address.callback(key, lambda: look(layer=st.session_state[key])),
         )  # fmt: skip
         second = address.key(f"averages role {view.role}")

@@ -62,8 +62,10 @@ def _averages(view: AveragesView, facts: tuple[Fact, ...], top: Any) -> None:
         st.warning(text.plain(problem))
     with top:
         _what(view, result)
-    if not tables.count(result, min_drop=view.min_drop).kept:
-        st.info("None of these facts is left to average. Choose others in the sidebar, or a smaller least drop.")
+    counted = tables.count(result, min_drop=view.min_drop)
+    if not counted.kept:
+        smaller = ", or a smaller least drop" if counted.small_drop else ""
+        st.info(f"None of these facts is left to average. Choose others in the sidebar{smaller}.")
         return
     from . import averages_experts, averages_maps  # charts take most of a second to import: the head is there by then
 
