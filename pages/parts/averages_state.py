@@ -27,7 +27,7 @@ def look(**changes: Any) -> None:
     HERE.change(replace(current, problems=(), **changes))
 
 
-def ask(request: TraceRequest, *, bundled: bool | None = None) -> None:
+def ask(request: TraceRequest, *, bundled: bool | None = None, listed: str = "") -> None:
     """Another model or other settings of every fact's trace."""
     same = request.model.name == HERE.value.asked.model.name
     look(asked=request, **({} if same else {"layer": None, "expert": None}))

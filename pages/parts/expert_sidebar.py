@@ -29,5 +29,5 @@ def _request() -> TraceRequest:
     return HERE.value.trace(expert_link.NOBODY)
 
 
-def _ask(request: TraceRequest, *, bundled: bool | None = None) -> None:
+def _ask(request: TraceRequest, *, bundled: bool | None = None, listed: str = "") -> None:
     look(**{name: getattr(request, name) for name in HERE.value.settings})
