@@ -11,7 +11,7 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from .compare.tables import Compared
-    from .derived import DerivedResult
+    from .derived import DerivedRequest, DerivedResult
     from .links import Link
     from .results import TraceResult
 
@@ -89,24 +89,29 @@ def _answered(
     """Both traces, and what their layer × token maps show if that is another site; from the store where it has them;
     one model is loaded at a time."""
     from . import derived
-    from .cells.asking import ask
+    from .cells.asking import ask_map
     from .trace import from_store, trace_many
 
-    requests = [link.request for link in links]
-    asked = [
-        None if view.is_base else ask("site_map", request, site=view.site, window=view.window)
-        for request, view in zip(requests, (link.view for link in links), strict=True)
-    ]
+    requests, views = [link.request for link in links], [link.view for link in links]
     found = [None if store is None else from_store(store, request) for request in requests]
-    maps = [None if store is None or one is None else derived.from_store(store, one) for one in asked]
-    open_ = [i for i, one in enumerate(asked) if found[i] is None or (one is not None and maps[i] is None)]
+    maps: list[DerivedResult | None] = [None for _ in links]
+
+    def asked(i: int) -> DerivedRequest | None:
+        """The question about the map of a trace that is there."""
+        view = views[i]
+        return None if view.is_base else ask_map(requests[i], view.site, view.window, found[i].provenance.n_layers)
+
+    for i, result in enumerate(found):
+        if result is not None and (one := asked(i)) is not None:
+            maps[i] = derived.from_store(store, one)
+    open_ = [i for i in range(len(links)) if found[i] is None or (not views[i].is_base and maps[i] is None)]
     for spec in dict.fromkeys(requests[i].model for i in open_):
         mine = [i for i in open_ if requests[i].model == spec]
         model = load(spec, store, progress)
         answers = trace_many(model, [requests[i] for i in mine], store=store, progress=progress)
         for i, result in zip(mine, answers, strict=True):
             found[i] = result
-            if (one := asked[i]) is not None:
+            if (one := asked(i)) is not None:
                 maps[i] = derived.derive(model, one, store=store, progress=progress)
         del model
     return list(zip(found, maps, strict=True))  # type: ignore[arg-type]

@@ -168,6 +168,15 @@ def test_the_maps_are_those_of_another_site_on_both_sides_or_on_one(bench, engin
     assert any("b.site=moe" in code.value and code.value.startswith("python -m core") for code in page.code)
 
 
+def test_a_window_of_more_layers_than_there_are_is_the_whole_model(bench, engine):  # noqa: F811
+    pair = pair_of(b=BASE.replace(noise=1.0)).showing("a", window=99)
+    page = finished(finished(opened(pair), bench), bench)
+    assert engine.derived == [ask("site_map", BASE, site="moe", window=3)], "the made-up model has three layers"
+    text = shown(page)
+    assert "a: a window of 99 layers is more than the model has; 3 are used." in text
+    assert "MoE output, 3 layers at once → MoE output" in text
+
+
 def test_while_a_map_is_computed_the_rest_is_there(bench, engine):  # noqa: F811
     pair = pair_of(b=BASE.replace(noise=1.0)).showing(site="residual")
     finished(opened(pair_of(b=BASE.replace(noise=1.0))), bench)

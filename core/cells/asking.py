@@ -27,6 +27,11 @@ def ask(kind: str, request: TraceRequest, **settings: Any) -> DerivedRequest:
     return DerivedRequest.of(kind, request.model, facts=(request.fact,), **given, **settings)
 
 
+def ask_map(request: TraceRequest, site: str, window: int, n_layers: int) -> DerivedRequest:
+    """The layer × token map at another site or of a window; a window of more layers than the model has is all of it."""
+    return ask("site_map", request, site=site, window=min(window, n_layers))
+
+
 def ask_clean(kind: str, request: TraceRequest, **settings: Any) -> DerivedRequest:
     """The same for a question about the clean run alone: the corruption does not count."""
     given = {name: getattr(request, name) for name in _TOKENS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core import sites
-from core.cells.asking import ask
+from core.cells.asking import ask_map
 from core.compare import words
 from core.compare.link import SIDES, Pair
 from core.compare.tables import Compared
@@ -60,7 +60,7 @@ def draw() -> None:
 
         above = st.container()
         compare_maps.switches(pair, max(a.provenance.n_layers, b.provenance.n_layers))
-        maps = {side: _map(side, pair.side(side)) for side in SIDES}
+        maps = {side: _map(side, pair.side(side), result) for side, result in (("a", a), ("b", b))}
         ready = all(maps[side] is not None or pair.side(side).view.is_base for side in SIDES)
         at = (maps["a"], maps["b"]) if ready else (None, None)
         compared = compare_state.together(a, b, pair.same_model, *at)
@@ -131,12 +131,14 @@ def _side(side: str, link: Link) -> None:
     st.html(text.head(prompt, fact.true, fact.foil or "(automatic)", link.request.first_token))
 
 
-def _map(side: str, link: Link) -> DerivedResult | None:
+def _map(side: str, link: Link, result: TraceResult) -> DerivedResult | None:
     """What a side's layer × token map shows, where it is not the trace itself; None also as long as it is not there."""
-    view = link.view
+    view, n_layers = link.view, result.provenance.n_layers
     if view.is_base:
         return None
-    return answer(ask("site_map", link.request, site=view.site, window=view.window), f"compare map {side}")[0]
+    if view.window > n_layers:
+        st.warning(f"{side}: a window of {view.window} layers is more than the model has; {n_layers} are used.")
+    return answer(ask_map(link.request, view.site, view.window, n_layers), f"compare map {side}")[0]
 
 
 def _changed(compared: Compared, pair: Pair, *, maps: bool) -> None:
