@@ -43,6 +43,11 @@ class FactSet:
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise InputError(f"{name} is {value!r}.", f"Give a whole number from {low} to {high}.", field=name)
 
+    @property
+    def stored(self) -> str:
+        """The name of the stored list; empty for the bundled one."""
+        return "" if self.source == BUNDLED else self.source
+
     def to_query(self, default: FactSet | None = None) -> dict[str, str]:
         """The parameters of a link: `facts`, `relations`, `n`, `facts_seed`. What is as in `default` is left out."""
         default = default or FactSet()

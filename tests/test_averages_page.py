@@ -13,15 +13,18 @@ from word_facts import word_facts
 
 from core import expert_link, links
 from core.averages import charts, tables
-from core.averages.link import AveragesView, from_query, to_query
+from core.averages.link import AveragesView, from_query, to_query, trace_link
 from core.averages.questions import cells_request, experts_request
 from core.derived import derive
+from core.expert_link import ExpertView
 from core.fact_sets import FactSet
 from core.links import SHARED
 from core.moe import MoeModel
 from core.requests import ModelSpec
 from core.roles import FIRST_SUBJECT, LAST
+from core.routing_link import PromptSet, RoutingView
 from core.tooltips import number
+from pages.parts import expert_pieces, routing_behind, routing_shown
 
 WAIT = 60.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -134,3 +137,17 @@ def test_wrong_links_are_mended_and_another_model_needs_a_click(bench):
     other = opened(dataclasses.replace(ALL, asked=ALL.asked.replace(model=ModelSpec("org/other"))))
     assert "org/other has not been asked this yet" in shown(other)
     assert len(bench.jobs.all()) == done
+
+
+def test_the_way_from_a_list_to_a_trace_names_the_list(bench):
+    mine, fact = FactSet(source="mine"), dataclasses.replace(FACTS[0], case_id=999)
+    averages = trace_link(AveragesView(facts=mine), fact, bundled=False, layer=1, pos=2)
+    expert = expert_pieces.Shown(ExpertView(layer=1, expert=0, facts=mine), (fact,), None, None, None, None)
+    ways = [averages, expert.trace(fact, 2)]
+    for form, listed in (("direct", "mine"), ("context", "")):
+        routing = RoutingView(layer=1, expert=0, a=PromptSet(facts=mine, form=form), b=PromptSet(facts=FactSet()))
+        ways.append(routing_behind.link(routing_shown.Shown(routing, None), fact, 2))
+        assert ways[-1].listed == listed
+    assert {way.to_query().get("list") for way in ways} == {"mine", None}
+    assert routing_behind.link(routing_shown.Shown(routing, None, which="b"), fact, 2).listed == ""
+    assert (averages.listed, ways[1].listed) == ("mine", "mine") and not ways[1].bundled

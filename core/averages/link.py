@@ -120,7 +120,7 @@ def trace_link(
     there = View(view.measure, pos, layer, expert)
     if expert is None:
         there = replace(there, site=view.site, window=view.window)
-    return Link(replace(view.asked, fact=fact), there, bundled)
+    return Link(replace(view.asked, fact=fact), there, bundled, listed=view.facts.stored)
 
 
 def _min_drop(read: Reader, params: Mapping[str, str]) -> float | None:

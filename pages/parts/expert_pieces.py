@@ -61,7 +61,7 @@ class Shown:
     def trace(self, fact: Fact, pos: int | None) -> Link:
         """A fact as a question to the Trace page, with this expert marked at `pos`."""
         view = View(measure="rescue", pos=pos, layer=self.layer, expert=self.expert)
-        return Link(self.view.trace(fact), view, bundled=base.is_bundled(fact))
+        return Link(self.view.trace(fact), view, base.is_bundled(fact), listed=self.view.facts.stored)
 
     def trace_address(self, fact: Fact, pos: int | None) -> str:
         """The address of that."""

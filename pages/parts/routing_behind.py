@@ -8,6 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from core.derived import DerivedResult
+from core.links import Link
+from core.prompt_forms import DIRECT
 from core.requests import Fact
 from core.results import expert_name
 from core.roles import ALL
@@ -170,8 +172,17 @@ def _list(shown: Shown, table: pd.DataFrame) -> None:
 
 
 def _address(shown: Shown, fact: Fact, pos: int) -> str:
-    link = routing_state.trace_link(shown.view, fact, pos=int(pos), layer=shown.layer, expert=shown.view.expert)
-    return study_state.trace_address(link)
+    return study_state.trace_address(link(shown, fact, pos))
+
+
+def link(shown: Shown, fact: Fact, pos: int) -> Link:
+    """The fact on the Trace page, at the position, the expert marked."""
+    view = shown.view
+    chosen = view.b if shown.which == "b" and view.b is not None else view.a
+    listed = chosen.facts.stored if chosen.form == DIRECT else ""  # in another form it is no fact of the list
+    return routing_state.trace_link(
+        view, fact, pos=int(pos), layer=shown.layer, expert=view.expert, listed=listed
+    )  # fmt: skip
 
 
 def _one(shown: Shown, top: pd.DataFrame) -> None:
@@ -184,5 +195,4 @@ def _one(shown: Shown, top: pd.DataFrame) -> None:
     fact = shown.result.request.facts[int(row.place)]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"{text.plain(fact.text)} → **{text.plain(fact.true)}**", width="content")
-        link = routing_state.trace_link(shown.view, fact, pos=int(row.pos), layer=shown.layer, expert=shown.view.expert)
-        study_state.trace_link(link)
+        study_state.trace_link(link(shown, fact, row.pos))

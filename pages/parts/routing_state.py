@@ -104,10 +104,13 @@ def name_of(chosen: PromptSet) -> str:
     return f"{source}facts of {of}{more}{form}"
 
 
-def trace_link(view: RoutingView, fact: Fact, *, pos: int | None, layer: int | None, expert: int | None) -> Link:
-    """The fact as a question to the Trace page with this page's settings, at a cell."""
+def trace_link(
+    view: RoutingView, fact: Fact, *, pos: int | None, layer: int | None, expert: int | None, listed: str = ""
+) -> Link:
+    """The fact as a question to the Trace page with this page's settings, at a cell. `listed`: the stored list that
+    has it."""
     shown = View(pos=pos, layer=layer, expert=expert if layer is not None else None)
-    return Link(view.trace(fact), shown, base.is_bundled(fact))
+    return Link(view.trace(fact), shown, base.is_bundled(fact), listed=listed)
 
 
 def expert_view(view: RoutingView, layer: int, expert: int) -> ExpertView:
