@@ -15,10 +15,12 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from altair.utils import schemapi
 
 from .embedding import bundle, in_script
 from .palette import Palette
+from .remembered import remembered
 
 FONT = '"Source Sans", "Source Sans Pro", "Segoe UI", "Helvetica Neue", Arial, sans-serif'
 CANVAS_MARKS = 2000
@@ -34,8 +36,9 @@ class Picture:
     marks: int
 
     def for_page(self) -> dict[str, Any]:
-        """The spec with data frames as data sets, as Streamlit takes it."""
-        return self.spec | {"datasets": self.tables}
+        """The spec with its data sets as Arrow streams, as Streamlit takes them (and itself makes of data frames, for
+        each run anew)."""
+        return self.spec | {"datasets": {name: arrow(table) for name, table in self.tables.items()}}
 
     def marked(self, selected: dict[str, int] | None, **overlays: pd.DataFrame | None) -> Picture:
         """The same with one mark selected from the start (fields of the chart's one selection; None: none), and with
@@ -117,6 +120,19 @@ class Tables(dict[str, pd.DataFrame]):
         name = name or f"table{len(self)}"
         self[name] = table
         return alt.NamedData(name=name)
+
+
+@remembered
+def arrow(table: pd.DataFrame) -> bytes | pd.DataFrame:
+    """A table as an Arrow stream; as it is where Arrow has no type for a column (Streamlit then makes it text)."""
+    try:
+        content = pa.Table.from_pandas(table)
+    except (pa.ArrowException, OverflowError):
+        return table
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, content.schema) as stream:
+        stream.write_table(content)
+    return sink.getvalue().to_pybytes()
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
