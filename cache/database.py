@@ -6,6 +6,7 @@ Knows files, locks and when to migrate; not what is in the tables. Everything ra
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 import duckdb
 
-from core.errors import StoreError
+from core.errors import StoreBusy, StoreError
 
 from . import faults
 from .lending import AWAY, Lender, patiently
@@ -144,6 +145,10 @@ class Database:
                 cursor.close()
                 self._disconnect()  # writes the log into the old file, so that none is left beside the new one
                 os.replace(fresh, self.path)
+            except FileNotFoundError as error:  # see `_open_current`
+                raise StoreBusy(
+                    f"The store {self.path} was not made smaller: another process began to use it.", "Try again later."
+                ) from error
             except (duckdb.Error, OSError) as error:
                 self._disconnect()
                 raise self._fault(error, connection) from error
@@ -223,7 +228,7 @@ class Database:
                     _make_folder(self.path)
                     if not self.path.exists():
                         _create(self.path)
-                    self._connection = _open_file(self.path)
+                    self._connection = _open_current(self.path)
                 except (duckdb.Error, OSError) as error:
                     raise self._fault(error, None) from error
             return self._connection
@@ -258,6 +263,22 @@ def _transaction(cursor: Cursor, work: Callable[[Cursor], T]) -> T:
             cursor.execute("ROLLBACK")
         raise
     return result
+
+
+def _open_current(path: Path) -> duckdb.DuckDBPyConnection:
+    """Open the file that bears the name, and see to it that it still does: a process that compacts closes it for the
+    moment before it puts its copy in its place, and what was written to the old one then would be lost. So whoever
+    opens it takes the copy away, and the other gives up; or the copy is there already, and is opened instead. Copies
+    of processes that were killed go in the same way.
+    """
+    while True:
+        before = os.stat(path)
+        connection = _open_file(path)
+        for copy in path.parent.glob(f"{glob.escape(path.name)}.compact-*"):
+            _remove(copy)
+        if os.path.samestat(before, os.stat(path)):
+            return connection
+        connection.close()
 
 
 def _open_file(path: Path) -> duckdb.DuckDBPyConnection:

@@ -19,12 +19,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-import duckdb  # noqa: E402
+import old_stores  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
 import core.facts  # noqa: E402
-from cache import Store, migrations  # noqa: E402
+from cache import Store  # noqa: E402
 from cache.studies import Studies  # noqa: E402
 from core.identity import remember_identity  # noqa: E402
 from core.models import load_model  # noqa: E402
@@ -38,7 +38,7 @@ from core.tables import write_file, write_table  # noqa: E402
 from core.trace import from_store, trace_many  # noqa: E402
 
 FACTS = 12
-LIMIT = 1_500_000
+LIMIT = 600_000
 """Bytes that the store of the eviction may keep: a few answers."""
 
 KINDS = ("trace", "evict", "study", "migrate", "export")
@@ -56,7 +56,7 @@ class Crashes:
         self.rng = random.Random(seed)
         self.said: dict[str, list[str]] = {kind: [] for kind in KINDS}
         fork(lambda: create(Studies(self.path("study")), "killed", preset("demo", n=200), core.facts.bundled()))
-        fork(lambda: make_old(self.path("old")))
+        fork(lambda: old_stores.make(self.path("old"), 1))
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.duckdb"
@@ -76,6 +76,8 @@ class Crashes:
             for number in order:
                 trace_many(self.model, [self.requests[number]], store=store, progress=beat)
                 say(str(number))
+                if limit is not None and number % 3 == 0:  # also while the whole file is written anew
+                    store.compact()
 
     def study(self, say: Callable[[str], None], beat: Progress) -> None:
         studies = Studies(self.path("study"))
@@ -145,6 +147,7 @@ class Crashes:
     def check_evict(self) -> None:
         with Store.open(self.path("evict")) as store:
             assert store.contents_bytes() <= LIMIT
+            assert not list(self.folder.glob("evict*.compact-*"))
             if self.said["evict"]:
                 latest = int(self.said["evict"][-1])
                 self._whole(from_store(store, self.requests[latest]), latest)
@@ -167,8 +170,7 @@ class Crashes:
         if not path.exists():
             return
         with Store.open(path) as store:
-            assert store.get_manifest("key") == {"runs": ["run"]} and store.limit == 12345
-            assert store.get_run("run").payload == b"\x00abc"
+            old_stores.assert_the_first_traces(path, store)
 
     def check_export(self) -> None:
         table, archive = self.folder / "table.parquet", self.folder / "study.zip"
@@ -193,17 +195,6 @@ class Beat(Progress):
 
 def send(pipe: int, text: str) -> None:
     os.write(pipe, text.encode())
-
-
-def make_old(path: Path) -> None:
-    """A store of the first schema."""
-    with duckdb.connect(str(path)) as old:
-        migrations.migrate(old.cursor(), upto=1)
-        old.execute("INSERT INTO runs VALUES (10, 'run', 'old model', 9, '{\"draw\": 0}', 3, 10)")
-        old.execute("CREATE TABLE shelf_9 (run BIGINT, payload BLOB)")
-        old.execute("INSERT INTO shelf_9 VALUES (10, '\\x00abc'::BLOB)")
-        old.execute("INSERT INTO manifests VALUES (12, 'key', 'old model', '{\"runs\": [\"run\"]}', 7, 12)")
-        old.execute("INSERT INTO settings VALUES ('limit_bytes', '12345')")
 
 
 def forked(work: Callable[[], None]) -> int:

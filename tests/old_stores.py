@@ -3,6 +3,7 @@ step brought filled in by plain SQL, as the versions of then did it (see tests/o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import zlib
@@ -10,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
+import pandas as pd
 import pyarrow.parquet as pq
 
-from cache import migrations
+from cache import Store, migrations
+from cache.holdings import Holdings
+from core.stored import StoredDesk
+from core.trace import recalled
 
 KEPT = Path(__file__).parent / "old"
 ANSWERS = json.loads((KEPT / "1_answers.json").read_text("utf-8"))
@@ -80,3 +85,29 @@ def make(path: Path, schema: int) -> None:
         for number in range(2, schema + 1):
             assert migrations.migrate(cursor, upto=number) == [number]
             BROUGHT[number](cursor)
+
+
+def plain(table: pd.DataFrame) -> list[list]:
+    """The cells as JSON has them, missing ones as None."""
+    return [[None if pd.isna(cell) else cell for cell in row] for row in table.astype(object).to_numpy().tolist()]
+
+
+def assert_the_first_traces(path: Path, store: Store) -> None:
+    """Tables, activations, verdicts and limit are those that the version which wrote them gave, bit for bit."""
+    traces = StoredDesk(Holdings(path), store, lambda: None).traces()
+    held = [trace for trace in traces if not trace.imported]
+    assert [trace.whole for trace in held] == [True, True]
+    results = [recalled(store, trace.request, store.get_manifest(trace.key)) for trace in held]
+    assert [(result.request.draws, result.request.experts) for result in results] == [(1, "none"), (2, "last")]
+    for result, said in zip(reversed(results), ANSWERS["traces"], strict=True):
+        assert result.drop == said["drop"]
+        for name in ("frame", "routing", "next_tokens", "runs"):
+            table, columns = getattr(result, name), [c for c in said[name]["columns"] if c != "near_tie"]
+            wanted = pd.DataFrame(said[name]["rows"], columns=said[name]["columns"], dtype=object)
+            assert plain(table[columns]) == plain(wanted[columns])
+        assert result.routing.near_tie.isna().all() and result.frame.direct.isna().all()  # unknown then
+    for key, digest in ANSWERS["payloads"].items():
+        assert hashlib.sha256(store.get_run(key).payload).hexdigest() == digest
+    for key, verdict in ANSWERS["verdicts"].items():
+        assert store.get_verdict(key) == verdict
+    assert store.limit == ANSWERS["limit_bytes"]

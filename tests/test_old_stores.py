@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import zipfile
@@ -11,7 +10,18 @@ import duckdb
 import old_stores
 import pandas as pd
 import pytest
-from old_stores import ANSWERS, BROUGHT, DERIVED, KEPT, LABEL, LIST, LIST_FACTS, STUDY
+from old_stores import (
+    ANSWERS,
+    BROUGHT,
+    DERIVED,
+    KEPT,
+    LABEL,
+    LIST,
+    LIST_FACTS,
+    STUDY,
+    assert_the_first_traces,
+    plain,
+)
 
 from cache import Store, migrations
 from cache.fact_lists import FactLists
@@ -36,32 +46,6 @@ def opened(tmp_path, request):
         assert migrations.applied(before.cursor()) == list(range(1, request.param + 1))
     with Store.open(path) as store:
         yield path, store
-
-
-def plain(table: pd.DataFrame) -> list[list]:
-    """The cells as JSON has them, missing ones as None."""
-    return [[None if pd.isna(cell) else cell for cell in row] for row in table.astype(object).to_numpy().tolist()]
-
-
-def assert_the_first_traces(path, store) -> None:
-    """Tables, activations, verdicts and limit are those that the version which wrote them gave, bit for bit."""
-    traces = StoredDesk(Holdings(path), store, lambda: None).traces()
-    held = [trace for trace in traces if not trace.imported]
-    assert [trace.whole for trace in held] == [True, True]
-    results = [recalled(store, trace.request, store.get_manifest(trace.key)) for trace in held]
-    assert [(result.request.draws, result.request.experts) for result in results] == [(1, "none"), (2, "last")]
-    for result, said in zip(reversed(results), ANSWERS["traces"], strict=True):
-        assert result.drop == said["drop"]
-        for name in ("frame", "routing", "next_tokens", "runs"):
-            table, columns = getattr(result, name), [c for c in said[name]["columns"] if c != "near_tie"]
-            wanted = pd.DataFrame(said[name]["rows"], columns=said[name]["columns"], dtype=object)
-            assert plain(table[columns]) == plain(wanted[columns])
-        assert result.routing.near_tie.isna().all() and result.frame.direct.isna().all()  # unknown then
-    for key, digest in ANSWERS["payloads"].items():
-        assert hashlib.sha256(store.get_run(key).payload).hexdigest() == digest
-    for key, verdict in ANSWERS["verdicts"].items():
-        assert store.get_verdict(key) == verdict
-    assert store.limit == ANSWERS["limit_bytes"]
 
 
 def assert_schema_2(path, store) -> None:

@@ -14,8 +14,8 @@ import duckdb
 import pytest
 from store_values import MODEL, answer, parts_there, payload, rows, same
 
-from cache import Store, faults, migrations
-from core.errors import ExpertScopeError, StoreError
+from cache import Store, database, faults, migrations
+from core.errors import ExpertScopeError, StoreBusy, StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -144,6 +144,69 @@ def test_killed_while_making_the_file_leaves_none_behind(path):
     assert process.returncode == -signal.SIGKILL and not path.exists()
     with Store.open(path) as store:
         assert len(store.usage()) == 0
+
+
+def test_the_copy_of_a_process_that_was_killed_while_compacting_goes(path):
+    code = """
+        import os, signal, sys
+        from cache import Store, database
+        from store_values import MODEL, answer
+        store = Store.open(sys.argv[1])
+        store.write(model=MODEL, **answer("a"))
+        database.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        store.compact()
+    """
+    assert python(code, path).wait(60) == -signal.SIGKILL
+    assert any(".compact-" in file.name for file in path.parent.iterdir())
+    with Store.open(path) as store:
+        assert parts_there(store, "a") == [True] * 5
+        assert not any(".compact-" in file.name for file in path.parent.iterdir())
+
+
+def test_what_another_process_writes_in_the_moment_of_compacting_is_kept(path, monkeypatch):
+    code = """
+        import sys
+        from cache import Store
+        from store_values import MODEL, answer
+        with Store.open(sys.argv[1]) as store:
+            store.write(model=MODEL, **answer("theirs"))
+    """
+    replace = os.replace
+
+    def late(*names):
+        assert python(code, path).wait(60) == 0
+        replace(*names)
+
+    with Store.open(path) as store:
+        store.write(model=MODEL, **answer("ours"))
+        with monkeypatch.context() as patched:
+            patched.setattr(database.os, "replace", late)
+            with pytest.raises(StoreBusy, match="another process began to use it"):
+                store.compact()
+        assert parts_there(store, "ours") == parts_there(store, "theirs") == [True] * 5
+        store.compact()
+        assert parts_there(store, "ours") == parts_there(store, "theirs") == [True] * 5
+    assert [file.name for file in path.parent.iterdir()] == ["store.duckdb"]
+
+
+def test_a_file_that_was_replaced_while_it_was_opened_is_opened_anew(path, monkeypatch):
+    for name in ("old", "new"):
+        with Store.open(path.with_name(f"{name}.duckdb")) as store:
+            store.write(model=MODEL, **answer(name))
+    os.rename(path.with_name("old.duckdb"), path)
+    opened = database._open_file
+    turns = []
+
+    def slowly(file):
+        connection = opened(file)
+        if not turns:
+            os.replace(path.with_name("new.duckdb"), path)
+        turns.append(file)
+        return connection
+
+    monkeypatch.setattr(database, "_open_file", slowly)
+    with Store.open(path) as store:
+        assert len(turns) == 2 and parts_there(store, "new") == [True] * 5
 
 
 # -- schemas ---------------------------------------------------------------------------------------------------------
