@@ -62,6 +62,13 @@ class Edit:
     scale: float = 1.0
 
 
+@dataclass
+class _Again:
+    """`now`: an edit runs the block once more, on tokens of its own; nothing is to be changed in that."""
+
+    now: bool = False
+
+
 @contextlib.contextmanager
 def edited(
     parts: Parts | None, edits: Sequence[Edit], locate: Callable[[Edit], int], kept: torch.Tensor | None = None
@@ -75,6 +82,7 @@ def edited(
         yield
         return
     assert parts is not None
+    again = _Again()
     with contextlib.ExitStack() as stack:
         written = [e for e in edits if e.site == ATTENTION]
         if written:
@@ -83,11 +91,11 @@ def edited(
         on_block = [e for e in edits if e.site == MOE]
         if on_block:
             assert parts.block is not None
-            stack.enter_context(_block_edited(parts, on_block, locate, kept))
+            stack.enter_context(_block_edited(parts, on_block, locate, kept, again))
         masked = _placed([e for e in edits if e.site == ROUTER], locate, kept)
         if masked:
             assert parts.block is not None
-            stack.enter_context(_during(parts.block.router, _MaskedTopK(masked, parts.n_experts)))
+            stack.enter_context(_during(parts.block.router, _MaskedTopK(masked, parts.n_experts, again)))
         yield
 
 
@@ -143,7 +151,7 @@ def _placed(
 
 @contextlib.contextmanager
 def _block_edited(
-    parts: Parts, edits: Sequence[Edit], locate: Callable[[Edit], int], kept: torch.Tensor | None
+    parts: Parts, edits: Sequence[Edit], locate: Callable[[Edit], int], kept: torch.Tensor | None, again: _Again
 ) -> Iterator[None]:
     """Changes y where it is (see `Block.changing`): first what depends on the call's own contributions, then the rest.
 
@@ -169,14 +177,17 @@ def _block_edited(
             return None
         seen["done"] = True
         if own:
+            again.now = True
             y = _with_own(parts, own, [row if inside else locate(edit) for edit, row in own], y, seen)
+            again.now = False
         return y if write is None else write(y)
 
     handles = block.changing(change)
     if own:
         handles += block.pattern.listen(block, routed)
         handles.append(block.module.register_forward_pre_hook(block_called, with_kwargs=True))
-    handles += block.silencing([locate(edit) for edit in given if edit.restore])  # written into the other part already
+    silent = [locate(edit) for edit in given if edit.restore]  # written into the other part already
+    handles += block.silencing(silent, unless=lambda: again.now)
     with hooks(*handles):
         yield
 
@@ -228,8 +239,9 @@ def _during(module: torch.nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
 class _MaskedTopK(TorchFunctionMode):
     """Masks experts in the tensor that the router's top-k selects from, for single tokens; the scores stay."""
 
-    def __init__(self, placed: Sequence[tuple[Edit, int]], width: int) -> None:
+    def __init__(self, placed: Sequence[tuple[Edit, int]], width: int, again: _Again) -> None:
         super().__init__()
+        self._again = again
         pairs = [(row, int(expert)) for edit, row in placed for expert in edit.experts]
         self._rows = torch.tensor([row for row, _ in pairs])
         self._experts = torch.tensor([expert for _, expert in pairs])
@@ -237,7 +249,7 @@ class _MaskedTopK(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's signature
         kwargs = dict(kwargs or {})
-        if func in (torch.topk, torch.Tensor.topk):
+        if func in (torch.topk, torch.Tensor.topk) and not self._again.now:
             scores = args[0] if args else kwargs["input"]
             if scores.shape[-1] == self._width:
                 masked = scores.reshape(-1, self._width).clone()

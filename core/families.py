@@ -135,10 +135,13 @@ class Block:
             return [self.norm.register_forward_pre_hook(before)]
         return [self.module.register_forward_hook(behind)]
 
-    def silencing(self, tokens: Sequence[int]) -> list[Any]:
-        """Register hooks that put zeros in the place of what `beside` puts out at some tokens of the call."""
+    def silencing(self, tokens: Sequence[int], *, unless: Callable[[], bool] = lambda: False) -> list[Any]:
+        """Register hooks that put zeros in the place of what `beside` puts out at some tokens of the call; a call
+        during which `unless()` holds is left alone."""
 
         def silent(module, args, output):  # noqa: ANN001, ANN202 - a torch hook
+            if unless():
+                return output
             flat = output.reshape(-1, output.shape[-1]).clone()
             flat[list(tokens)] = 0
             return flat.view(output.shape)

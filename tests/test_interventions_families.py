@@ -187,6 +187,25 @@ def test_zero_knockout_of_the_shared_expert(case: Case) -> None:
     assert (wanted[0] - case.forward(CLEAN)).abs().max() > 0.01
 
 
+def test_knockouts_beside_patches_that_change_the_same_block(case: Case) -> None:
+    """To take out a contribution the block may be run once more; neither that run nor the others' rows are changed by
+    what other rows of the call do to the block: here they write its output, and mask its router."""
+    layer = case.moe[-1]
+    (expert,) = case.routed(CLEAN, layer, LAST)[:1]
+    shared = (SHARED,) if case.model.structure.has_shared else ()
+    own = Step("moe", layer, (LAST,), "add", Own((expert, *shared)))
+    early = Step("attention", 0, (1,), "restore", Value(CLEAN))  # changes nothing; all rows run through all layers
+    noised = Step("moe", layer, ALL[2:], "restore", Value(CORRUPT))
+    patches = [Patch(CLEAN, (early, own)), Patch(CLEAN, (early, noised))]
+    if case.model.structure.reroutable:
+        patches += [Patch(CLEAN, (early, Step("router", layer, ALL[2:], "mask", Masked((expert,)))))]
+    together = case.sweep(*patches)
+    agrees(together, torch.cat([case.sweep(patch) for patch in patches]))
+    y, kept = case.naive.y[CLEAN][layer][LAST], case.naive.output(CLEAN, layer, expert)[LAST]
+    rest = case.naive.output(CLEAN, layer, None)[LAST] if not shared else 0 * kept
+    agrees(together[0], case.forward(CLEAN, *case.naive.blocks[layer].writing(LAST, y - kept + rest)))
+
+
 def test_knocking_out_where_another_layer_is_patched_takes_out_what_is_computed_there(case: Case) -> None:
     low, high = case.moe[0], case.moe[-1]
     (expert,) = case.routed(CLEAN, high, LAST)[:1]
