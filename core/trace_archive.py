@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from .answers import assemble
 from .errors import ExpertScopeError, InputError
@@ -32,8 +33,9 @@ MAX_LABEL = 120
 IMPORTED = "imported"
 """What a manifest that came from a file has: when."""
 _HEAD, _ROWS, _ROUTING = "traces.json", "rows.parquet", "routing.parquet"
-_MOST_BYTES = 4 * 2**30  # unpacked, in all
+_MOST_BYTES = 2**29  # unpacked, in all
 _MOST_HEAD = 256 * 2**20
+_MOST_ROWS = 5_000_000  # of a table: a few bytes of Parquet can stand for any number of rows
 _KINDS = {"clean", "corrupt", "layer", "expert", "shared"}
 
 
@@ -107,9 +109,15 @@ def _read(content: bytes) -> tuple[dict[str, Any], list[pd.DataFrame], list[pd.D
         head = json.loads(archive.read(_HEAD).decode("utf-8"))
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise _refused("it was written by another version, or holds no traces")
-        routing = _split(pd.read_parquet(io.BytesIO(archive.read(_ROUTING))), "run", len(head["runs"]))
-        rows = _split(pd.read_parquet(io.BytesIO(archive.read(_ROWS))), "row_set", len(head["rows"]))
+        routing = _split(_table(archive.read(_ROUTING)), "run", len(head["runs"]))
+        rows = _split(_table(archive.read(_ROWS)), "row_set", len(head["rows"]))
     return head, routing, rows
+
+
+def _table(content: bytes) -> pd.DataFrame:
+    if pq.read_metadata(io.BytesIO(content)).num_rows > _MOST_ROWS:
+        raise _refused("it is too large")
+    return pd.read_parquet(io.BytesIO(content))
 
 
 def _parcels(

@@ -16,7 +16,7 @@ from store_values import MODEL, answer, payload, routing
 
 from cache import Store
 from cache.holdings import Holdings
-from core import facts
+from core import facts, trace_archive
 from core.derived import derive
 from core.errors import InputError, StoreError
 from core.identity import remember_identity
@@ -316,6 +316,14 @@ def test_a_file_larger_than_the_store_is_refused(packed, tmp_path):
     with Store.open(tmp_path / "other.duckdb", limit_bytes=1000) as other:
         with pytest.raises(InputError, match="more than the store's limit"):
             StoredDesk(Holdings(other.path), other, lambda: None).import_file(packed)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_MOST_BYTES", 1000), ("_MOST_ROWS", 100)])
+def test_a_file_that_unpacks_to_too_much_is_refused(packed, monkeypatch, limit, value):
+    assert unpack(packed)
+    monkeypatch.setattr(trace_archive, limit, value)
+    with pytest.raises(InputError, match="it is too large"):
+        unpack(packed)
 
 
 def test_evicted_traces_are_left_out_of_a_file(desk, store, traced):
