@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from . import script
+from .cli_lists import LIST
 from .fact_sets import BUNDLED
 from .library_link import LibraryView
 from .requests import TraceRequest
@@ -23,16 +24,8 @@ MODELS = Script("python -m core models", "")
 
 def of_facts(view: LibraryView) -> Script:
     """The facts that the view lists: those of its list that relation and search leave."""
-    if view.source == BUNDLED:
-        lines = ["from core import facts", "", "known = facts.bundled()"]
-    else:
-        lines = [
-            "from cache.fact_lists import FactLists",
-            "from core import facts",
-            "from core.fact_lists import FactListDesk",
-            "",
-            f"known = FactListDesk(FactLists()).get({view.source!r})",
-        ]
+    source = BUNDLED if view.source == BUNDLED else f"{LIST}{view.source}"
+    lines = ["from core import facts", "from core.cli_lists import facts_of", "", f"known = facts_of({source!r})"]
     how = f"{view.search!r}, relation={view.relation!r}, limit=None, everywhere=True"
     lines += [f"found = facts.search(known, {how})", "for fact in found:", "    print(fact)"]
     return Script("", "\n".join(lines) + "\n")

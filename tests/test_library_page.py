@@ -418,7 +418,7 @@ def test_a_study_can_be_made_of_a_stored_list(bench, words, monkeypatch):
     assert widget(page.selectbox, "List of facts").value == "words" and "14 facts, 3 relations." in said(page)
     ran(button(page, "Start the study").click())
     ((_, settings, listed),) = begun
-    assert listed == WORDS and settings.facts == "words.jsonl" and settings.preset == "paper"
+    assert listed == WORDS and settings.facts == "list:words" and settings.preset == "paper"
 
 
 def test_a_model_is_loaded_shown_and_unloaded(bench):

@@ -9,7 +9,6 @@ import dataclasses
 import shlex
 from typing import Any
 
-from ..fact_sets import BUNDLED
 from ..requests import OBJECT_TOKENS, SPECIAL_TOKENS
 from .settings import StudySettings, preset
 
@@ -121,13 +120,13 @@ def python(settings: StudySettings, name: str) -> str:
         if option.name not in ("preset", "model") and getattr(settings, option.name) != getattr(base, option.name)
     }
     more = "".join(f", {option}={value!r}" for option, value in changed.items())
-    known = "facts.bundled()" if settings.facts == BUNDLED else f"facts.read({settings.facts!r})"
     lines = [
         "from dataclasses import asdict",
         "",
         "import core",
         "from cache.studies import Studies",
-        "from core import ModelSpec, facts",
+        "from core import ModelSpec",
+        "from core.cli_lists import facts_of",
         "from core.study.data import create, load",
         "from core.study.run import run",
         "from core.study.settings import preset",
@@ -135,7 +134,7 @@ def python(settings: StudySettings, name: str) -> str:
         "",
         f"settings = preset({settings.preset!r}, model=ModelSpec({given}){more})",
         "studies = Studies()",
-        f"create(studies, {name!r}, settings, {known})",
+        f"create(studies, {name!r}, settings, facts_of({settings.facts!r}))",
         f"run(studies, core.load_model(**asdict(settings.model)), {name!r})",
         f"print(overview(load(studies, {name!r})))",
     ]

@@ -11,13 +11,14 @@ from typing import Any
 import streamlit as st
 
 from core import facts
+from core.cli_lists import LIST
 from core.errors import ExpertScopeError, InputError
 from core.requests import Fact, ModelSpec
 from core.study.cases import CASE_SETS, SCAN
 from core.study.explain import CHOICES, GROUPS, HELP, PRESET_WORDS
 from core.study.settings import BUNDLED, PRESETS, StudySettings, preset
 
-from . import address, base, downloads, library_lists, model_panel, study_state, text
+from . import address, base, library_lists, model_panel, study_state, text
 
 ALWAYS = ("n", "seed")
 """Settings that stand in the open; the others are in the expanders."""
@@ -161,11 +162,11 @@ def _facts(problem: tuple[str, str] | None) -> tuple[str | None, list[Fact] | No
 
 
 def _stored(names: list[str]) -> tuple[list[Fact] | None, str | None]:
-    """A list of the Library, named as the file that it is exported to: so the command line can be given it."""
+    """A list of the Library, named as the command line names it."""
     key = address.key("study list")
     chosen = st.selectbox("List of facts", names, key=key, label_visibility="collapsed")
     try:
-        return list(base.workbench().fact_lists.get(chosen)), f"{downloads.study_stem(chosen)}.jsonl"
+        return list(base.workbench().fact_lists.get(chosen)), f"{LIST}{chosen}"
     except ExpertScopeError as error:
         st.error(text.error(error))
         return None, None

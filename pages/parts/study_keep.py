@@ -6,6 +6,7 @@ import functools
 
 import streamlit as st
 
+from core.cli_lists import LIST
 from core.fact_sets import BUNDLED
 from core.study import explain
 from core.study.desk import StudyDesk, StudyStatus
@@ -52,9 +53,8 @@ def draw(status: StudyStatus) -> None:
 def _script(status: StudyStatus) -> None:
     """The same study again, under another name: this one's is taken."""
     settings, name = StudySettings.from_dict(status.settings), explain.again(status.name)
-    if settings.facts != BUNDLED:
-        said = text.plain(settings.facts)
-        st.caption(f"Its facts are those of {said}: give the path of that file, or export the list from the Library.")
+    if settings.facts != BUNDLED and not settings.facts.startswith(LIST):
+        st.caption(f"Its facts are those of the file {text.plain(settings.facts)}: give the path where it lies.")
     st.caption("The same study on the command line, in the project's folder:")
     st.code(explain.command(settings, name), language="bash", wrap_lines=True)
     st.caption("The same study in Python:")
