@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,15 @@ def test_the_level_is_a_setting(log):
         logger.warning("b")
         logs.event(logger, "c")
         assert len(stream.getvalue().splitlines()) == expected
+
+
+def test_the_server_is_for_this_machine_alone_unless_told_otherwise():
+    """Nothing in the configuration opens it, and what Streamlit guards by itself stays guarded."""
+    root = Path(__file__).resolve().parent.parent
+    config = tomllib.loads((root / ".streamlit" / "config.toml").read_text("utf-8"))
+    assert config["server"]["address"] == "127.0.0.1"
+    assert config["server"]["maxUploadSize"] == 50
+    assert config["client"]["showErrorDetails"] == "none"
+    assert not {"enableXsrfProtection", "enableCORS", "enableStaticServing"} & set(config["server"])
+    (run,) = re.findall(r"serve\.py (.*)", (root / "Makefile").read_text("utf-8"))
+    assert "--server.address 127.0.0.1" in run
