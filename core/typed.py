@@ -70,7 +70,9 @@ def live(
             return None
 
     span = attempt(subject_span, fact)
+    met = len(problems)
     attempt(check_objects, fact)
+    objects_wrong = len(problems) > met
     ids, spans, special, tokens, subject = (), (), (), (), ()
     if fact.text.strip():
         ids, spans, special = attempt(encode, tokenizer, fact.text, special_tokens=special_tokens) or ((), (), ())
@@ -83,7 +85,7 @@ def live(
     for role, value in (("true", fact.true), ("foil", fact.foil)):
         if ids and value and value.strip() and not (role == "foil" and fact.foil_auto):
             objects[role] = attempt(object_token, tokenizer, fact.text, value, role=role, **options)
-    if objects["true"] and objects["foil"]:
+    if objects["true"] and objects["foil"] and not objects_wrong:  # equal objects begin alike, too
         attempt(check_distinct, fact, objects["true"], objects["foil"])
     prepared = None
     if not problems:

@@ -420,6 +420,11 @@ def test_live_tokenisation_shows_what_there_is():
     assert first.true.pieces == (" New", " York") and first.prepared is not None
 
 
+def test_equal_objects_are_one_problem():
+    (problem,) = live(tokenizer("no_prefix_space"), fact(true="Rome", foil="Rome")).problems
+    assert "the same" in problem.what
+
+
 def test_live_tokenisation_of_nothing():
     shown = live(tokenizer("no_prefix_space"), Fact("", "", "", ""))
     assert shown.tokens == () and {p.field for p in shown.problems} == {"prompt", "true"}

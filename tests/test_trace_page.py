@@ -13,16 +13,18 @@ import pytest
 from fake_cells import fake_answer
 from fake_results import FRANCE, fake_result
 from streamlit.testing.v1 import AppTest
+from transformers import AutoTokenizer
 
 from core import expert_link, views
 from core.derived import DerivedRequest
 from core.errors import InputError, ModelError
 from core.jobs import JobRegistry
 from core.links import View, to_query
+from core.prompts import prepare
 from core.requests import Fact, TraceRequest
 from core.workbench import Engine, StoreStatus, Workbench
 from pages.parts import base, pictures
-from pages.parts.text import probability
+from pages.parts.text import error, probability
 
 WAIT = 10.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -155,6 +157,23 @@ def test_a_corruption_that_helps_is_no_rounding(bench, engine):
     words = re.sub(r"\\(.)", r"\1", shown(finished(opened(), bench)))
     assert "takes nothing away" in words and "drop −2.00 is below 0.5" in words
     assert "within rounding of this model" not in words
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"foil": None}, "below a typed fact's objects"),
+        ({"true": "Quetzalcoatlus"}, "“First token of a longer object” under Tokens"),
+        ({"prompt": "France, oh France is"}, "(occurrence 1 to 2)"),
+    ],
+)
+def test_a_message_on_a_page_names_no_option_of_the_command_line(changes, place):
+    tokenizer = AutoTokenizer.from_pretrained(APP.parent / "demo" / "model")
+    with pytest.raises(InputError) as caught:
+        prepare(tokenizer, dataclasses.replace(FRANCE, **changes))
+    assert "--" in str(caught.value)
+    said = re.sub(r"\\(.)", r"\1", error(caught.value))
+    assert place in said and "--" not in said
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.0, "0.000"), (1e-5, "<0.001"), (0.0016, "0.002"), (0.5, "0.500"),

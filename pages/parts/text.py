@@ -11,6 +11,13 @@ from core.errors import ExpertScopeError
 from core.views import visible
 
 _CAUTION = "#c2570c"
+_ON_PAGES = {
+    "--foil auto": "the switch below a typed fact's objects",
+    "--first-token": "“First token of a longer object” under Tokens in the sidebar",
+    "--occurrence": "occurrence",
+    "--replacement": "“Other subject” in the sidebar",
+}
+"""An option that a message names → where that is on a page."""
 _MARK = "background:rgba(33,102,172,.18);border-bottom:2px solid #3f83c4;border-radius:4px;padding:.05em .25em"
 
 
@@ -26,7 +33,10 @@ def plain(text: str) -> str:
 
 def error(problem: ExpertScopeError) -> str:
     """What happened, and what to do next, as Markdown."""
-    return plain(problem.what) + (f"  \n{plain(problem.next)}" if problem.next else "")
+    step = problem.next
+    for option, place in _ON_PAGES.items():
+        step = step.replace(option, place)
+    return plain(problem.what) + (f"  \n{plain(step)}" if step else "")
 
 
 def marked_prompt(text: str, span: tuple[int, int] | None) -> str:
