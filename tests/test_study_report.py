@@ -21,6 +21,7 @@ from core import palette, stats
 from core.requests import Fact
 from core.study import figures, findings, published, report, tables, words
 from core.study import rows as table
+from core.study.text import overview
 
 QUICK = {
     "resamples": 200, "flips": 200, "noise": 3.0, "draws": 1, "min_clean_contrast": 1.0, "min_drop": 0.5,
@@ -322,6 +323,19 @@ def test_what_could_be_rounding_is_said_beside_the_figures(found, floor, single,
     if single:
         text = " ".join(Page(report.page(there, {})).text)
         assert text.count(single) == 2 and text.count("Means over") == (len(words.MEANS) if means else 0)
+
+
+def test_where_noise_does_not_reach_all_of_the_subject_the_verdict_says_so(rows, found):
+    there = findings.find(rows, QUICK, FUNNEL, name="one", provenance={"notes": ["The corruption is <partial>."]})
+    assert there.summary["cautions"] == [*found.summary["cautions"], "The corruption is <partial>."]
+    study = SimpleNamespace(
+        rows=table.table(rows), settings=SimpleNamespace(to_dict=lambda: QUICK, n=40), state="done",
+        funnel=SimpleNamespace(counts=FUNNEL), provenance=there.provenance,
+    )  # fmt: skip
+    assert "\nCaution: The corruption is <partial>.\n" in overview(study)
+    assert "The corruption is <partial>." in " ".join(Page(report.page(there, {})).text)
+    odd = findings.find(rows, QUICK, FUNNEL, name="one", provenance={"notes": "not a list"})
+    assert odd.summary["cautions"] == found.summary["cautions"]
 
 
 def evil_study(rows: pd.DataFrame, *, state: str = "done") -> SimpleNamespace:

@@ -46,6 +46,12 @@ class Findings:
         return self.summary["settings"]
 
 
+def notes(provenance: Mapping[str, Any]) -> list[str]:
+    """What has to be said of a study's numbers because of where they come from (`core.provenance`)."""
+    said = provenance.get("notes")
+    return [str(note) for note in said] if isinstance(said, list) else []
+
+
 def of_study(study: Study) -> Findings:
     """The findings of a study as it is now, finished or not."""
     return find(
@@ -72,6 +78,7 @@ def find(
     """The findings of rows under settings. `facts`: the kept ones by scan_index, for their prompts and objects."""
     analysis = analyse(rows, settings)
     summary = summarise(rows, settings, funnel, analysis=analysis)
+    summary["cautions"] = [*summary["cautions"], *notes(provenance or {})]
     found = tables(analysis, summary)
     if facts:
         table = found["facts"]

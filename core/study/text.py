@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .data import StudyData
+from .findings import notes
 from .scan import FUNNEL
 from .summary import summarise
 
@@ -32,7 +33,7 @@ def overview(study: StudyData) -> str:
     if study.state != "done":
         lines.append("The study is not finished: what follows is from what is there.")
     lines += ["", f"Verdict: {summary['verdict']}", *summary["verdict_words"]]
-    lines += [f"Caution: {line}" for line in summary["cautions"]]
+    lines += [f"Caution: {line}" for line in [*summary["cautions"], *notes(study.provenance)]]
     width = max(map(len, _ROWS.values()))
     lines += ["", f"{'rescue on validation':{width}}   mean      interval        positive  p (sign flip)    n"]
     for name, title in _ROWS.items():
