@@ -225,7 +225,7 @@ def test_missing_means_are_shown_as_missing():
     own = worlds.study(worlds.one_expert(n=24))
     found = findings.find(own[~own.kind.str.startswith("equal_norm")], QUICK, FUNNEL, name="x")
     picture = figures.figures(found.analysis, found.tables)["controls"]
-    assert [item["text"] for item in marks(picture, "text")].count("–") == 3, "the pair and its difference"
+    assert [item["text"] for item in marks(picture, "text")].count("– missing") == 3, "the pair and its difference"
     assert len(marks(picture, "symbol")) == len(found.tables["controls"]) - 3
 
 
