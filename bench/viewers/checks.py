@@ -30,7 +30,8 @@ ROUNDED = 1.1e-3
 def wrong(place: Place, screen: Screen, answers: Answers, known: tuple[Fact, ...]) -> list[str]:
     """What on the screen is not what belongs to the place; `known`: the bundled facts."""
     found = list(screen.problems)
-    if place.page != STUDY and (address := dict(parse_qsl(screen.query, keep_blank_values=True))) != place.query:
+    # the Study page's address is its viewer's affair, the Method page chooses its example itself
+    if place.page not in (STUDY, METHOD) and (address := dict(parse_qsl(screen.query, keep_blank_values=True))) != place.query:
         found.append(f"the address is {address}, not {place.query}")
     if found:
         return found

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -100,7 +100,7 @@ class Viewer:
         self.number, self._url, self._shared, self._random = number, url, shared, choose
         self._tab = Tab(url)
         self.place = Place(TRACE)
-        self._back: list[tuple[Place, str]] = []
+        self._back: list[tuple[Place, str, str]] = []  # with the page's hash and the address's parameters
         self._visited: dict[str, Place] = {}
 
     @property
@@ -338,11 +338,11 @@ class Viewer:
         return place, act
 
     def _go_back(self) -> tuple[Place, Step]:
-        place, page = self._back.pop()
-        return place, lambda: self._tab.follow(page, place.page, urlencode(place.query), back=True)
+        place, page, query = self._back.pop()
+        return place, lambda: self._tab.follow(page, place.page, query, back=True)
 
     def _remember(self) -> None:
-        self._back = [*self._back, (self.place, self.screen.page)][-10:]
+        self._back = [*self._back, (self.place, self.screen.page, self.screen.query)][-10:]
 
     # -- small things ------------------------------------------------------------------------------------------------
 
