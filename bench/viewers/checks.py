@@ -31,7 +31,8 @@ def wrong(place: Place, screen: Screen, answers: Answers, known: tuple[Fact, ...
     """What on the screen is not what belongs to the place; `known`: the bundled facts."""
     found = list(screen.problems)
     # the Study page's address is its viewer's affair, the Method page chooses its example itself
-    if place.page not in (STUDY, METHOD) and (address := dict(parse_qsl(screen.query, keep_blank_values=True))) != place.query:
+    address = dict(parse_qsl(screen.query, keep_blank_values=True))
+    if place.page not in (STUDY, METHOD) and address != place.query:
         found.append(f"the address is {address}, not {place.query}")
     if found:
         return found
