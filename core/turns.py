@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator
 
 from .progress import SILENT, Progress
 
 _POLL = 0.05  # seconds between two looks whether someone asked to stop
+FOLLOW = 0.05
+"""Seconds that long work waits, when those whom it let in are done, for the next one of a queue: each would wait for a
+whole step otherwise."""
 
 
 class GaveWay(Exception):
@@ -104,7 +108,10 @@ class Turns:
         self._give()
         try:
             with self._changed:
-                while self._asking and not self._others(held):
+                last = time.monotonic()
+                while not self._others(held) and (self._asking or time.monotonic() - last < FOLLOW):
+                    if self._asking:
+                        last = time.monotonic()
                     self._changed.wait(_POLL)
                     progress.check()
         finally:

@@ -147,3 +147,28 @@ def test_stopping_while_others_are_let_in_takes_the_turn_back_first():
         finally:
             order.append("long ends")
     assert order == ["short ends", "long ends"]
+
+
+def test_a_queue_that_was_let_in_is_served_to_its_end(monkeypatch):
+    """The next one of a queue asks a moment after the one before is done: long work waits for that."""
+    monkeypatch.setattr("core.turns.FOLLOW", WAIT)
+    turns, order = Turns(), []
+
+    def queue():
+        for name in ("first", "second", "third"):
+            with turns.short("m"):
+                order.append(name)
+            time.sleep(0.02)
+        monkeypatch.setattr("core.turns.FOLLOW", 0.0)
+
+    def long():
+        with turns.long("m") as let_others_in:
+            worker = in_thread(queue)
+            until(lambda: turns._asking)
+            let_others_in()
+            order.append("step")
+            worker.join(WAIT)
+
+    thread = in_thread(long)
+    thread.join(3 * WAIT)
+    assert order == ["first", "second", "third", "step"]

@@ -195,17 +195,17 @@ def _agrees(table: pd.DataFrame, names: list[str], expected: np.ndarray, drop: f
 
 
 def _sentence(screen: Screen, start: str, rescue: float, one: Traced) -> Iterable[str]:
-    numbers = r"[^\n]*?: rescue ([+-][0-9.]+) logits, restoration (-?[0-9.]*[0-9]|missing)"
+    numbers = r"[^\n]*?: rescue ([+−-]?[0-9.]+) logits, restoration ([−-]?[0-9.]*[0-9]|missing)"
     found = re.search(re.escape(start) + numbers, screen.text)
     restored = one.shown(np.array([rescue]), "restoration")[0]
     if found is None:
         yield f"there is no sentence “{start} …”"
-    elif abs(float(found[1]) - rescue) > ROUNDED or not _same_restoration(found[2], restored):
+    elif abs(_number(found[1]) - rescue) > ROUNDED or not _same_restoration(found[2], restored):
         yield f"“{start}” says rescue {found[1]}, restoration {found[2]}, not {rescue:+.4f} and {restored:.4f}"
 
 
 def _same_restoration(said: str, value: float) -> bool:
-    return np.isnan(value) if said == "missing" else abs(float(said) - value) <= ROUNDED * max(1.0, abs(value))
+    return np.isnan(value) if said == "missing" else abs(_number(said) - value) <= ROUNDED * max(1.0, abs(value))
 
 
 def _same_number(said: str, expected: str) -> bool:
