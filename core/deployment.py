@@ -1,7 +1,8 @@
 """What whoever runs a shared dashboard fixes for its viewers: which models and folders may be loaded.
 
 `EXPERTSCOPE_MODELS` lists them, separated by commas: `demo`, hub ids (`org/name`, or `org/*` for all of one owner), and
-folders (absolute; every model in or below one). Not set: anything may be loaded. The command line is not bound by it.
+folders (absolute; every model in or below one). Not set: anything may be loaded. `EXPERTSCOPE_MODELS_IN_MEMORY`: how
+many models may stay loaded at once, as far as memory allows; 1 unless given. The command line is not bound by either.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import ModelError
+from .errors import InputError, ModelError
 from .identity import DEMO
 from .requests import ModelSpec
 
 VARIABLE = "EXPERTSCOPE_MODELS"
+IN_MEMORY = "EXPERTSCOPE_MODELS_IN_MEMORY"
 
 
 def allowed(environ: Mapping[str, str] = os.environ) -> tuple[str, ...] | None:
@@ -52,6 +54,14 @@ def listed(entries: tuple[str, ...]) -> list[str]:
         elif folder.is_dir():
             out += sorted(str(path.parent) for path in folder.glob("*/config.json"))
     return out
+
+
+def models_in_memory(environ: Mapping[str, str] = os.environ) -> int:
+    """How many models may stay loaded. Raises InputError for what is no whole number from 1 on."""
+    text = environ.get(IN_MEMORY, "1").strip()
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) >= 1):
+        raise InputError(f"{IN_MEMORY} is {text[:40]!r}.", "Set it to a whole number from 1 on, or leave it out.")
+    return int(text[:9])
 
 
 def check_allowed(spec: ModelSpec, environ: Mapping[str, str] = os.environ) -> None:

@@ -13,6 +13,8 @@ import psutil
 
 from .errors import ExpertScopeError
 from .jobs import ACTIVE, RUNNING
+from .queueing import model_name
+from .requests import ModelSpec
 from .workbench import Workbench
 
 LANES = {"": "traces", "derived": "larger questions", "models": "models"}
@@ -20,11 +22,13 @@ LANES = {"": "traces", "derived": "larger questions", "models": "models"}
 
 @dataclass(frozen=True)
 class Health:
-    """One look. Sizes in bytes, times in seconds. `jobs`: unfinished ones, without their titles, which quote what was
-    typed; `studies`: how many run or wait; `problems`: sentences about what is wrong, empty where nothing is."""
+    """One look. Sizes in bytes, times in seconds. `model`: those in memory, the last used first; `jobs`: unfinished
+    ones, without their titles, which quote what was typed; `studies`: how many run or wait; `problems`: sentences about
+    what is wrong, empty where nothing is."""
 
     up: float
     model: str
+    models_at_most: int
     memory: int
     memory_free: int
     memory_total: int
@@ -47,7 +51,8 @@ def look(bench: Workbench) -> Health:
         {
             "job": job.id,
             "queue": LANES.get(job.lane, job.lane),
-            "state": now.state,
+            "state": "waiting" if now.waits else now.state,
+            "model": model_name(job.needs if isinstance(job.needs, ModelSpec) else None),
             "done": round(now.fraction, 3),
             "seconds": round(now.elapsed, 1),
             "seconds_left": None if now.seconds_left is None else round(now.seconds_left, 1),
@@ -61,7 +66,7 @@ def look(bench: Workbench) -> Health:
         if now.state not in ACTIVE:
             ended[now.state] = ended.get(now.state, 0) + 1
     store = bench.store_status()
-    problems = [store.error] if store.error else []
+    problems = [problem for problem in (store.error, bench.setting_problem) if problem]
     try:
         studies = sum(status.active for status in bench.studies.all())
     except ExpertScopeError as error:
@@ -69,7 +74,8 @@ def look(bench: Workbench) -> Health:
         problems += [str(error)] if not store.error else []
     return Health(
         up=round(datetime.datetime.now().timestamp() - process.create_time(), 1),
-        model="" if (spec := bench.loaded) is None else spec.name,
+        model=", ".join(model_name(resident.spec) for resident in bench.residents.all()),
+        models_at_most=bench.residents.most,
         memory=process.memory_info().rss,
         memory_free=machine.available,
         memory_total=machine.total,

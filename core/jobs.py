@@ -1,9 +1,9 @@
 """Background work: queues with one worker thread each, jobs that say how far they are and can be stopped.
 
 Knows nothing of models, traces or pages: a job is a function that takes a `Progress` and returns a value. Jobs of one
-lane are done one after the other; who computes at one moment is for the jobs to settle (`core.turns`), because two
-forward passes at once on one machine are slower than one after the other and need twice the memory. The workers are
-daemon threads: an unfinished job does not keep the process alive.
+lane that need the same thing (a model) are done one after the other; who computes at one moment is for the jobs to
+settle (`core.turns`), because two forward passes at once on one machine are slower than one after the other and need
+twice the memory. The workers are daemon threads: an unfinished job does not keep the process alive.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import Cancelled, ExpertScopeError, OutOfMemory
-from .logs import event
+from .logs import event, working_on
 from .progress import Progress
 from .room import ran_out
 
@@ -34,15 +34,20 @@ STEP_BACK = 5
 """How many steps of niceness a worker, and the threads that it computes with, stand behind who draws a page."""
 RATE_WINDOW = 10.0
 """Seconds of the recent past from which the speed is estimated."""
+IDLE = 60.0
+"""Seconds after which a worker without work ends."""
 
 Work = Callable[[Progress], Any]
+Line = tuple[str, Hashable]
+"""A queue: the lane, and what its jobs need."""
 
 
 @dataclass(frozen=True)
 class JobStatus:
     """How a job stands at one moment. Times in seconds; `seconds_left` is None where nothing honest can be said.
 
-    `ahead`: unfinished jobs before this one in the queue. `fraction`: done ÷ total of the current phase, 0 to 1.
+    `ahead`: unfinished jobs before this one in the queue; `waits`: it has not come to its turn; `fraction`: done ÷
+    total of the current phase, 0 to 1.
     """
 
     id: str
@@ -56,6 +61,7 @@ class JobStatus:
     ahead: int
     error: str
     error_next: str
+    waits: bool
 
     @property
     def active(self) -> bool:
@@ -69,11 +75,20 @@ class JobStatus:
 
 
 class Job:
-    """One piece of work. Made by `JobRegistry.submit`; read it through `status()`, `result` and `wait()`."""
+    """One piece of work. Made by `JobRegistry.submit`; read it through `status()`, `result` and `wait()`.
 
-    def __init__(self, key: Hashable, title: str, work: Work, *, lane: str, clock: Callable[[], float]) -> None:
+    `waits`: it has not come to its turn, as far as it takes turns; `since`: the clock's time from which it waits.
+    """
+
+    def __init__(
+        self, key: Hashable, title: str, work: Work, *, lane: str, needs: Hashable, takes_turns: bool,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
         self.id = secrets.token_hex(6)
         self.lane = lane
+        self.needs = needs
+        self.waits = takes_turns
+        self.since = clock()
         self.key = key
         self.title = title
         self.state = QUEUED
@@ -122,7 +137,16 @@ class Job:
                 ahead=ahead if self.state == QUEUED else 0,
                 error=self.error.what if self.error else "",
                 error_next=self.error.next if self.error else "",
+                waits=self.state == QUEUED or (self.state == RUNNING and self.waits),
             )
+
+    def _turn(self, waits: bool) -> None:
+        with self._lock:
+            if waits and not self.waits:
+                self.since = self._clock()
+            elif not waits:
+                self._begun = self._clock()
+            self.waits = waits
 
     def _report(self, done: float, total: float, label: str) -> None:
         with self._lock:
@@ -157,8 +181,9 @@ class Job:
             if self.state != QUEUED:
                 return
             self.state, self._begun = RUNNING, self._clock()
-            work = self._work
-        event(log, "job begun", job=self.id, lane=self.lane or "trace", private={"title": self.title})
+            work, asked = self._work, self.since
+        working_on(self.id)
+        event(log, "job begun", lane=self.lane or "trace", private={"title": self.title})
         try:
             result = work(_JobProgress(self))
         except Cancelled as error:
@@ -166,17 +191,18 @@ class Job:
         except ExpertScopeError as error:
             outcome = {"state": FAILED, "error": error}
         except BaseException as error:  # the worker must outlive whatever a job raises
-            log.exception("job failed", extra={"fields": {"job": self.id, "private": {"title": self.title}}})
+            log.exception("job failed", extra={"fields": {"private": {"title": self.title}}})
             outcome = {"state": FAILED, "error": _in_words(error)}
         else:
             outcome = {"state": DONE, "result": result}
         with self._lock:
             self._end(**outcome)
         event(
-            log, "job ended", job=self.id, lane=self.lane or "trace", state=self.state,
-            seconds=round(self._finished - self._begun, 3), error=type(self.error).__name__ if self.error else None,
-            private={"title": self.title},
+            log, "job ended", lane=self.lane or "trace", state=self.state,
+            seconds=round(self._finished - self._begun, 3), waited=round(self._begun - asked, 3),
+            error=type(self.error).__name__ if self.error else None, private={"title": self.title},
         )  # fmt: skip
+        working_on("")
 
 
 class _JobProgress(Progress):
@@ -192,9 +218,13 @@ class _JobProgress(Progress):
         if self._job.stopping:
             raise Cancelled()
 
+    def turn(self, *, waits: bool) -> None:
+        self._job._turn(waits)
+
 
 class JobRegistry:
-    """All jobs of one process, and the threads (one per lane) that do them in the order in which they came."""
+    """All jobs of one process, and the threads that do them in the order in which they came: one for each lane and
+    what its jobs need, so that who waits for a model does not hold up those who need another one."""
 
     def __init__(self, *, keep: int = 50, clock: Callable[[], float] = time.monotonic) -> None:
         """`keep`: how many ended jobs stay readable."""
@@ -203,11 +233,14 @@ class JobRegistry:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
-        self._workers: dict[str, threading.Thread] = {}
+        self._workers: dict[Line, threading.Thread] = {}
 
-    def submit(self, key: Hashable, title: str, work: Work, *, owner: Hashable | None = None, lane: str = "") -> Job:
-        """Queue `work`, or join the unfinished job with the same `key`. `owner`: who wants it (see `release`); `lane`:
-        which queue it waits in.
+    def submit(
+        self, key: Hashable, title: str, work: Work, *, owner: Hashable | None = None, lane: str = "",
+        needs: Hashable = None, takes_turns: bool = False,
+    ) -> Job:  # fmt: skip
+        """Queue `work`, or join the unfinished job with the same `key`. `owner`: who wants it (see `release`); `lane`
+        and `needs`: which queue it waits in; `takes_turns`: it waits until it says otherwise (`Progress.turn`).
 
         Raises ExpertScopeError after `close()`.
         """
@@ -216,15 +249,16 @@ class JobRegistry:
                 raise ExpertScopeError("The server is shutting down.", "Start it again.")
             job = self._find(key)
             if job is None:
-                job = Job(key, title, work, lane=lane, clock=self._clock)
+                job = Job(key, title, work, lane=lane, needs=needs, takes_turns=takes_turns, clock=self._clock)
                 self._jobs[job.id] = job
                 self._prune()
             if owner is not None:
                 job.owners.add(owner)
-            if job.lane not in self._workers:
+            line = (job.lane, job.needs)
+            if line not in self._workers:
                 name = f"expertscope-jobs{job.lane and '-' + job.lane}"
-                worker = threading.Thread(target=self._loop, args=(job.lane,), name=name, daemon=True)
-                self._workers[job.lane] = worker
+                worker = threading.Thread(target=self._loop, args=(line,), name=name, daemon=True)
+                self._workers[line] = worker
                 worker.start()
             self._changed.notify_all()
             return job
@@ -246,7 +280,8 @@ class JobRegistry:
             if job is None:
                 return None
             earlier = itertools.takewhile(lambda other: other is not job, self._jobs.values())
-            return job.status(ahead=sum(other.state in ACTIVE and other.lane == job.lane for other in earlier))
+            line = (job.lane, job.needs)
+            return job.status(ahead=sum(o.state in ACTIVE and (o.lane, o.needs) == line for o in earlier))
 
     def all(self) -> list[Job]:
         """Every job that is still known, oldest first."""
@@ -287,25 +322,30 @@ class JobRegistry:
                 return job
         return None
 
-    def _next(self, lane: str) -> Job | None:
-        return next((job for job in self._jobs.values() if job.lane == lane and job.state == QUEUED), None)
+    def _next(self, line: Line) -> Job | None:
+        jobs = self._jobs.values()
+        return next((job for job in jobs if (job.lane, job.needs) == line and job.state == QUEUED), None)
 
     def _prune(self) -> None:
         ended = [job.id for job in self._jobs.values() if job.state not in ACTIVE]
         for job_id in ended[: max(len(ended) - self._keep, 0)]:
             del self._jobs[job_id]
 
-    def _loop(self, lane: str) -> None:
+    def _loop(self, line: Line) -> None:
         _step_back()
         while True:
             with self._changed:
-                while (job := self._next(lane)) is None:
-                    if self._closed:
+                until = time.monotonic() + IDLE
+                while (job := self._next(line)) is None:
+                    left = until - time.monotonic()
+                    if self._closed or left <= 0:
+                        del self._workers[line]
                         return
-                    self._changed.wait()
+                    self._changed.wait(left)
             job._run()
             with self._changed:
                 self._prune()
+            del job  # and with it what it made
 
 
 def _step_back() -> None:

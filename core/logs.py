@@ -6,6 +6,7 @@ subjects and messages that may quote them in; else errors are logged by their ki
 
 from __future__ import annotations
 
+import contextvars
 import datetime
 import json
 import logging
@@ -18,6 +19,8 @@ from typing import Any, TextIO
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 OURS = ("core", "cache", "pages")
 """The loggers that it is about."""
+
+_job: contextvars.ContextVar[str] = contextvars.ContextVar("job", default="")
 
 
 def configure(environ: Mapping[str, str] = os.environ, stream: TextIO | None = None) -> None:
@@ -32,6 +35,11 @@ def configure(environ: Mapping[str, str] = os.environ, stream: TextIO | None = N
         logger.propagate = False
         logger.setLevel(LEVELS.get(level, logging.CRITICAL + 1 if level == "off" else logging.INFO))
         logger.addHandler(handler)
+
+
+def working_on(job: str) -> None:
+    """From now on what this thread logs carries the id of a piece of work; empty: of none."""
+    _job.set(job)
 
 
 def event(logger: logging.Logger, what: str, **fields: Any) -> None:
@@ -52,6 +60,8 @@ class Lines(logging.Formatter):
         fields = dict(getattr(record, "fields", {}))
         private = fields.pop("private", {})
         line = {"time": when, "level": record.levelname.lower(), "module": record.name, "event": record.getMessage()}
+        if job := _job.get():
+            line["job"] = job
         line |= fields | (private if self._prompts else {})
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]

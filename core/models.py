@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from . import placement
 from .catalog import DEMO_FOLDER, check_tokenizer, weight_files
 from .checks import ensure_checked
 from .conversion import StoredWeights
@@ -79,6 +80,19 @@ def load_model(
     if store is not None:
         remember_identity(store, spec, moe.identity, label=moe.label)
     return moe
+
+
+def wanted(spec: ModelSpec, progress: Progress = SILENT) -> tuple[str, int]:
+    """(device, bytes free on it) that loading `spec` wants, from its files' configuration: see `placement.wanted`.
+
+    A hub model is downloaded if it is not here. Raises as `load_model` does.
+    """
+    folder = fetch(spec, progress)
+    config = read_config(folder)
+    skeleton = _skeleton(config)
+    stored = sum(file.stat().st_size for file in weight_files(folder)[0])
+    device, needed = placement.wanted(spec, config, skeleton, Plan(spec.quantisation, config, skeleton), stored=stored)
+    return str(device), needed
 
 
 def _remark(place: Placement, weights: StoredWeights) -> str:

@@ -99,6 +99,15 @@ def choose(spec: ModelSpec, config: Any, skeleton: nn.Module, plan: Plan, *, sto
     return found
 
 
+def wanted(spec: ModelSpec, config: Any, skeleton: nn.Module, plan: Plan, *, stored: int) -> tuple[torch.device, int]:
+    """(device, bytes free on it) with which `choose` would choose as on a machine that has nothing else in memory."""
+    device = _device(spec.device)
+    dtype = _dtypes(spec, config, device)[0]
+    if spec.placement == "disk":
+        return device, _least(Sizes.of(skeleton), dtype)
+    return device, int(plan.weight_bytes(skeleton, dtype) * _HEADROOM) + (stored if limited() else 0)
+
+
 def _device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("There is no GPU that torch can use.", "Choose device cpu or auto.", field="device")

@@ -26,6 +26,9 @@ class Progress:
         """A moment between two sweeps, while nothing of the model is in use: whoever waits for it may be let in."""
         self.check()
 
+    def turn(self, *, waits: bool) -> None:
+        """Whether the work waits for its turn to compute (see `core.turns`) from now on."""
+
 
 class Share(Progress):
     """A part of a whole: from `before`, `mine` of the `total` units that `outer` is told about."""

@@ -5,6 +5,8 @@ Knows failures of allocation as torch, NumPy and Python report them; nothing of 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import sys
 from collections.abc import Callable
@@ -27,8 +29,11 @@ def ran_out(error: BaseException) -> bool:
 
 def give_back(*, thorough: bool = True) -> None:
     """Return memory that nothing uses any more to the devices, so that a smaller attempt finds it. `thorough`: also
-    what only old objects refer to."""
+    what only old objects refer to, and to the system what the C library keeps for later (glibc's `malloc_trim`)."""
     gc.collect(2 if thorough else 1)
+    if thorough:
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
+            ctypes.CDLL(None).malloc_trim(0)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

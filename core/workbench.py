@@ -1,4 +1,4 @@
-"""What the pages talk to, one per process: the store, the one loaded model, the jobs, the tokenizers.
+"""What the pages talk to, one per process: the store, the loaded models, the jobs, the tokenizers.
 
 Looking something up is quick and needs no loaded model; computing happens in the job worker only. Importing this
 module loads neither torch nor transformers: `warm_up` fetches them in a thread of its own.
@@ -9,44 +9,49 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 from . import catalog, prompt_store
 from .bounded import Bounded, values_in
-from .deployment import allowed, check_allowed, is_allowed, listed
+from .deployment import allowed, check_allowed, is_allowed, listed, models_in_memory
 from .derived import DerivedRequest, DerivedResult, derive
 from .derived import from_store as derived_from_store
-from .errors import ExpertScopeError, InputError, ModelError, StoreError
+from .errors import ExpertScopeError, InputError, StoreError
 from .fact_lists import FactListDesk
-from .identity import locate
 from .jobs import Job, JobRegistry
 from .logs import event
 from .progress import Pausing, Progress
 from .quantisation import INT8, INT8_BYTES, described
+from .queueing import Standing, standing
 from .requests import Fact, ModelSpec, TraceRequest
+from .residents import Residents
 from .results import TraceResult
-from .room import give_back
 from .stored import StoredDesk
 from .study.desk import StudyDesk
-from .turns import GaveWay, Turns
+from .tokenizer_files import Tokenizers
+from .turns import PAUSED, SHORT, Asked, GaveWay, Turns
 
 log = logging.getLogger(__name__)
 
 LOADED, ON_DISK, NOT_HERE = "loaded", "on disk", "not here"
 KEPT_RESULTS, KEPT_VALUES = 64, 10**7
 """How many answers stay in memory, and how many values in their tables together (about 8 bytes each)."""
-DERIVED = "derived"
+TRACES, DERIVED = "", "derived"
 """The queue of what is more than a trace."""
 MODELS = "models"
 """The queue of loading and unloading by hand."""
+RANKS = {TRACES: SHORT, DERIVED: PAUSED, MODELS: SHORT}
+"""The queues whose jobs take turns."""
+PATIENCE = 2.0
+"""Seconds that a larger question has before it gives way to another model, twice as many each time that it had to."""
+QUICK = 5.0
+"""Seconds of loading from which on a model is not unloaded for what nobody clicked on."""
 OPEN_SECONDS = 3.0
 """How long opening waits for a store that another process (a study on a command line) has open for a moment."""
 
@@ -119,13 +124,17 @@ class Workbench:
         self._store_error = store_error
         self._engine = engine or real_engine()
         self._lock = threading.Lock()
-        self._turns = Turns()
-        self._model: Any = None
-        self._model_spec: ModelSpec | None = None
+        self.setting_problem = ""
+        try:
+            most = models_in_memory()
+        except InputError as error:
+            most, self.setting_problem = 1, f"{error} One model is kept in memory."
+        self.residents = Residents(self._engine.load_model, most=most)
+        self._turns = Turns(queue=self._queue, near=lambda wanted: self.residents.get(wanted) is not None)
         self._results = Bounded(KEPT_RESULTS, KEPT_VALUES)
         self._prompts: dict[str, tuple[str, ...]] = {}  # where there is no store
-        self._tokenizers: dict[tuple[str, float], Any] = {}
         self._warm: threading.Thread | None = None
+        self.tokenizers = Tokenizers(self._imported)
         self.studies = StudyDesk(studies, self.long_work, store_error=store_error)
         self.fact_lists = FactListDesk(fact_lists, store_error=store_error)
         self.stored = StoredDesk(holdings, store, self._results.clear, store_error=store_error)
@@ -173,40 +182,69 @@ class Workbench:
         job. What is more than a trace waits in a queue of its own, so that traces need not wait for it.
         """
         if isinstance(request, DerivedRequest):
-            return self.jobs.submit(
-                request, request.title, lambda progress: self._derive(request, progress), owner=owner, lane=DERIVED
-            )
-        title = f"{request.fact.subject.strip()} → {request.fact.true.strip()}"
-        return self.jobs.submit(request, title, lambda progress: self._answer(request, progress), owner=owner)
+            lane, title, work = DERIVED, request.title, self._derive
+        else:
+            lane, title, work = TRACES, f"{request.fact.subject.strip()} → {request.fact.true.strip()}", self._answer
+        return self.jobs.submit(
+            request, title, lambda progress: work(request, progress), owner=owner, lane=lane, needs=request.model,
+            takes_turns=True,
+        )  # fmt: skip
 
     def pending(self, request: Request) -> Job | None:
         """The unfinished job for this request, if there is one."""
         return self.jobs.find(request)
 
+    def waiting(self, job_id: str, viewer: Hashable) -> Standing | None:
+        """What a job waits for, as `viewer` may know it; None where it does not wait for its turn."""
+        job = self.jobs.get(job_id)
+        if job is None or job.lane not in RANKS or not job.status().waits:
+            return None
+        inside = self._turns.inside
+        return standing(
+            job, viewer, waiting=self._turns.waiting(), inside=inside,
+            inside_job=None if inside is None else self.jobs.get(str(inside.key)),
+            there=[resident.spec for resident in self.residents.all()], most=self.residents.most,
+        )  # fmt: skip
+
+    def _queue(self) -> list[Asked]:
+        return [
+            _asked(job) for job in self.jobs.all() if job.waits and job.lane in RANKS and job.status().active
+            and not job.stopping
+        ]  # fmt: skip
+
     def _derive(self, request: DerivedRequest, progress: Progress) -> DerivedResult:
         """Compute with pauses in which traces are let in; begun anew where one of them needs another model."""
+        patience = PATIENCE
         while True:
             found = self.lookup(request)
             if found is not None:
                 return found
             try:
-                with self._turns.paused(request.model, progress) as let_others_in:
+                asked = self._asked_for(request)
+                with self._turns.paused(request.model, progress, asked=asked, patience=patience) as let_others_in:
                     result = self._engine.derive(
                         self._load(request.model, progress), request, store=self._store,
                         progress=Pausing(progress, let_others_in),
                     )  # fmt: skip
                 return self._keep(request, result)
             except GaveWay:
+                patience *= 2
                 progress.update(0, 1, "giving way to a trace of another model")
+                progress.turn(waits=True)
 
     def _answer(self, request: TraceRequest, progress: Progress) -> TraceResult:
         found = self.lookup(request)
         if found is not None:
             return found
-        with self._turns.short(request.model, progress):
+        with self._turns.short(request.model, progress, asked=self._asked_for(request)):
             model = self._load(request.model, progress)
             result = self._engine.trace_many(model, [request], store=self._store, progress=progress)[0]
         return self._keep(request, result)
+
+    def _asked_for(self, key: Hashable) -> Asked | None:
+        """How the queue knows the job that works on `key`."""
+        job = self.jobs.find(key)
+        return None if job is None else _asked(job)
 
     @contextlib.contextmanager
     def long_work(self, spec: ModelSpec, progress: Progress) -> Iterator[tuple[Any, Callable[[], None]]]:
@@ -217,50 +255,52 @@ class Workbench:
             yield self._load(spec, progress), let_others_in
 
     def _load(self, spec: ModelSpec, progress: Progress) -> Any:
-        if self._model is not None and self._model_spec == spec:
-            return self._model
         check_allowed(spec)
-        self._drop()  # one at a time: the old one goes before the new one comes
-        progress.update(0, 1, f"loading {spec.name}")
-        begun = time.monotonic()
-        self._model = self._engine.load_model(**dataclasses.asdict(spec), progress=progress, store=self._store)
-        self._model_spec = spec
-        event(log, "model loaded", model=spec.name, seconds=round(time.monotonic() - begun, 1))
-        return self._model
+        new = self.residents.get(spec) is None
+        resident = self.residents.bring(spec, progress, keep=self._turns.held, store=self._store)
+        if new:
+            self._turns.loaded(resident.seconds)
+        return resident.model
 
     @property
     def loaded(self) -> ModelSpec | None:
-        """The model that is in memory, as it was asked for."""
-        return self._model_spec if self._model is not None else None
+        """The model in memory, as it was asked for; of several the one that was used last."""
+        return next((resident.spec for resident in self.residents.all()), None)
 
     def load(self, spec: ModelSpec, *, owner: Hashable | None = None) -> Job:
-        """Have a model brought into memory, in place of the one that is there."""
+        """Have a model brought into memory, in place of the one that is there, or beside it where that is allowed."""
+        key = ("load", spec)
 
         def work(progress: Progress) -> None:
-            with self._turns.short(spec, progress):
+            with self._turns.short(spec, progress, asked=self._asked_for(key)):
                 self._load(spec, progress)
 
-        return self.jobs.submit(("load", spec), f"Loading {spec.name}", work, owner=owner, lane=MODELS)
+        title = f"Loading {spec.name}"
+        return self.jobs.submit(key, title, work, owner=owner, lane=MODELS, needs=spec, takes_turns=True)
 
-    def unload(self, *, owner: Hashable | None = None) -> Job:
-        """Have the memory that the model takes given back.
+    def unload(self, spec: ModelSpec | None = None, *, owner: Hashable | None = None) -> Job:
+        """Have the memory that a model takes given back, or that of all.
 
         Raises `InputError` while something is computed, for that would load the model again.
         """
-        busy = [job.title for job in self.jobs.all() if job.lane != MODELS and job.status().active]
+        active = [job for job in self.jobs.all() if job.lane in (TRACES, DERIVED) and job.status().active]
+        busy = [job.title for job in active if spec is None or job.needs == spec]
         busy += [f"the study {name}" for name in [self.studies.measuring()] if name]
         if busy:
             raise InputError(f"The model is at work: {busy[0]}.", "Cancel that first, or wait for its end.")
+        key = ("unload", spec)
 
         def work(progress: Progress) -> None:
-            with self._turns.short(None, progress):
-                self._drop()
+            with self._turns.short(None, progress, asked=self._asked_for(key)):
+                self.residents.drop(spec)
 
-        return self.jobs.submit(("unload",), "Unloading", work, owner=owner, lane=MODELS)
+        return self.jobs.submit(key, "Unloading", work, owner=owner, lane=MODELS, takes_turns=True)
 
-    def _drop(self) -> None:
-        self._model, self._model_spec = None, None
-        give_back()
+    def in_the_way(self, spec: ModelSpec) -> ModelSpec | None:
+        """A model that took long to load and would be unloaded for `spec`; None where there is none."""
+        if self.residents.get(spec) is not None or self.residents.most > 1:
+            return None
+        return next((resident.spec for resident in self.residents.all() if resident.seconds > QUICK), None)
 
     def _keep(self, request: Request, result: Any) -> Any:
         # the question is the one that was asked: the engine's copy names the loaded model's own settings
@@ -283,8 +323,9 @@ class Workbench:
             return ModelState(NOT_HERE, "This dashboard does not load it.", None)
         entry = catalog.entry(spec.name, revision=spec.revision)
         memory = entry.memory(INT8_BYTES if spec.quantisation == INT8 else None)
-        if self._model_spec == spec:
-            how = getattr(self._model, "remark", "") or f"In memory, ready. {getattr(self._model, 'quantisation', '')}"
+        if (resident := self.residents.get(spec)) is not None:
+            model = resident.model
+            how = getattr(model, "remark", "") or f"In memory, ready. {getattr(model, 'quantisation', '')}"
             return ModelState(LOADED, how.strip(), memory)
         if entry.state == catalog.HERE:
             how = f" Weights: {described(entry.quantisation)}." if entry.quantisation else ""
@@ -300,39 +341,11 @@ class Workbench:
         """
         from .typed import live
 
-        tokenizer, max_length = self._tokenizer(spec)
+        tokenizer, max_length = self.tokenizers.of(spec)
         return live(
             tokenizer, fact, special_tokens=special_tokens, object_tokens=object_tokens, first_token=first_token,
             max_length=max_length,
         )  # fmt: skip
-
-    def _tokenizer(self, spec: ModelSpec) -> tuple[Any, int | None]:
-        check_allowed(spec)
-        folder = locate(spec)
-        files = [] if folder is None else [p for p in Path(folder).glob("tokenizer*") if p.is_file()]
-        if not files:
-            raise ModelError(
-                f"The tokenizer of {spec.name} is not on this machine.",
-                "Its tokens are shown once the model was loaded.",
-            )
-        key = (str(folder), max(p.stat().st_mtime for p in files))
-        with self._lock:
-            if key in self._tokenizers:
-                return self._tokenizers[key]
-        catalog.check_tokenizer(Path(folder))
-        warm = self._warm
-        if warm is not None:  # two threads importing transformers at once: one may see half of it
-            warm.join()
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        except Exception as error:
-            log.exception("tokenizer cannot be read", extra={"fields": {"model": spec.name}})
-            raise ModelError(f"The tokenizer of {spec.name} cannot be read ({type(error).__name__}).") from error
-        found = tokenizer, _context(Path(folder))
-        with self._lock:
-            return self._tokenizers.setdefault(key, found)
 
     def keep_prompts(self, prompts: Sequence[str]) -> str:
         """Keep a list of pasted prompts under its content key, so that a link can name it; the key."""
@@ -381,15 +394,23 @@ class Workbench:
             self._warm = threading.Thread(target=_import_engine, name="expertscope-warm-up", daemon=True)
         self._warm.start()
 
+    def _imported(self) -> None:
+        if self._warm is not None:
+            self._warm.join()
+
     def close(self, timeout: float = 5.0) -> None:
-        """Stop all work, waiting at most `timeout` seconds for it, let go of the model, close the store."""
+        """Stop all work, waiting at most `timeout` seconds for it, close the store, let go of the models."""
         until = time.monotonic() + timeout
         self.studies.stop()
         self.jobs.close(timeout)
         self.studies.close(max(until - time.monotonic(), 0.0))
-        self._model, self._model_spec = None, None
         if self._store is not None:
             self._store.close()
+        self.residents.drop()
+
+
+def _asked(job: Job) -> Asked:
+    return Asked(job.id, job.needs, job.since, RANKS[job.lane])
 
 
 def _import_engine() -> None:
@@ -401,15 +422,3 @@ def _import_engine() -> None:
     except Exception:  # the job that needs it meets the same error and reports it
         log.exception("warm-up failed")
     event(log, "engine imported", seconds=round(time.monotonic() - begun, 1))
-
-
-def _context(folder: Path) -> int | None:
-    """The model's context in tokens, from its configuration."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    for part in (config, config.get("text_config") or {}):
-        if isinstance(part.get("max_position_embeddings"), int):
-            return part["max_position_embeddings"]
-    return None

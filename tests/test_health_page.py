@@ -29,7 +29,7 @@ def test_it_shows_model_queue_and_memory_and_no_prompt(bench, engine):  # noqa: 
     now = health.look(bench)
     assert now.model == "demo" and now.ended == {"done": 1}
     assert [(job["job"], job["state"], job["queue"]) for job in now.jobs] == [
-        (running.id, "running", "traces"), (waiting.id, "queued", "traces"),
+        (running.id, "running", "traces"), (waiting.id, "waiting", "traces"),
     ]  # fmt: skip
     rss = psutil.Process(os.getpid()).memory_info().rss
     assert abs(now.memory - rss) < 0.3 * rss and now.memory_total == psutil.virtual_memory().total

@@ -133,7 +133,7 @@ def test_a_tokenizer_that_is_code_is_refused_and_not_run(copy: Path, code) -> No
     with pytest.raises(ModelRefused, match="(?s)tokenizer is code.*never run"):
         core.load_model(str(copy))
     with pytest.raises(ModelRefused, match="tokenizer is code"):
-        Workbench(None)._tokenizer(ModelSpec(str(copy)))
+        Workbench(None).tokenizers.of(ModelSpec(str(copy)))
     assert not witness.exists()
 
 

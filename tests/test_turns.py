@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -9,7 +10,7 @@ import pytest
 
 from core.errors import Cancelled
 from core.progress import Progress
-from core.turns import GaveWay, Turns
+from core.turns import LONG, SHORT, Asked, GaveWay, Turns, order
 
 WAIT = 10.0
 
@@ -55,6 +56,10 @@ def until(condition):
         time.sleep(0.005)
 
 
+def wanted(turns):
+    return [asked.wanted for asked in turns.waiting()]
+
+
 def test_long_work_lets_short_work_on_the_same_model_in_and_keeps_its_place():
     turns, inside, threads = Turns(), Inside(), []
 
@@ -89,11 +94,11 @@ def test_short_work_on_another_model_begins_only_after_long_work_let_go_of_its_o
         with turns.short("a"):
             order.append("short a")
             in_thread(other)
-            until(lambda: "b" in turns._asking.values())
+            until(lambda: "b" in wanted(turns))
 
     with pytest.raises(GaveWay), turns.long("a") as let_in:
         in_thread(same)
-        until(lambda: list(turns._asking.values()) == ["a"])
+        until(lambda: wanted(turns) == ["a"])
         try:
             let_in()
         finally:
@@ -122,7 +127,7 @@ def test_who_waits_can_be_stopped_and_says_what_it_waits_for():
         stop.go.set()
         for thread in waiting:
             thread.join(WAIT)
-    assert raised == [True, True] and "waiting for other work to pause" in stop.said
+    assert raised == [True, True] and "waiting for others" in stop.said
     assert not turns._asking
     with turns.short("c"):
         pass
@@ -147,6 +152,124 @@ def test_stopping_while_others_are_let_in_takes_the_turn_back_first():
         finally:
             order.append("long ends")
     assert order == ["short ends", "long ends"]
+
+
+class Clock:
+    """A clock that the test turns."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def asked(*names: str, rank: int = SHORT) -> list[Asked]:
+    """Who asked, in this order, a second apart; the first letter is the model that is wanted."""
+    return [Asked(name, name[0], float(i), rank) for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    ("near", "term", "expected"),
+    [
+        ("a", False, "b1 a1 b2 a2 c1"),
+        ("a", True, "a1 a2 b1 b2 c1"),
+        ("b", True, "b1 b2 a1 a2 c1"),
+        ("bc", True, "b1 b2 c1 a1 a2"),
+        ("", True, "b1 a1 b2 a2 c1"),
+    ],
+)
+def test_who_asked_first_is_first_but_in_a_models_term_what_wants_a_loaded_one(near, term, expected):
+    waiting = asked("b1", "a1", "b2", "a2", "c1")
+    waiting[1:1] = [Asked("study", "a", -5.0, LONG)]
+    found = order(waiting, lambda wanted: wanted in near, term=term)
+    assert [a.key for a in found] == [*expected.split(), "study"]
+
+
+def served(jobs: list[tuple[float, str]], *, work: float, load: float) -> tuple[list[str], list[str], dict[str, float]]:
+    """(names in the order of their turns, models in the order in which they were loaded, when each began): `jobs` are
+    (second at which it is asked, name), each computes for `work` seconds, a model loads in `load` seconds."""
+    clock, loads, done, begun = Clock(), [], [], {}
+    clock.now = 0.0
+    left = [Asked(name, name[0], at, SHORT) for at, name in jobs]
+
+    def queue():
+        return [a for a in left if a.since <= clock.now]
+
+    turns = Turns(queue=queue, near=lambda wanted: wanted == (loads or [""])[-1], clock=clock)
+    while left:
+        if not queue():
+            clock.now = min(a.since for a in left)
+        first = turns.waiting()[0]
+        left.remove(first)
+        with turns.short(first.wanted, asked=first):
+            if first.wanted not in loads[-1:]:
+                clock.now += load
+                loads.append(first.wanted)
+                turns.loaded(load)
+            begun[first.key] = clock.now
+            clock.now += work
+            done.append(first.key)
+    return done, loads, begun
+
+
+def test_two_viewers_who_click_in_turns_do_not_change_the_model_with_every_click():
+    jobs = [(0.1 * i, f"{'ab'[i % 2]}{i}") for i in range(60)]
+    done, loads, begun = served(jobs, work=1.0, load=5.0)
+    assert sorted(done) == sorted(name for _, name in jobs)
+    assert len(loads) <= 1 + 60 / 10, "each time at least ten seconds of work for five of loading"
+    for model in "ab":  # first come, first served among those who want the same
+        mine = [name for name in done if name[0] == model]
+        assert mine == sorted(mine, key=lambda name: int(name[1:]))
+
+
+def test_nobody_waits_longer_than_a_term_for_those_who_came_later():
+    jobs = [(float(i), f"a{i}") for i in range(60)] + [(3.5, "b")]
+    done, loads, begun = served(sorted(jobs), work=0.9, load=5.0)
+    assert loads[:2] == ["a", "b"]
+    assert begun["b"] <= 5 + 2 * 5 + 0.9 + 5, "loading of a, its term, the work that was begun in it, loading of b"
+    later = [name for name in done[: done.index("b")] if int(name[1:]) > 3]
+    assert later, "within the term of the model just loaded they went first"
+
+
+def test_a_larger_question_has_its_time_before_it_gives_way_to_another_model():
+    clock, near = Clock(), {"a"}
+    turns = Turns(near=lambda wanted: wanted in near, clock=clock)
+    stop = Stop()
+    with contextlib.suppress(GaveWay), turns.paused("a", patience=4.0) as let_in:
+        thread = in_thread(lambda: wait_for(turns, "b", stop))
+        until(lambda: wanted(turns) == ["b"])
+        let_in()
+        clock.now += 3.9
+        let_in()
+        turns.loaded(1.0)  # and a term lasts as well
+        clock.now += 1.9
+        let_in()
+        clock.now += 0.2
+        with pytest.raises(GaveWay):
+            let_in()
+        stop.go.set()
+        thread.join(WAIT)
+    assert not turns.waiting()
+
+
+def wait_for(turns, model, stop):
+    with contextlib.suppress(Cancelled), turns.short(model, stop):
+        pass
+
+
+def test_work_that_pauses_lets_those_in_whose_model_is_loaded_beside_its_own():
+    turns, entered = Turns(near=lambda wanted: wanted in "ab"), threading.Event()
+
+    def other():
+        with turns.short("b"):
+            entered.set()
+
+    with turns.long("a") as let_in:
+        thread = in_thread(other)
+        until(lambda: wanted(turns) == ["b"])
+        let_in()
+        thread.join(WAIT)
+        assert entered.is_set() and turns.inside.wanted == "a"
 
 
 def test_a_queue_that_was_let_in_is_served_to_its_end(monkeypatch):

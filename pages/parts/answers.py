@@ -1,7 +1,8 @@
 """From a question to its answer on a page: at once from the store, else by a job with progress and cancel.
 
 Nothing is computed in the page's own thread. A job starts by itself where that is quick and asked for by the page
-itself (the demo, or a model that is loaded already); otherwise a button says what it will take.
+itself (a model that is loaded already, or the demo where no model has to go for it that took long to load); otherwise a
+button says what it will take.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from core.requests import TraceRequest
 from core.results import TraceResult
 from core.workbench import LOADED, Request
 
-from . import base, state, text
+from . import base, model_panel, state, text, waiting
 
 AUTO_DRAWS = 50
 """Up to this many draws a trace starts without a click."""
@@ -75,7 +76,9 @@ def _submit(request: Request, slot: str) -> Job:
 
 
 def _starts_by_itself(request: Request) -> bool:
-    quick = request.model.name == "demo" or base.workbench().model_state(request.model).state == LOADED
+    bench = base.workbench()
+    quick = request.model.name == "demo" and bench.in_the_way(request.model) is None
+    quick = quick or bench.model_state(request.model).state == LOADED
     return quick and _draws(request) <= AUTO_DRAWS
 
 
@@ -88,17 +91,23 @@ def _button(request: Request, slot: str) -> bool:
     model = base.workbench().model_state(request.model)
     need = f" It takes about {text.size(model.memory)} of memory." if model.memory else ""
     what = "trace" if isinstance(request, TraceRequest) else "compute"
-    with st.container(border=True):
+    place = st.empty()
+    with place.container(border=True):
         about = "" if isinstance(request, TraceRequest) else f" ({request.title})"
         st.markdown(f"**{text.plain(f'{request.model.name} has not been asked this yet{about}.')}**")
         if model.state != LOADED:
             st.markdown(f"{text.plain(model.detail)}{need}")
+            if note := model_panel.in_its_place(request.model):
+                st.markdown(note)
         if (draws := _draws(request)) > AUTO_DRAWS:
             st.markdown(f"{draws} draws are asked for.")
-        return st.button(
+        clicked = st.button(
             what.capitalize() if model.state == LOADED else f"Load the model and {what}", type="primary",
             key=f"es_start_{slot}", on_click=state.touch,
         )  # fmt: skip
+    if clicked:
+        place.empty()
+    return clicked
 
 
 def _ended(job: Job, request: Request, slot: str) -> None:
@@ -126,18 +135,20 @@ def progress(job_id: str, slot: str) -> None:
     if status is None or not status.active:
         state.rerun()
         return
-    with st.container(border=True):
-        left, right = st.columns([4, 1], vertical_alignment="bottom")
-        if status.state == "queued":
+    with st.container(border=True, horizontal=True, vertical_alignment="bottom"):
+        standing = bench.waiting(job_id, base.session_id())
+        if standing is not None:
+            words = waiting.words(standing)
+        elif status.state == "queued":
             words = f"waiting for {status.ahead} other job{'s' if status.ahead != 1 else ''}"
         else:
             words = status.label or "starting"
             words += f" · {text.seconds(status.elapsed)} so far"
             if status.seconds_left is not None:
                 words += f" · {text.seconds(status.seconds_left, about=True)} left"
-        left.progress(status.fraction, text=f"{text.plain(status.title)}: {text.plain(words)}")
+        st.progress(status.fraction, text=f"{text.plain(status.title)}: {text.plain(words)}")
         job = bench.jobs.get(job_id)
         if job is not None and job.stopping:
-            right.button("Stopping…", disabled=True, key=f"es_stop_{slot}_{job_id}", width="stretch")
-        elif right.button("Cancel", key=f"es_cancel_{slot}_{job_id}", width="stretch") and job is not None:
+            st.button("Stopping…", disabled=True, key=f"es_stop_{slot}_{job_id}")
+        elif st.button("Cancel", key=f"es_cancel_{slot}_{job_id}") and job is not None:
             job.cancel()

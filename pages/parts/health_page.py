@@ -33,10 +33,14 @@ def _look() -> None:
         st.error(text.plain(problem))
     running = sum(job["state"] == "running" for job in now.jobs)
     with st.grid(4, min_column_width=display.pixels(190), gap="small"):
-        st.metric("model", text.plain(now.model) or "none loaded", border=True, help="The one model in memory.")
+        most = now.models_at_most
+        at_most = "One is kept" if most == 1 else f"At most {most} are kept, as memory allows"
+        help_ = f"What is in memory, the last used first. {at_most} (EXPERTSCOPE_MODELS_IN_MEMORY)."
+        st.metric("model", text.plain(now.model) or "none loaded", border=True, help=help_)
         st.metric(
             "queue", f"{running}, {len(now.jobs) - running} waiting", border=True,
-            help="Traces and larger questions that are computed now, and those that wait. Studies count beside them.",
+            help="Traces and larger questions that are computed now, and those that wait for their turn. Studies count "
+            "beside them.",
         )  # fmt: skip
         st.metric("studies", str(now.studies), border=True, help="Running or waiting.")
         st.metric("up", text.seconds(now.up), border=True, help="Since the process began.")

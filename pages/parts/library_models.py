@@ -23,39 +23,39 @@ HELP_MEMORY = "About what tracing takes: the weights as the checkpoint stores th
 def draw(view: LibraryView) -> None:
     """The section."""
     bench = base.workbench()
-    loaded = bench.loaded
     if _working():
         return
-    with st.container(horizontal=True, vertical_alignment="center"):
-        if loaded is None:
-            st.markdown("No model is in memory. One is loaded when something is asked of it, or below.")
-        else:
-            state = bench.model_state(loaded)
+    there = [resident.spec for resident in bench.residents.all()]
+    if not there:
+        st.markdown("No model is in memory. One is loaded when something is asked of it, or below.")
+    for number, spec in enumerate(there):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            state = bench.model_state(spec)
             memory = f" About {text.size(state.memory)} of memory." if state.memory else ""
-            st.markdown(f"**{text.plain(loaded.name)}** is loaded. {text.plain(state.detail)}{memory}", width="content")
-            st.button("Unload", icon=":material/eject:", on_click=_unload, key="es_library_unload")
-    _table(bench.catalogue(), loaded)
+            st.markdown(f"**{text.plain(spec.name)}** is loaded. {text.plain(state.detail)}{memory}", width="content")
+            key = f"es_library_unload{number or ''}"
+            st.button("Unload", icon=":material/eject:", on_click=_unload, args=(spec,), key=key)
+    _table(bench.catalogue(), there)
     st.markdown("##### Load a model")
     with st.grid(2, min_column_width=330, gap="large"):
         left, right = st.container(), st.container()
     with left:
         model_panel.draw(view.model, place="library models ", changed=lambda spec: library_state.look(model=spec))
     with right:
-        here = loaded == view.model
+        here = view.model in there
         st.button(
             "Load it now", type="primary", icon=":material/memory:", on_click=_load, args=(view.model,), disabled=here,
-            key="es_library_load", help="It is in memory." if here else "In place of the one that is in memory.",
+            key="es_library_load", help="It is in memory." if here else None,
         )  # fmt: skip
 
 
-def _table(entries: list[CatalogEntry], loaded: ModelSpec | None) -> None:
+def _table(entries: list[CatalogEntry], there: list[ModelSpec]) -> None:
     names = {entry.id for entry in entries}
-    if loaded is not None and loaded.name not in names:
-        entries = [*entries, catalog.entry(loaded.name, revision=loaded.revision)]
+    entries = entries + [catalog.entry(x.name, revision=x.revision) for x in there if x.name not in names]
     table = pd.DataFrame(
         {
             "model": [entry.id for entry in entries],
-            "state": [_state(entry, loaded) for entry in entries],
+            "state": [_state(entry, there) for entry in entries],
             "layers × experts": [entry.shape for entry in entries],
             "top-k": pd.array([entry.top_k for entry in entries], dtype="Int64"),
             "parameters": [_parameters(entry) for entry in entries],
@@ -79,8 +79,8 @@ def _table(entries: list[CatalogEntry], loaded: ModelSpec | None) -> None:
     )  # fmt: skip
 
 
-def _state(entry: CatalogEntry, loaded: ModelSpec | None) -> str:
-    if loaded is not None and entry.id == loaded.name:
+def _state(entry: CatalogEntry, there: list[ModelSpec]) -> str:
+    if any(entry.id == spec.name for spec in there):
         return "loaded"
     return STATES.get(entry.state, entry.state)
 
@@ -117,7 +117,7 @@ def _load(spec: ModelSpec) -> None:
         st.session_state[_JOB] = job.id
 
 
-def _unload() -> None:
-    job = doing(lambda: base.workbench().unload(owner=base.session_id()))
+def _unload(spec: ModelSpec) -> None:
+    job = doing(lambda: base.workbench().unload(spec, owner=base.session_id()))
     if job is not None:
         st.session_state[_JOB] = job.id

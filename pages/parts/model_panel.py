@@ -11,6 +11,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from core.quantisation import QUANTISATIONS
+from core.queueing import model_name
 from core.requests import DEVICES, DTYPES, PLACEMENTS, ModelSpec
 from core.workbench import LOADED, ON_DISK
 
@@ -57,6 +58,8 @@ def draw(spec: ModelSpec, *, place: str, changed: Callable[[ModelSpec], None]) -
     memory = f" · needs about {text.size(now.memory)} of memory" if now.memory and spec.name != "demo" else ""
     badge = STATE_BADGES.get(now.state, ":orange-badge[not here]")
     st.markdown(f"{badge} :small[{now.detail}{memory}]", width="stretch")
+    if note := in_its_place(spec):
+        st.caption(note)
     if spec.name == "demo":
         st.caption(
             "A tiny demo model, trained for this app. It shows how tracing works; its maps are no evidence about "
@@ -76,6 +79,18 @@ def draw(spec: ModelSpec, *, place: str, changed: Callable[[ModelSpec], None]) -
                 field, choices, index=choices.index(getattr(spec, field)), key=key, help=help_,
                 on_change=_change(field, key, spec, changed),
             )  # fmt: skip
+
+
+def in_its_place(spec: ModelSpec) -> str:
+    """What loading the model does to those in memory, as Markdown; empty where it does nothing."""
+    residents = base.workbench().residents
+    there = [resident.spec for resident in residents.all()]
+    if not there or spec in there:
+        return ""
+    names = " and ".join(text.plain(model_name(other)) for other in there)
+    if residents.most == 1:
+        return f"In memory now: **{names}**. It is unloaded for this one; work on it that was asked before comes first."
+    return f"In memory now: **{names}**. They stay as far as memory allows, the least recently used goes first."
 
 
 def _change(field: str, widget: str, spec: ModelSpec, changed: Callable[[ModelSpec], None]) -> Callable[[], None]:

@@ -1,0 +1,89 @@
+"""What a viewer's job waits for: its place, who computes now, which models go and come; and what may be told of others.
+
+Nothing that another viewer typed is told: of their work only its kind, and of models only names that are published or
+lie on this machine, a folder by its last part. Knows jobs and turns, no pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .identity import DEMO
+from .jobs import Job
+from .requests import ModelSpec
+from .turns import LONG, PAUSED, Asked
+
+TRACE, QUESTION, MODEL, STUDY = "trace", "question", "model", "study"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Whose turn it is. `kind`: TRACE, QUESTION, MODEL (loading by hand) or STUDY; `title`: of a question its kind's,
+    of one's own work what it is about, else empty; `mine`: the viewer's own; `pauses`: it lets traces in between two
+    steps; `seconds_left`: where something honest can be said."""
+
+    kind: str
+    title: str
+    mine: bool
+    model: str
+    pauses: bool
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """`place`: 1 = next, of `waiting` jobs; `model`: what the job wants; `goes`: models that are unloaded for it, empty
+    where it is loaded or fits beside them; `comes`: it has to be loaded."""
+
+    place: int
+    waiting: int
+    inside: Inside | None
+    model: str
+    goes: tuple[str, ...]
+    comes: bool
+
+
+def model_name(spec: ModelSpec | None) -> str:
+    """How a model may be called before others."""
+    if spec is None:
+        return ""
+    if spec.name == DEMO or _HUB_ID.fullmatch(spec.name):
+        return spec.name
+    try:
+        folder = Path(spec.name).expanduser()
+        return folder.name if folder.is_dir() else "another model"
+    except (OSError, ValueError, RuntimeError):
+        return "another model"
+
+
+def standing(
+    job: Job, viewer: Hashable, *, waiting: Sequence[Asked], inside: Asked | None, inside_job: Job | None,
+    there: Sequence[ModelSpec], most: int,
+) -> Standing:  # fmt: skip
+    """How `job` stands for `viewer`. `waiting`: in the order of their turns; `inside`: who computes, `inside_job`: its
+    job, None for a study; `there`: the models in memory, `most` of which may stay."""
+    jobs = [asked for asked in waiting if asked.rank != LONG]
+    place = next((i for i, asked in enumerate(jobs, 1) if asked.key == job.id), 1)
+    comes = isinstance(job.needs, ModelSpec) and job.needs not in there
+    return Standing(
+        place=place,
+        waiting=max(len(jobs), place),
+        inside=None if inside is None else _inside(inside, inside_job, viewer),
+        model=model_name(job.needs if isinstance(job.needs, ModelSpec) else None),
+        goes=tuple(model_name(spec) for spec in there) if comes and most == 1 else (),
+        comes=comes,
+    )
+
+
+def _inside(asked: Asked, job: Job | None, viewer: Hashable) -> Inside:
+    model = model_name(asked.wanted if isinstance(asked.wanted, ModelSpec) else None)
+    if job is None:
+        return Inside(STUDY, "", False, model, True, None)
+    mine = viewer in job.owners
+    kind = QUESTION if asked.rank == PAUSED else MODEL if job.lane == "models" else TRACE
+    title = job.title if mine or kind == QUESTION else ""
+    return Inside(kind, title, mine, model, asked.rank == PAUSED, job.status().seconds_left)
