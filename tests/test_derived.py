@@ -223,6 +223,7 @@ class Two:
 def test_a_trace_is_let_in_between_two_sweeps_of_something_longer(kind, monkeypatch, spec, expected):
     monkeypatch.setattr(workbench, "PATIENCE", 0.0)
     monkeypatch.setattr(turns, "LEAST_TERM", 0.0)
+    monkeypatch.setattr(turns, "TERM_SHARE", 0.0)
     engine = Two()
     bench = engine.bench()
     try:

@@ -118,6 +118,8 @@ def test_a_study_lets_traces_in_between_its_batches_and_ends_with_the_same_numbe
         return record
 
     monkeypatch.setattr(Studies, "commit", commit_and_ask)
+    monkeypatch.setattr("core.turns.LEAST_TERM", 0.0)
+    monkeypatch.setattr("core.turns.TERM_SHARE", 0.0)
     assert world.desk.start(" first ", settings(), word_facts()) == "first"
     assert world.ended("first") == data.DONE
     assert [request.model for request in world.traced] == [OURS, OTHER]

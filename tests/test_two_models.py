@@ -84,6 +84,7 @@ def test_viewers_who_click_in_turns_change_the_model_once_a_term(engine, bench, 
 
 def test_without_a_term_who_asked_first_is_first(engine, bench, monkeypatch):
     monkeypatch.setattr(turns, "LEAST_TERM", 0.0)
+    monkeypatch.setattr(turns, "TERM_SHARE", 0.0)
     first = ask(bench, DEMO, 0, "ada")
     assert engine.inside.acquire(timeout=WAIT)
     jobs = [ask(bench, model, 1, who) for model, who in ((OTHER, "bob"), (DEMO, "ada"))]
