@@ -1,5 +1,4 @@
-"""The Library page in a real Chromium: opened cold by link, a fact ticked, a list made of it; uploads that are too large.
-"""
+"""The Library page in a real Chromium: opened cold by link, a fact ticked, a list made of it; an upload too large."""
 
 from __future__ import annotations
 
