@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import logging
 import os
@@ -421,4 +422,10 @@ def _import_engine() -> None:
         importlib.import_module("transformers").AutoTokenizer  # noqa: B018 - resolves a lazy import
     except Exception:  # the job that needs it meets the same error and reports it
         log.exception("warm-up failed")
+    # A closed tab's session is a cycle that holds memory and three open files until Python looks for old cycles, and it
+    # does that when a quarter as much has come as is there. The libraries are half a million objects: left out of it
+    # (and with them the one or two tabs that are open by now).
+    gc.collect()
+    gc.freeze()
+    gc.collect()  # counts anew what is there
     event(log, "engine imported", seconds=round(time.monotonic() - begun, 1))
