@@ -257,6 +257,7 @@ class Workbench:
 
     def _load(self, spec: ModelSpec, progress: Progress) -> Any:
         check_allowed(spec)
+        self._imported()  # two threads that import torch's relatives at once get half of them
         new = self.residents.get(spec) is None
         resident = self.residents.bring(spec, progress, keep=self._turns.held, store=self._store)
         if new:

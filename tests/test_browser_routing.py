@@ -23,7 +23,7 @@ def test_a_cold_link_leads_from_a_cell_to_the_expert_and_back(server, new_page):
     page = new_page()
     page.goto(server.link("Routing", relations="country_capital", n=16, where="all"))  # its first request
     settled(page, 4)
-    expect(page.get_by_text("all of 16 prompts, clean runs")).to_be_visible()
+    expect(page.get_by_text("all positions of 16 prompts, clean runs")).to_be_visible()
     # cells stand in the order of the table: layer 0's experts first
     page.locator(CHARTS).first.locator("svg .mark-rect.role-mark path").nth(16 * 2 + 5).click()
     name = expert_name(2, 5)

@@ -9,12 +9,13 @@ import sys
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import ROOT, SLOW, serve, settled
+from served import SLOW, serve, settled
 
+from bench.served import ROOT
 from cache.studies import Studies
+from core.links import Link
 from core.study import data, link, summary
 from core.tooltips import number
-from pages.parts import study_state
 
 pytestmark = pytest.mark.browser
 
@@ -80,8 +81,7 @@ def test_a_cold_link_shows_verdict_and_numbers_and_leads_to_the_fact(server, new
     fact, line = study.kept[3], main[main.scan_index == 3].iloc[0]
     asked = link.trace_request(study.settings, fact)
     view = link.trace_view(pos=int(line.pos), layer=clicked, expert=None)
-    query = study_state.trace_query(asked, view, bundled=True)
-    page.goto(server.link(**query))
+    page.goto(server.link(**Link(asked, view, True).to_query()))
     settled(page, 4)
     sentence = page.locator('[data-testid="stMarkdown"]', has_text=re.compile("^The whole layer patch here"))
     rescue = float(re.search(r"rescue ([+-][0-9.]+) logits", sentence.inner_text())[1])

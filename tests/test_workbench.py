@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from fake_results import FRANCE, fake_result
@@ -74,6 +75,25 @@ def done(job):
     assert job.wait(WAIT)
     assert job.state == "done", job.error
     return job.result
+
+
+def test_nothing_is_loaded_before_the_engine_is_imported(monkeypatch):
+    """Imports in two threads at once end in half-made modules."""
+    imported, seen = threading.Event(), []
+
+    def import_engine():
+        time.sleep(0.2)
+        imported.set()
+
+    monkeypatch.setattr(workbench, "_import_engine", import_engine)
+    counting = Counting()
+    load = counting.load
+    counting.load = lambda name, **options: (seen.append(imported.is_set()), load(name, **options))[1]
+    bench = Workbench(object(), engine=counting.engine())
+    bench.warm_up()
+    done(bench.submit(REQUEST))
+    assert bench.jobs.close(WAIT)
+    assert seen == [True]
 
 
 def test_an_answer_is_computed_once_and_then_looked_up(bench, counting):
