@@ -46,11 +46,12 @@ def _of(result: Any) -> dict[tuple, Any]:
     number = id(result)
     entry = _made.get(number)
     if entry is None or entry[0]() is not result:
-        entry = _made[number] = weakref.ref(result, lambda gone: _forget(number, gone)), {}
+        entry = _made[number] = weakref.ref(result, functools.partial(_forget, _made, number)), {}
     return entry[1]
 
 
-def _forget(number: int, gone: weakref.ref) -> None:
-    entry = _made.get(number)
+def _forget(made: dict[int, tuple[weakref.ref, Any]], number: int, gone: weakref.ref) -> None:
+    """`made` is given, for at the end of a process a module's own names may be gone before a result is."""
+    entry = made.get(number)
     if entry is not None and entry[0] is gone:  # another object may have the number by now
-        _made.pop(number, None)
+        made.pop(number, None)

@@ -187,7 +187,8 @@ def test_ctrl_c_keeps_what_is_done_and_other_processes_see_the_study(study, chec
             assert study("delete", "first")[0] == 2
             process.send_signal(signal.SIGINT)
         _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130, rest
+    # 130, or what a shell calls 130: Python ends by the signal where that fell into an exec() of its own
+    assert process.returncode in (130, -signal.SIGINT), rest
     assert "study resume first" in rest and "Traceback" not in rest
     record = Studies().get("first")
     assert record.state == data.CANCELLED and record.progress.get("fraction", 0.0) < 1.0
