@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import threading
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import checkpoints
 import pytest
 import tokenizers_for_tests
+from page_on_model import params_of
 from streamlit.testing.v1 import AppTest
 from word_facts import word_facts
 
@@ -92,10 +94,6 @@ def said(page: AppTest) -> str:
     parts = [element.value for kind in kinds for element in getattr(page, kind)]
     parts += [element.proto.body for element in page.get("html")]
     return re.sub(r"\\(.)", r"\1", "\n".join(str(part) for part in parts))
-
-
-def params_of(page: AppTest) -> dict[str, str]:
-    return {name: values[0] if isinstance(values, list) else values for name, values in page.query_params.items()}
 
 
 def button(page: AppTest, label: str):
@@ -421,10 +419,20 @@ def test_a_study_can_be_made_of_a_stored_list(bench, words, monkeypatch):
     assert listed == WORDS and settings.facts == "list:words" and settings.preset == "paper"
 
 
-def test_a_model_is_loaded_shown_and_unloaded(bench):
+def test_a_model_is_loaded_shown_and_unloaded(bench, monkeypatch):
+    go, load = threading.Event(), bench.residents._load
+
+    def held(**options):
+        assert go.wait(WAIT)
+        return load(**options)
+
+    monkeypatch.setattr(bench.residents, "_load", held)
     page = opened(show="models")
     assert "No model is in memory" in said(page)
-    page = finished(ran(button(page, "Load it now").click()), bench)
+    page = ran(button(page, "Load it now").click())
+    assert "Loading demo" in page.get("progress")[0].proto.text and button(page, "Cancel")
+    go.set()
+    page = finished(page, bench)
     assert bench.loaded == ModelSpec() and "demo** is loaded" in said(page)
     states = dict(zip(page.dataframe[0].value.model, page.dataframe[0].value.state, strict=True))
     assert states["demo"] == "loaded" and states["Qwen/Qwen3-30B-A3B-Base"] == "not here"

@@ -101,7 +101,7 @@ def _working() -> bool:
     job.wait(answers.PATIENCE)
     status = job.status()
     if status.active:
-        answers.progress(job.id)
+        answers.progress(job.id, "library models")
         return True
     if job.state == FAILED and job.error is not None:
         st.error(text.error(job.error))
