@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import checkpoints
 import pytest
 import tokenizers_for_tests
+from page_on_model import params_of
 from streamlit.testing.v1 import AppTest
 from word_facts import any_contrast, word_facts
 
@@ -119,10 +120,6 @@ def shown(page: AppTest) -> str:
 
 def plain(page: AppTest) -> str:
     return re.sub(r"\\(.)", r"\1", shown(page))
-
-
-def params_of(page: AppTest) -> dict[str, str]:
-    return {name: values[0] if isinstance(values, list) else values for name, values in page.query_params.items()}
 
 
 def button(page: AppTest, label: str):

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 import pytest
 from fake_cells import fake_answer
 from fake_results import FRANCE, fake_result
+from page_on_model import params_of
 from streamlit.testing.v1 import AppTest
 from transformers import AutoTokenizer
 
@@ -121,10 +122,6 @@ def finished(page, bench):
         if not page.get("progress"):
             return page
         assert time.monotonic() < deadline, shown(page)
-
-
-def params_of(page) -> dict[str, str]:
-    return {name: values[0] if isinstance(values, list) else values for name, values in page.query_params.items()}
 
 
 def test_the_first_visit_traces_the_default_fact(bench, engine):

@@ -52,7 +52,7 @@ def _other_site(here: TraceResult, shown: View) -> None:
 
 
 def _cell_of(result: TraceResult, shown: View) -> pd.Series | None:
-    cells = pictures.kept(views.layer_cells, result)
+    cells = views.layer_cells(result)
     found = cells[(cells.layer == shown.layer) & (cells.pos == shown.pos)]
     return found.iloc[0] if len(found) else None
 
@@ -73,7 +73,7 @@ def _title(words: str) -> Any:
 
 def _experts(at: TraceResult, shown: View, ident: str) -> None:
     """The cell's active experts as a table and as bars."""
-    table = pictures.kept(views.active_experts, at, shown.layer, shown.pos)
+    table = views.active_experts(at, shown.layer, shown.pos)
     cell = _cell_of(at, shown)
     assert cell is not None
     with _title(f"##### Experts of layer {shown.layer} at “{text.plain(cell.label)}”"):

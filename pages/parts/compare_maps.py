@@ -84,7 +84,7 @@ def _place(compared: Compared, pair: Pair) -> Place | None:
     pos = {s: p if p is not None and p < len(prov[s].tokens) else None for s, p in asked.items()}
     layer = pair.a.view.layer if pair.a.view.layer is not None else pair.b.view.layer
     if layer is None or not any(layer in prov[side].moe_layers for side in SIDES) or set(pos.values()) == {None}:
-        cells = pictures.kept(views.layer_cells, compared.mapped("a"))
+        cells = views.layer_cells(compared.mapped("a"))
         pos = {"a": views.last_pos(compared.a), "b": None}
         here = cells[cells.pos == pos["a"]]
         if here.empty:
@@ -139,7 +139,7 @@ def _ident(compared: Compared) -> str:
 
 
 def _token_maps(compared: Compared, where: Place | None, measure: str) -> None:
-    cells = {side: pictures.kept(views.layer_cells, compared.mapped(side)) for side in SIDES}
+    cells = {side: views.layer_cells(compared.mapped(side)) for side in SIDES}
     end = compare_charts.scale_end(list(cells.values()), [measure])
     n = len(compared.alignment.columns) or max(len(compared.side(side).provenance.tokens) for side in SIDES)
     with st.grid(2 if compared.no_cells else 3, min_column_width=270 if n <= 16 else 700, gap="medium"):
@@ -222,7 +222,7 @@ def _cell(compared: Compared, where: Place) -> None:
     """The chosen cell on both sides, in a sentence."""
     told, values = [], {}
     for side in SIDES:
-        cells = pictures.kept(views.layer_cells, compared.mapped(side))
+        cells = views.layer_cells(compared.mapped(side))
         found = cells[(cells.layer == where.layer) & (cells.pos == (-1 if (pos := where.on(side)) is None else pos))]
         if found.empty:
             told.append(f"{side} has no such cell")
@@ -250,7 +250,7 @@ def _experts(compared: Compared, where: Place, measure: str) -> None:
         return
     at = together(found[0], found[1], compared.same_model, compared.at_a, compared.at_b)
     theme = pictures.theme()
-    table = pictures.kept(Compared.experts, at, where.a, where.b)
+    table = at.experts(where.a, where.b)
     end = compare_charts.scale_end([table], [f"{measure}_{side}" for side in SIDES])
     ident = f"{_ident(at)}-{where}-{measure}"
     few = compared.a.provenance.n_experts <= 24
@@ -261,7 +261,7 @@ def _experts(compared: Compared, where: Place, measure: str) -> None:
                 view = View(measure, pos, where.layer)
                 picture = pictures.kept(charts.layer_expert, result, pos, view=view, palette=theme, end=end)
                 title = f"{side} at “{views.token_labels(result)[pos]}”"
-                grid = pictures.kept(views.expert_grid, result, pos)
+                grid = views.expert_grid(result, pos)
                 _header(title, f"compare-experts-{side}", at, picture, grid, of=": layer × expert")
                 pictures.still(picture, key=f"experts-{side}-{ident}", alt=f"Layer by expert heat map of {side}")
         with st.container():

@@ -42,7 +42,7 @@ def shown_view(result: TraceResult, view: View) -> View:
     pos = views.last_pos(result) if view.pos is None else view.pos
     layer = view.layer
     if layer is None:
-        cells = pictures.kept(views.layer_cells, result)
+        cells = views.layer_cells(result)
         here = cells[cells.pos == pos]
         layer = int(here.loc[here.rescue.idxmax(), "layer"]) if len(here) else None
     return dataclasses.replace(view, pos=pos, layer=layer)
@@ -131,7 +131,7 @@ def _token_map(result: TraceResult, shown: View, ident: str) -> TraceResult | No
     view = View(shown.measure, pos, layer, shown.expert)
     picture = pictures.kept(charts.layer_token, here, view=view, palette=pictures.theme())
     seen = pictures.as_seen(picture, slot, layer=shown.layer, pos=shown.pos)
-    downloads.header(title, "layer-token", origin, seen, pictures.kept(views.layer_cells, here))
+    downloads.header(title, "layer-token", origin, seen, views.layer_cells(here))
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], mark["pos"])
@@ -161,13 +161,13 @@ def _expert_map(at: TraceResult, shown: View, ident: str) -> None:
     title = f"Layer × expert at “{views.token_labels(at)[shown.pos]}”"
     index = views.SHARED_INDEX if shown.expert == SHARED else shown.expert
     seen = pictures.as_seen(picture, slot, layer=shown.layer, expert=index)
-    downloads.header(title, "layer-expert", at, seen, pictures.kept(views.expert_grid, at, shown.pos))
+    downloads.header(title, "layer-expert", at, seen, views.expert_grid(at, shown.pos))
 
     def pick(mark: dict[str, int]) -> None:
         chosen = SHARED if mark["expert"] == views.SHARED_INDEX else mark["expert"]
         slot.picked = (mark["layer"], chosen)
         if building and mark["layer"] == shown.layer:
-            active = pictures.kept(views.active_experts, at, shown.layer, shown.pos)
+            active = views.active_experts(at, shown.layer, shown.pos)
             if mark["expert"] in set(active.expert):
                 toggled = members(set(shown.coalition) ^ {chosen})
                 marked = chosen if chosen in toggled else None
@@ -190,7 +190,7 @@ def _strip(result: TraceResult, shown: View, ident: str) -> None:
     slot = pictures.slot("strip", (ident, layer, pictures.theme().name, shown.layer, shown.pos, shown.expert), None)
     view = View(pos=shown.pos, layer=shown.layer, expert=shown.expert)
     picture = pictures.kept(charts.routing_strip, result, layer, view=view, palette=pictures.theme())
-    table = pictures.kept(views.routing_strip, result, layer)
+    table = views.routing_strip(result, layer)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"##### Routing at layer {layer}, clean against corrupt", width="content")
         with st.container(horizontal=True, vertical_alignment="center", width="content"):

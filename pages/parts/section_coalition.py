@@ -28,7 +28,7 @@ ROLES = {
 
 def draw(at: TraceResult, shown: View, ident: str) -> None:
     """The section. `at`: has the expert patches of the chosen cell's position."""
-    active = pictures.kept(views.active_experts, at, shown.layer, shown.pos)
+    active = views.active_experts(at, shown.layer, shown.pos)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f":small[{LINE}]", width="content")
         with st.container(horizontal=True, width="content"):

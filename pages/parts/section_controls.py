@@ -29,7 +29,7 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
         return
     expert = shown.expert
     if expert is None:
-        active = pictures.kept(views.active_experts, at, shown.layer, shown.pos)
+        active = views.active_experts(at, shown.layer, shown.pos)
         clean = active[active.status.isin([views.BOTH, views.CLEAN_ONLY])]
         if clean.empty:
             st.markdown("No expert is clean-active here, so there is nothing to compare.")
