@@ -5,6 +5,8 @@ Knows limits and encodings; no tokenizer, no store, no page.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 
 from .errors import InputError
@@ -17,21 +19,22 @@ SHORT = 1500
 
 
 def read_lines(source: str | bytes, name: str = "The text") -> tuple[str, ...]:
-    """The prompts of a text, one per line; white space at both ends of a line and empty lines are left out.
+    """The prompts of a text, one per line; white space at both ends of a line and empty lines are left out. Within a
+    line all stays as it is, as every space counts among the tokens.
 
     `source`: a text, or a file's content (UTF-8, or UTF-16 with its mark); `name`: what messages call it. Raises
     `InputError` that names the line (counted from 1).
     """
     text = _decoded(source, name) if isinstance(source, bytes) else source
     prompts = []
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = " ".join(raw.replace("\ufeff", "").split())
+    for number, raw in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+        line = raw.strip().strip("\ufeff").strip()  # files put together have a byte order mark before any line
         if not line:
             continue
         wrong = ""
         if "{}" in line:
             wrong = "has a {} in it. Write the subject out: plain prompts have none"
-        elif any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in line):
+        elif any(unicodedata.category(c) in ("Cc", "Cs") and c != "\t" for c in line):
             wrong = "has characters that are no text. Save it as a plain text file"
         elif len(line) > LONGEST:
             wrong = f"has {len(line):,} characters, more than {LONGEST:,}. Shorten it"

@@ -89,9 +89,12 @@ def test_layers_and_experts_that_are_not_there_are_named():
 
 
 def test_prompts_are_the_lines_of_a_text():
-    text = "  The capital of France is \n\n\tDie   Hauptstadt\r\nдва\n"
-    assert read_lines(text) == ("The capital of France is", "Die Hauptstadt", "два")
-    assert read_lines(text.encode("utf-8-sig"), "a.txt") == read_lines(text.encode("utf-16")) == read_lines(text)
+    text = "  The capital of France is \n\n\tDie   Hauptstadt\r\nдва\rx =\t1\n \ufeff \n\ufeffa\u200bb\u2028c\ufeffd"
+    lines = ("The capital of France is", "Die   Hauptstadt", "два", "x =\t1", "a\u200bb\u2028c\ufeffd")
+    assert read_lines(text) == lines, "what stands between two words is part of the prompt: its tokens are counted"
+    assert read_lines(text.encode("utf-8-sig"), "a.txt") == read_lines(text.encode("utf-16")) == lines
+    view = RoutingView(a=PromptSet(source=PROMPTS, prompts=lines))
+    assert from_query(to_query(view)) == view
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,8 @@ def test_prompts_are_the_lines_of_a_text():
         (b"one\nThe capital of {} is", "line 2 has a {} in it"),
         (b"\x89PNG\x01\x02", "UTF-8"),
         (b"one\x01two", "line 1 has characters that are no text"),
+        ("one\n\none\x0ctwo".encode("utf-16"), "line 3 has characters that are no text"),
+        ("one\x85two".encode(), "line 1 has characters that are no text"),
         (b"ok\n" + b"a" * 4001, "line 2 has 4,001 characters"),
         (b"a\n" * 2001, "has 2,001 prompts. At most 2,000"),
         ((b"a" * 3000 + b"\n") * 70, "has 210,000 characters"),
