@@ -90,6 +90,16 @@ def test_bars_are_as_long_as_the_rescues(at, experts, kind):
     assert [length / max(found) for length in found] == pytest.approx(expected, abs=0.01)
 
 
+def test_a_number_stands_right_of_its_bar_and_of_the_line_over_the_draws(at, experts):
+    rows = rows_of("coalition", at, experts).copy()
+    rows[["rescue", "rescue_min", "rescue_max"]] = [-1.0, -4.0, 2.0]  # a negative mean, draws on both sides of 0
+    drawn = scenegraph(pictures.effects(rows, roles=section_coalition.ROLES))
+    (lines,) = [items for role, mark, items in drawn if mark == "rule" and role == "mark" and len(items) == len(rows)]
+    (numbers,) = [items for role, mark, items in drawn if mark == "text" and role == "mark" and len(items) == len(rows)]
+    ends = [max(item["x"], item.get("x2", item["x"])) for item in lines]
+    assert all(item["x"] >= end for item, end in zip(numbers, ends, strict=True))
+
+
 def test_necessity_has_a_bar_for_each_number(at):
     table = needed(at)
     drawn = pictures.necessity(table).tables["table0"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from ..marks import rows_of, tooltip
@@ -39,7 +38,7 @@ def effects(rows: pd.DataFrame, *, roles: dict[str, str], palette: Palette = LIG
         t_restoration=[number(value) for value in rows.restoration],
         t_over_draws=[spread(row) for row in rows.itertuples()],
         label=[logits(value) for value in rows.rescue],
-        end=np.where(rows.rescue >= 0, rows[["rescue", "rescue_max"]].max(axis=1), 0.0),
+        end=rows[["rescue", "rescue_max"]].max(axis=1).clip(lower=0.0),  # right of bar and line, also below 0
     )
     known = [role for role in roles if role in set(rows.role)]
     y = alt.Y("name:N", sort=list(rows.name), title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=190))
