@@ -64,7 +64,7 @@ KINDS: dict[str, Kind] = {
     "expert_neurons": Kind("Neurons of an expert", 1, ".neurons:answer", corrupts=False),
     "steering": Kind("Steering an expert", 1, ".steering:answer", corrupts=False),
     "routing": Kind("Routing of many prompts", 1, ".routing_kinds:answer"),
-    "routing_comparison": Kind("Routing of two sets compared", 1, ".routing_kinds:answer_comparison"),
+    "routing_comparison": Kind("Routing of two sets compared", 2, ".routing_kinds:answer_comparison"),
     "expert_rescue": Kind("Rescue of all experts", 1, ".expert_rescue:answer"),
     "expert_knockout": Kind("Knocking the expert out", 1, ".expert_knockout:answer", corrupts=False),
     "validation": Kind("Validation of facts", 1, ".validation:answer"),

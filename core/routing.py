@@ -127,11 +127,13 @@ def divergence(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @dataclass(frozen=True)
 class Sample:
     """Tokens of one set: `mask` of `routed.tokens`; `units`: one name for each token of the whole table. Tokens of a
-    unit (a prompt) belong together; units of the same name in two sets are each other's counterpart."""
+    unit (a prompt) belong together; units of the same name in two sets are each other's counterpart, or, where their
+    name is among `shared`, one and the same prompt, which belongs to both sets."""
 
     routed: RoutedTokens
     mask: np.ndarray
     units: np.ndarray
+    shared: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -157,18 +159,18 @@ def compare(a: Sample, b: Sample, *, permutations: int = 200, seed: int = 0) -> 
     """Jensen–Shannon divergence of the loads of two sets against what chance makes of sets of these sizes.
 
     Two small sets differ even if they come from one and the same source. So units, not tokens, change sides at random:
-    a unit with a counterpart trades places with it or not; all others are shuffled, the sets keeping their sizes.
+    a unit with a counterpart trades places with it or not; all others are shuffled, the sets keeping their sizes, and
+    how many units belong to both (were these fixed, a set would never differ from one that contains it).
     """
     names = [np.unique(each.units[each.mask]) for each in (a, b)]
-    sides = _relabelled(names[0], names[1], permutations, np.random.default_rng(seed))
+    left, right = _relabelled(names[0], names[1], a.shared & b.shared, permutations, np.random.default_rng(seed))
     layers = []
     for at in range(len(a.routed.layers)):
         counts = [_counts(each, known, at) for each, known in zip((a, b), names, strict=True)]
         loads = [each.sum(0, dtype=np.float64)[None] for each in counts]
         total, part = divergence(*loads)
         both = np.concatenate(counts).astype(np.float32)
-        left = (sides @ both).astype(np.float64)
-        chance, parts = divergence(left, both.sum(0, dtype=np.float64) - left)
+        chance, parts = divergence(*((side @ both).astype(np.float64) for side in (left, right)))
         larger = (chance >= total - 1e-12).sum() if np.isfinite(total[0]) else np.nan
         layers.append((
             total[0], chance.mean(), np.percentile(chance, 95), (1 + larger) / (1 + permutations),
@@ -180,17 +182,24 @@ def compare(a: Sample, b: Sample, *, permutations: int = 200, seed: int = 0) -> 
     )  # fmt: skip
 
 
-def _relabelled(a: np.ndarray, b: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
-    """Random memberships of set a, fp32 [n, units of a then of b]: 1 inside, 0 in set b."""
-    out = np.zeros((n, len(a) + len(b)), dtype=np.float32)
-    _, in_a, in_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
-    coins = generator.integers(0, 2, (n, len(in_a)))
-    out[:, in_a], out[:, len(a) + in_b] = coins, 1 - coins
-    alone = np.setdiff1d(np.arange(out.shape[1]), np.concatenate([in_a, len(a) + in_b]))
-    own = (alone < len(a)).astype(np.float32)
-    for row in out:
-        row[alone] = generator.permutation(own)
-    return out
+def _relabelled(
+    a: np.ndarray, b: np.ndarray, shared: frozenset[str], n: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random memberships of set a and of set b, each fp32 [n, units of a then of b]: 1 inside, 0 not. `shared`: units
+    that may be in both; they keep their place among those of a, and are nowhere among those of b."""
+    size = len(a) + len(b)
+    left, right = np.zeros((n, size), dtype=np.float32), np.zeros((n, size), dtype=np.float32)
+    names, in_a, in_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
+    same = np.array([name in shared for name in names.tolist()], dtype=bool)
+    pairs, twice = (in_a[~same], len(a) + in_b[~same]), len(a) + in_b[same]
+    coins = generator.integers(0, 2, (n, len(pairs[0])))
+    left[:, pairs[0]], left[:, pairs[1]] = coins, 1 - coins
+    right[:, pairs[0]], right[:, pairs[1]] = 1 - coins, coins
+    dealt = np.setdiff1d(np.arange(size), np.concatenate([*pairs, twice]))
+    own = np.stack([dealt < len(a), (dealt >= len(a)) | np.isin(dealt, in_a[same])]).astype(np.float32)
+    for to_left, to_right in zip(left, right, strict=True):
+        to_left[dealt], to_right[dealt] = own[:, generator.permutation(len(dealt))]
+    return left, right
 
 
 def _counts(sample: Sample, names: np.ndarray, at: int) -> np.ndarray:

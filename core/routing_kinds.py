@@ -17,7 +17,7 @@ import pandas as pd
 from .derived import DerivedRequest, DerivedResult, derive
 from .errors import InputError
 from .progress import SILENT, Progress, Share
-from .requests import Fact, ModelSpec, TraceRequest
+from .requests import Fact, ModelSpec, TraceRequest, digest
 from .roles import ALL
 from .routed import ALL_ROLES, RUNS, PlacedPrompt, collect, place, plain
 from .routing import RoutedTokens, Sample, compare, information
@@ -298,20 +298,22 @@ def answer_comparison(
     Tables: `layers` (per run, position class and layer: Jensen–Shannon divergence in bits, its permutation baseline,
     95th percentile and p, tokens and prompts of both sets) and `experts` (per expert too: its part of the divergence,
     what chance gives it, its shares of the two sets' load). A fact in both sets (same case_id and subject) is its own
-    counterpart. Values: of each set n_prompts and left_out.
+    counterpart where the prompts differ; a prompt that is in both belongs to both. Values: of each set
+    n_prompts and left_out.
     """
     sides = [
         derive(model, side, store=store, progress=Share(progress, 0.45 * i, 0.45, 1))
         for i, side in enumerate(sides_of(request))
     ]
     routed = [routed_of(side) for side in sides]
-    units = [_units(each, f"{name}:") for each, name in zip(routed, "ab", strict=True)]
+    units = [_units(side, each, f"{name}:") for side, each, name in zip(sides, routed, "ab", strict=True)]
+    shared = _same_prompts(sides, units)
     layers, experts = [], []
     there = set(parts_of(routed[1]))
     for part in [each for each in parts_of(routed[0]) if each in there]:
         progress.check()
         run, position_class = part
-        sets = [Sample(each, mask_of(each, *part), names) for each, names in zip(routed, units, strict=True)]
+        sets = [Sample(each, mask_of(each, *part), names, shared) for each, names in zip(routed, units, strict=True)]
         found = compare(*sets, permutations=PERMUTATIONS)
         where = {"run": run, "position_class": position_class}
         layers.append(_layers(found, routed[0], **where))
@@ -329,14 +331,28 @@ def answer_comparison(
     return tables, values | {"layers": list(routed[0].layers), "n_experts": routed[0].n_experts, "caption": said}
 
 
-def _units(routed: RoutedTokens, prefix: str) -> np.ndarray:
-    """A name for each token's prompt: facts by case_id and subject, so that they are found in the other set; plain
-    prompts by a name of their own."""
-    first = routed.tokens.drop_duplicates("fact")
+def _units(side: DerivedResult, routed: RoutedTokens, prefix: str) -> np.ndarray:
+    """A name for each token's prompt by which it is found in the other set, made of a fact's case_id and subject or of
+    a plain prompt's text. What a set has several times has names of its own."""
+    prompts = side.tables["prompts"]
     names = [
-        f"{prefix}{fact}" if pd.isna(subject) else f"{case_id} {subject}"
-        for fact, case_id, subject in zip(first.fact, first.case_id, first.subject, strict=True)
+        digest(text) if pd.isna(subject) else digest(int(case_id), subject)
+        for text, case_id, subject in zip(prompts.text, prompts.case_id, prompts.subject, strict=True)
     ]
     times = Counter(names)
     names = [name if times[name] == 1 else f"{prefix}{i} {name}" for i, name in enumerate(names)]
     return np.array(names)[routed.tokens.fact.to_numpy()]
+
+
+def _same_prompts(sides: Sequence[DerivedResult], units: Sequence[np.ndarray]) -> frozenset[str]:
+    """The names of the units that are one and the same prompt, asked with the same settings, in both sets."""
+    settings = [{**side.request.get(), "prompts": None} for side in sides]
+    if settings[0] != settings[1]:
+        return frozenset()
+    asked = []
+    for side, names in zip(sides, units, strict=True):
+        _, first = np.unique(side.tables["tokens"].fact.to_numpy(), return_index=True)
+        given = side.request.facts or side.request.get()["prompts"]
+        prompts = [given[place] for place in side.tables["prompts"].place]
+        asked.append(set(zip(names[first].tolist(), prompts, strict=True)))
+    return frozenset(name for name, _ in asked[0] & asked[1])

@@ -178,6 +178,42 @@ def test_chance_is_the_mean_over_ways_to_deal_the_units() -> None:
     assert named.units == (3, 3) and named.tokens == (3, 3)
 
 
+def test_a_prompt_of_both_sets_stays_in_both_and_a_set_can_differ_from_one_that_holds_it() -> None:
+    tokens = [*A, *B]
+    everything = one_layer(tokens)
+    units = np.array(list("abcdef"))
+    whole = np.ones(6, dtype=bool)
+
+    def of(some: str, others: str) -> float:
+        counts = np.zeros((2, 4))
+        for side, names in enumerate((some, others)):
+            for name in names:
+                counts[side, tokens["abcdef".index(name)]] += 1
+        return jensenshannon(*(each / each.sum() for each in counts), base=2) ** 2
+
+    # a set within the other: any three of the six could have been it
+    within = [("".join(some), "abcdef") for some in itertools.combinations("abcdef", 3)]
+    # two sets with one prompt in common
+    common = [
+        ("".join(some), twice + "".join(set("abcde") - set(some)))
+        for some in itertools.combinations("abcde", 3)
+        for twice in some
+    ]
+    for left, right, ways in (("abc", "abcdef", within), ("abc", "cde", common)):
+        shared = frozenset(set(left) & set(right))
+        found = compare(
+            *(Sample(everything, np.isin(units, list(side)), units, shared) for side in (left, right)),
+            permutations=4000,
+        )  # fmt: skip
+        every = np.array([of(*way) for way in ways])
+        assert found.total[0] == pytest.approx(of(left, right))
+        assert found.baseline[0] == pytest.approx(every.mean(), abs=0.01)
+        assert found.p[0] == pytest.approx(np.mean(every >= of(left, right) - 1e-12), abs=0.03)
+    # without a word about it the same name is a counterpart: here it has no one to trade with
+    sets = [Sample(everything, mask, units) for mask in (np.isin(units, list("abc")), whole)]
+    assert compare(*sets, permutations=50).p.tolist() == [1.0]
+
+
 def test_units_change_sides_whole_and_small_sets_of_one_source_do_not_diverge() -> None:
     generator = np.random.default_rng(0)
     source = [[int(e)] for e in generator.choice(4, 200, p=[0.4, 0.3, 0.2, 0.1])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -215,6 +216,20 @@ def test_a_comparison_is_of_its_two_sides(model, facts, tmp_path) -> None:
 def test_questions_written_by_hand_are_checked(model, facts, kind, settings, words) -> None:
     with pytest.raises(InputError, match=words):
         derived.derive(model, derived.DerivedRequest.of(kind, SPEC, facts=facts, **settings))
+
+
+def test_a_prompt_is_known_again_in_the_other_set_and_in_another_form_it_is_another(model, facts) -> None:
+    def p_values(a, b) -> np.ndarray:
+        return derived.derive(model, comparison_request(a, b)).tables["layers"].p.to_numpy()
+
+    kinds = sorted({fact.relation for fact in facts})
+    some = tuple(fact for fact in facts if fact.relation == kinds[0])
+    few, every = (routing_request(SPEC, facts=of) for of in (some, facts))
+    assert 0 < len(some) < len(facts) and p_values(few, every).min() < 0.3, "it can differ from a set that holds it"
+    otherwise = routing_request(SPEC, facts=tuple(replace(fact, prompt=f"Well, {fact.prompt}") for fact in some))
+    assert p_values(few, otherwise).min() < 1, "each fact trades places with itself"
+    lines = [routing_request(SPEC, prompts=LINES[:n]) for n in (1, len(LINES))]
+    assert p_values(*lines).min() < 1
 
 
 def test_a_set_does_not_diverge_from_itself_and_chance_is_no_divergence(routed) -> None:
