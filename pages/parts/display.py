@@ -17,6 +17,10 @@ FACTOR = 1.3
 """How much larger."""
 _ON, _SEEN, _WIDGET = "es_large", "es_large_seen", "es_large_switch"
 _NAME, _LARGE = "type", "large"
+# Streamlit writes white on its primary buttons, on the dark theme's light primary colour too
+_BUTTONS = """<style>
+[data-testid^="stBaseButton-primary"] { color: light-dark(#ffffff, #10141b) !important; }
+</style>"""
 # Streamlit's own sizes are in rem, those of its tables too, and so are ours
 _STYLE = f"""<style>
 html {{ font-size: {16 * FACTOR:g}px !important; }}
@@ -33,6 +37,7 @@ def begin() -> None:
     if said == _LARGE and st.session_state.get(_SEEN) != _LARGE:
         st.session_state[_ON] = True
     st.session_state[_SEEN] = said
+    st.html(_BUTTONS)
     if large():
         st.html(_STYLE)
 

@@ -21,7 +21,7 @@ def draw() -> None:
     with st.sidebar:
         navigation.draw()
     st.subheader("Health", anchor=False)
-    st.caption("How this server is. It shows no prompts; a monitor may ask `/_stcore/health` whether it answers.")
+    st.caption("How this server is. It shows no prompts; a monitor may ask /_stcore/health whether it answers.")
     _look()
     frame.foot()
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from core.errors import ExpertScopeError
 from core.views import visible
 
-_CAUTION = "#c2570c"
+_CAUTION = "light-dark(#b45309, #f59e4b)"
 _ON_PAGES = {
     "--foil auto": "the switch below a typed fact's objects",
     "--first-token": "“First token of a longer object” under Tokens in the sidebar",
@@ -54,7 +54,7 @@ def head(prompt_html: str, true: str, foil: str, first_token: bool) -> str:
     pill = "border-radius:1em;padding:.1em .6em;white-space:nowrap"
     return (
         f'<div style="font-size:1.3rem;line-height:1.7;overflow-wrap:anywhere">{prompt_html} '
-        f'<span style="opacity:.45">→</span> '
+        f'<span style="opacity:.65">→</span> '
         f'<span style="{pill};background:rgba(33,102,172,.22)" title="true object"><b>{escape(true)}</b></span> '
         f'<span style="opacity:.65;font-size:1rem">against</span> '
         f'<span style="{pill};background:rgba(178,96,10,.2)" title="foil">{escape(foil)}</span>{first}</div>'
@@ -69,7 +69,7 @@ def tokens_row(tokens: Sequence[tuple[str, bool, bool]]) -> str:
         if subject:
             style += ";background:rgba(33,102,172,.25);font-weight:600"
         if special:
-            style += ";opacity:.6;font-style:italic"
+            style += ";opacity:.7;font-style:italic"
         title = f"position {pos}" + (", subject" if subject else "") + (", special token" if special else "")
         chips.append(f'<span style="{style}" title="{title}">{escape(visible(piece))}</span>')
     return f'<div style="display:flex;flex-wrap:wrap;gap:.25rem">{"".join(chips)}</div>'
@@ -81,7 +81,7 @@ def next_tokens(title: str, rows: Sequence[tuple[str, float]], *, true: str, foi
     for token, p in rows:
         role = "true" if token == true else "foil" if token == foil else ""
         color = {"true": "rgba(33,102,172,.45)", "foil": "rgba(178,96,10,.4)"}.get(role, "rgba(128,128,128,.28)")
-        note = f' <span style="opacity:.6;font-size:.75rem">{role}</span>' if role else ""
+        note = f' <span style="opacity:.65;font-size:.75rem">{role}</span>' if role else ""
         lines.append(
             '<div style="display:flex;align-items:center;gap:.5rem;font-size:.9rem;line-height:1.55">'
             f'<span style="flex:0 0 42%;overflow:hidden;text-overflow:ellipsis;white-space:nowrap">'
@@ -215,7 +215,7 @@ def stages(steps: Sequence[tuple[str, str]]) -> str:
     look = {
         "done": ("background:rgba(33,102,172,.22)", "✓ "),
         "now": ("background:rgba(33,102,172,.55);font-weight:600", ""),
-        "later": ("opacity:.5;border:1px dashed rgba(128,128,128,.6)", ""),
+        "later": ("opacity:.65;border:1px dashed rgba(128,128,128,.6)", ""),
     }
     chips = " ".join(
         f'<span style="{look[state][0]};border-radius:1em;padding:.1em .8em;white-space:nowrap" title="{state}">'
