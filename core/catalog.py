@@ -21,6 +21,9 @@ GB = 10**9
 BASE_BYTES = GB  # Python, torch, the packed rows of a sweep and the store's buffers
 WORKING_SHARE = 0.1  # of the weights: activations and temporary copies that grow with the model
 
+MAX_LAYERS = 1000
+"""Decoder layers that a configuration may ask for: the deepest models have some hundred, and building what a damaged
+or made-up file asks for must not take for ever."""
 _LONGEST_HEADER = 100 * 2**20  # bytes, as the format itself allows
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 
@@ -117,7 +120,7 @@ def _is_folder(path: Path) -> bool:
 
 def _from_folder(name: str, folder: Path) -> CatalogEntry:
     """Figures from `config.json` and the headers of the safetensors files."""
-    config = _json_file(folder / "config.json")
+    config = json_file(folder / "config.json")
     if config is None:
         return CatalogEntry(name, None, None, None, None, None, state=PARTLY if folder.is_dir() else ABSENT)
     layers, moe_layers, experts, top_k, shared = _shape(config)
@@ -152,6 +155,7 @@ def _shape(config: dict[str, Any]) -> tuple[int | None, int | None, int | None, 
         return next((config[n] for n in names if isinstance(config.get(n), int) and config[n] > 0), None)
 
     layers = first("num_hidden_layers", "n_layers")
+    layers = layers if layers is not None and layers <= MAX_LAYERS else None
     experts = first("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     top_k = first("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k")
     shared = bool(
@@ -159,7 +163,8 @@ def _shape(config: dict[str, Any]) -> tuple[int | None, int | None, int | None, 
     )
     moe_layers = None
     if layers is not None and experts is not None:
-        dense = set(config.get("mlp_only_layers") or ())
+        named = config.get("mlp_only_layers")
+        dense = {layer for layer in named if isinstance(layer, int)} if isinstance(named, list) else set()
         step = first("decoder_sparse_step") or 1
         start = first("first_k_dense_replace", "moe_layer_start_index") or 0
         moe_layers = sum(1 for i in range(start, layers) if i not in dense and (i + 1) % step == 0)
@@ -171,24 +176,51 @@ def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
     Raises OSError, ValueError or `struct.error` where the file is none.
     """
+    if not file.is_file():
+        raise OSError("not a plain file")
     with file.open("rb") as handle:
         (length,) = struct.unpack("<Q", handle.read(8))
         if length > _LONGEST_HEADER:
             raise ValueError("the header is too long")
-        header = json.loads(handle.read(length))
+        try:
+            header = json.loads(handle.read(length))
+        except RecursionError:
+            raise ValueError("the header is nested too deeply") from None
+    if not isinstance(header, dict):
+        raise ValueError("the header is no record")
     header.pop("__metadata__", None)
     return header, 8 + length
 
 
 def weight_files(folder: Path) -> tuple[list[Path], bool]:
-    """(safetensors files that are there, whether those are all of them)."""
-    index = _json_file(folder / "model.safetensors.index.json")
-    if index is not None and isinstance(index.get("weight_map"), dict):
-        wanted = [folder / name for name in sorted(set(index["weight_map"].values()))]
-    else:
-        wanted = sorted(folder.glob("*.safetensors"))
+    """(safetensors files that are there, whether those are all of them). A damaged index counts as files that lack."""
+    try:
+        names = shards(folder)
+    except ValueError:
+        return [], False
+    wanted = sorted(folder.glob("*.safetensors")) if names is None else [folder / name for name in names]
     present = [f for f in wanted if f.is_file()]
     return present, bool(wanted) and len(present) == len(wanted)
+
+
+def shards(folder: Path) -> list[str] | None:
+    """Names of the files that the folder's index names; None without an index.
+
+    Raises ValueError for an index that is damaged, or names anything but safetensors files in this very folder: no
+    path leads out of it, and what ends otherwise would be opened as a pickle.
+    """
+    path = folder / "model.safetensors.index.json"
+    if not path.exists():
+        return None
+    index = json_file(path)
+    weights = index.get("weight_map") if index is not None else None
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise ValueError("is damaged")
+    names = sorted(set(weights.values()))
+    for name in names:
+        if not name.endswith(".safetensors") or Path(name).name != name or not name.isprintable():
+            raise ValueError(f"names {name[:80]!r}, which is no safetensors file of this folder")
+    return names
 
 
 def _count(file: Path) -> tuple[int, int] | None:
@@ -218,7 +250,7 @@ def _count_header(file: Path, file_size: int, changed: int) -> tuple[int, int] |
 def check_tokenizer(folder: Path) -> None:
     """Raises ModelRefused for a tokenizer that says it is code of its own: transformers would take another class in its
     place, and with it perhaps other tokens."""
-    config = _json_file(folder / "tokenizer_config.json") or {}
+    config = json_file(folder / "tokenizer_config.json") or {}
     code = config.get("auto_map")
     if code and (not isinstance(code, dict) or "AutoTokenizer" in code):
         raise ModelRefused(
@@ -250,9 +282,12 @@ def _cached_repositories() -> list[str]:
     return sorted(name.removeprefix("models--").replace("--", "/", 1) for name in folders)
 
 
-def _json_file(path: Path) -> dict[str, Any] | None:
+def json_file(path: Path) -> dict[str, Any] | None:
+    """The record in a JSON file; None where there is none that can be read."""
     try:
+        if not path.is_file():  # reading a pipe would wait for who writes
+            return None
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None

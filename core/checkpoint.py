@@ -6,6 +6,7 @@ everything else. Knows tensors by the names that they have in the files; nothing
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import threading
@@ -53,6 +54,7 @@ class Checkpoint:
         for file in [single] if single.is_file() else weight_files(folder)[0]:
             try:
                 header, start = read_header(file)
+                size = file.stat().st_size
                 for name, entry in header.items():
                     begin, end = entry["data_offsets"]
                     dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
@@ -61,6 +63,9 @@ class Checkpoint:
                             f"The weight {name} is stored as {entry['dtype']}, which cannot be read layer by layer.",
                             "Use a machine with more memory, or a checkpoint in bfloat16.",
                         )
+                    fits = 0 <= begin <= end <= size - start and all(isinstance(n, int) and n >= 0 for n in shape)
+                    if not fits or math.prod(shape) * dtype.itemsize != end - begin:
+                        raise ValueError("the tensor's place and shape do not fit")
                     self.tensors[name] = Stored(file, dtype, shape, start + begin, end - begin)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
                 raise ModelError(f"The weights in {file.name} cannot be read.", "Copy or download it again.") from None

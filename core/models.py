@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from . import placement
-from .catalog import DEMO_FOLDER, check_tokenizer, weight_files
+from .catalog import DEMO_FOLDER, MAX_LAYERS, check_tokenizer, shards, weight_files
 from .checks import ensure_checked
 from .conversion import StoredWeights
 from .disk import load_from_disk
@@ -160,38 +160,49 @@ def _complete(folder: Path, what: str) -> Path:
     """Refuse a folder without configuration, safetensors weights or one of its shards."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{what} has no config.json.", "Give a folder in the layout of the Hugging Face hub.")
-    weights = list(folder.glob("*.safetensors"))
+    weights = [path for path in folder.glob("*.safetensors") if path.is_file()]
     if not weights:
         other = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         found = f"only {other[0]}, a format that can run code" if other else "none"
         raise ModelError(
             f"{what} has no safetensors weights ({found}).", "Only safetensors are read; convert the weights first."
         )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        import json
-
-        try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
-            raise ModelError(f"{what} has a damaged model.safetensors.index.json.", "Copy the file again.") from None
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing:
-            raise ModelError(
-                f"{what} lacks {len(missing)} of {len(shards)} weight files ({missing[0]}, ...).",
-                "Finish the download or the copy.",
-            )
+    try:
+        named = shards(folder) or []
+    except ValueError as error:
+        raise ModelError(f"{what}: model.safetensors.index.json {error}.", "Copy the file again.") from None
+    missing = [name for name in named if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{what} lacks {len(missing)} of {len(named)} weight files ({missing[0]}, ...).",
+            "Finish the download or the copy.",
+        )
     return folder
 
 
 def read_config(folder: Path) -> Any:
     """The model's configuration. No code from the repository is ever run."""
+    hint = "Code from model repositories is never run; only families that transformers itself has are supported."
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "Code from model repositories is never run; only families that transformers itself has are supported."
-        raise ModelRefused(f"The model's configuration cannot be read: {reason}", hint) from None
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    except Exception as error:  # noqa: BLE001 - each family's configuration checks itself, and raises anything
+        raise ModelRefused(f"The model's configuration cannot be read: {_reason(error)}", hint) from None
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise ModelRefused(
+            f"The model's configuration asks for {layers:,} layers; {MAX_LAYERS:,} are the most.", "Copy it again."
+        )
+    if getattr(config, "transformers_weights", None) is not None:
+        raise ModelRefused(
+            "The model's configuration names a weight file of its own (transformers_weights).",
+            "Only model.safetensors, or the files that model.safetensors.index.json names, are read.",
+        )
+    return config
+
+
+def _reason(error: Exception) -> str:
+    """What a library says was wrong, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -219,10 +230,10 @@ def _skeleton(config: Any) -> torch.nn.Module:
     try:
         with torch.device("meta"), transformers_logging_silenced():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001 - numbers that make no model surface as many types
         raise ModelRefused(
             f"{type(config).__name__} is not a causal language model that transformers {transformers.__version__} "
-            f"can build ({str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__}).",
+            f"can build ({_reason(error)}).",
             "Choose a causal MoE language model.",
         ) from None
     find_blocks(model)
@@ -256,9 +267,8 @@ def _read_weights(
                 f"The {where} ran out of memory while loading.",
                 "Choose a smaller dtype, quantisation int8, a smaller model, or device cpu in place of a GPU.",
             ) from None
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         raise ModelError(
-            f"The weights cannot be read ({type(error).__name__}: {reason}).", "Copy or download the model again."
+            f"The weights cannot be read ({type(error).__name__}: {_reason(error)}).", "Copy or download the model again."
         ) from None
     missing = sorted(info.get("missing_keys") or ())
     mismatched = sorted(str(key) for key in info.get("mismatched_keys") or ())

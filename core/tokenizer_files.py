@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable
@@ -58,11 +57,8 @@ class Tokenizers:
 
 def _context(folder: Path) -> int | None:
     """The model's context in tokens, from its configuration."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    for part in (config, config.get("text_config") or {}):
-        if isinstance(part.get("max_position_embeddings"), int):
+    config = catalog.json_file(folder / "config.json") or {}
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and isinstance(part.get("max_position_embeddings"), int):
             return part["max_position_embeddings"]
     return None
