@@ -150,8 +150,9 @@ class Database:
                     f"The store {self.path} was not made smaller: another process began to use it.", "Try again later."
                 ) from error
             except (duckdb.Error, OSError) as error:
+                fault = self._fault(error, connection)  # before the connection goes: what is damaged is set aside
                 self._disconnect()
-                raise self._fault(error, connection) from error
+                raise fault from error
             finally:
                 _remove(fresh)
 

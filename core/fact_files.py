@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import parquet_files
 from .errors import InputError
+from .parquet_files import MAX_BYTES, MAX_COLUMNS
 
-MAX_BYTES = 512 * 2**20
 MAX_ROWS = 500_000
 MAX_CELLS = 10_000_000  # in all; each takes about a hundred bytes, and in a file two, or in Parquet next to none
-MAX_COLUMNS = 1000
 MAX_CHARS = 20_000  # of one value; a prompt is a sentence, not a book
-_BATCH_ROWS = 100  # of Parquet at a time
 FORMATS = {
     ".json": "json",
     ".jsonl": "jsonl",
@@ -263,37 +262,21 @@ def _parquet(content: bytes, name: str) -> list[tuple[int | None, dict]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    most = f"{MAX_ROWS:,} rows, {MAX_CELLS:,} values or {MAX_BYTES // 2**20} MiB"
     try:
-        file = pq.ParquetFile(pa.BufferReader(content))
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        if any(pa.types.is_nested(field.type) and "dictionary<" in str(field.type) for field in file.schema_arrow):
+        types = pq.read_schema(pa.BufferReader(content)).types
+        if any(pa.types.is_nested(kind) and "dictionary<" in str(kind) for kind in types):
             raise _bad(name, "holds categories inside of lists or records.", "Save them as texts.")
-        columns = file.metadata.num_columns  # of nested values each leaf
-        if columns > MAX_COLUMNS:
-            raise _bad(name, f"has {columns:,} columns.", f"At most {MAX_COLUMNS:,} are read.")
-        values = sum(group.column(i).num_values for group in groups for i in range(columns))
-        too_much = file.metadata.num_rows > MAX_ROWS or values > MAX_CELLS
-        records: list[tuple[int | None, dict]] = []
-        size = 0
-        # what it says of its size counts equal values once: only what was unpacked tells
-        for batch in () if too_much else file.iter_batches(batch_size=_BATCH_ROWS):
-            size += sum(_decoded_bytes(column) for column in batch.columns)
-            too_much = size > MAX_BYTES
-            if too_much:
-                break
-            records += [(None, record) for record in batch.to_pylist()]
-        if too_much:
-            most = f"{MAX_ROWS:,} rows, {MAX_CELLS:,} values or {MAX_BYTES // 2**20} MiB"
-            raise _bad(name, f"unpacks to more than {most}.", "Cut it into smaller files.")
-        return records
+        limits = {"max_rows": MAX_ROWS, "max_values": MAX_CELLS, "max_columns": MAX_COLUMNS, "max_bytes": MAX_BYTES}
+        parts = parquet_files.batches(content, **limits)
+        return [(None, record) for batch in parts for record in batch.to_pylist()]
+    except parquet_files.TooManyColumns as error:
+        raise _bad(name, f"has {error.n:,} columns.", f"At most {MAX_COLUMNS:,} are read.") from None
+    except parquet_files.TooLarge:
+        raise _bad(name, f"unpacks to more than {most}.", "Cut it into smaller files.") from None
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         reason = str(error).split("\n")[0].strip().rstrip(".")
         raise _bad(name, f"is no readable Parquet file: {reason}.", "") from None
-
-
-def _decoded_bytes(column: Any) -> int:
-    """What an Arrow array takes when each of its values stands for itself."""
-    return column.dictionary_decode().nbytes if hasattr(column, "dictionary_decode") else column.nbytes
 
 
 def _flattened(record: dict) -> dict[str, Any]:

@@ -268,7 +268,8 @@ def _read_weights(
                 "Choose a smaller dtype, quantisation int8, a smaller model, or device cpu in place of a GPU.",
             ) from None
         raise ModelError(
-            f"The weights cannot be read ({type(error).__name__}: {_reason(error)}).", "Copy or download the model again."
+            f"The weights cannot be read ({type(error).__name__}: {_reason(error)}).",
+            "Copy or download the model again.",
         ) from None
     missing = sorted(info.get("missing_keys") or ())
     mismatched = sorted(str(key) for key in info.get("mismatched_keys") or ())

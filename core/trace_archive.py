@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
+from . import parquet_files
 from .answers import assemble
 from .errors import ExpertScopeError, InputError
 from .identity import imported_key
@@ -35,7 +35,8 @@ IMPORTED = "imported"
 _HEAD, _ROWS, _ROUTING = "traces.json", "rows.parquet", "routing.parquet"
 _MOST_BYTES = 2**29  # unpacked, in all
 _MOST_HEAD = 256 * 2**20
-_MOST_ROWS = 5_000_000  # of a table: a few bytes of Parquet can stand for any number of rows
+_MOST_ROWS = 5_000_000  # of a table: a few bytes of Parquet can stand for any number of rows,
+_MOST_TABLE = 2 * 2**30  # and a row for any number of bytes
 _KINDS = {"clean", "corrupt", "layer", "expert", "shared"}
 
 
@@ -115,8 +116,10 @@ def _read(content: bytes) -> tuple[dict[str, Any], list[pd.DataFrame], list[pd.D
 
 
 def _table(content: bytes) -> pd.DataFrame:
-    if pq.read_metadata(io.BytesIO(content)).num_rows > _MOST_ROWS:
-        raise _refused("it is too large")
+    try:
+        parquet_files.size(content, max_rows=_MOST_ROWS, max_bytes=_MOST_TABLE)
+    except parquet_files.TooLarge:
+        raise _refused("it is too large") from None
     return pd.read_parquet(io.BytesIO(content))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import random
+import struct
 from pathlib import Path
 
 import checkpoints
@@ -15,7 +17,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import core
-from core import identity, models, placement
+from core import catalog, identity, models, placement
 from core.errors import ExpertScopeError, InputError, ModelError, ModelRefused
 from core.identity import locate, recall_identity
 from core.progress import Progress
@@ -104,6 +106,78 @@ def test_a_dense_model_is_refused_before_its_weights_are_read(tmp_path: Path, mo
     monkeypatch.setattr(models, "_read_weights", lambda *args: pytest.fail("the weights were read"))
     with pytest.raises(ModelRefused, match="not a sparse mixture-of-experts"):
         core.load_model(str(tmp_path / "dense"))
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+BAD_FOLDERS = {
+    # file, what is put into it (of a record: what changes in it), what is said
+    "nested": ("config.json", DEEP, "configuration cannot be read"),
+    "list": ("config.json", "[]", "configuration cannot be read"),
+    "layers": ("config.json", {"num_hidden_layers": 10**15}, "1,000,000,000,000,000 layers; 1,000 are the most"),
+    "a text": ("config.json", {"num_hidden_layers": "x"}, "num_hidden_layers"),
+    "no heads": ("config.json", {"num_attention_heads": 0}, "(?i)configuration cannot be read|can build"),
+    "below 0": ("config.json", {"hidden_size": -5}, "can build"),
+    "no list": ("config.json", {"mlp_only_layers": 5}, "mlp_only_layers"),
+    "method": ("config.json", {"quantization_config": [1]}, "configuration cannot be read"),
+    "dtype": ("config.json", {"dtype": "os.system"}, "configuration cannot be read"),
+    "own weights": ("config.json", {"transformers_weights": "x.safetensors.index.json"}, "transformers_weights"),
+    "index nested": ("model.safetensors.index.json", DEEP, "index.json is damaged"),
+    "index list": ("model.safetensors.index.json", '{"weight_map": [1]}', "index.json is damaged"),
+    "index number": ("model.safetensors.index.json", '{"weight_map": {"a": 5}}', "index.json is damaged"),
+    "index pickle": ("model.safetensors.index.json", '{"weight_map": {"a": "evil.bin"}}', "no safetensors file of"),
+    "index above": ("model.safetensors.index.json", '{"weight_map": {"a": "../x.safetensors"}}', "of this folder"),
+    "index root": ("model.safetensors.index.json", '{"weight_map": {"a": "/x.safetensors"}}', "of this folder"),
+    "header nested": ("model.safetensors", DEEP, "weights .*cannot be read"),
+    "header list": ("model.safetensors", "[]", "weights .*cannot be read"),
+    "header place": (
+        "model.safetensors", '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}', "weights .*cannot be read",
+    ),
+    "header shape": (
+        "model.safetensors", '{"a": {"dtype": "F32", "shape": [1e18], "data_offsets": [0, 4]}}',
+        "weights .*cannot be read",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_whatever_a_folder_holds_ends_in_a_sentence(copy: Path, name: str, where: str) -> None:
+    file, content, said = BAD_FOLDERS[name]
+    path = copy / file
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_text()) | content)
+    raw = content.encode() + bytes(4)
+    path.write_bytes(struct.pack("<Q", len(raw) - 4) + raw if file == "model.safetensors" else raw[:-4])
+    with pytest.raises(ExpertScopeError, match=said) as caught:
+        core.load_model(str(copy), placement=where)
+    assert caught.value.next and len(caught.value.what) < 600
+    assert catalog.entry(str(copy)).id == str(copy)
+    with contextlib.suppress(ModelError):
+        Workbench(None).tokenizers.of(ModelSpec(str(copy)))
+
+
+def test_an_index_that_names_a_pickle_is_refused_where_there_is_no_other_file(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "other.safetensors")
+    witness = copy / "was_run"
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(witness), "w")
+
+    (copy / "evil.bin").write_bytes(pickle.dumps(Evil()))
+    index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": "evil.bin"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="names 'evil.bin', which is no safetensors file"):
+        core.load_model(str(copy))
+    assert not witness.exists()
+
+
+def test_a_pipe_in_a_file_s_place_is_not_waited_for(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    os.mkfifo(copy / "config.json")
+    assert catalog.entry(str(copy)).parameters is None
+    with pytest.raises(ModelError, match="no config.json"):
+        core.load_model(str(copy))
 
 
 def test_pickled_weights_are_never_read(copy: Path) -> None:

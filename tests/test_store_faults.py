@@ -303,6 +303,21 @@ def test_damage_met_while_reading_is_told_and_the_same_store_goes_on(path):
     assert aside.read_bytes() == damaged
 
 
+def test_damage_met_while_compacting_is_set_aside_as_well(path):
+    data = full_store(path)
+    where = data.index(payload(0, 200_000)[:64]) + 8000
+    damaged = data[:where] + flipped(data[where : where + 50_000]) + data[where + 50_000 :]
+    path.write_bytes(damaged)
+    with Store.open(path) as store:
+        with pytest.raises(StoreError, match="It was set aside as store.damaged"):
+            store.compact()
+        (aside,) = (file for file in path.parent.iterdir() if file != path)
+        assert aside.read_bytes() == damaged
+        store.write(model=MODEL, **answer("b"))
+        store.compact()
+        assert parts_there(store, "b") == [True] * 5
+
+
 def test_a_torn_log_loses_at_most_the_last_write(path):
     """The log of a killed process, cut at many lengths: always a readable store with whole answers."""
     code = """

@@ -11,6 +11,8 @@ import json
 import zipfile
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from store_values import MODEL, answer, payload, routing
 
@@ -270,6 +272,15 @@ def parquet(change) -> bytes:
     out = io.BytesIO()
     change(frame).to_parquet(out)
     return out.getvalue()
+
+
+def test_a_table_of_one_long_text_is_refused_before_it_is_unpacked(packed):
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["x" * 2_000_000]))
+    out = io.BytesIO()
+    pq.write_table(pa.table({"row_set": [0] * 5000, "kind": same}), out, compression="zstd", store_schema=False)
+    assert len(out.getvalue()) < 10_000  # and ten gigabytes where each value stands for itself
+    with pytest.raises(InputError, match="it is too large"):
+        unpack(changed(packed, lambda head: {"rows.parquet": out.getvalue()}))
 
 
 def first(head):

@@ -9,7 +9,10 @@ import sys
 import time
 import zipfile
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cache import Store
@@ -153,7 +156,33 @@ def parquet(**columns) -> bytes:
     return scan.to_parquet(pd.DataFrame(columns))
 
 
+def deflated(entries: dict[str, bytes], flip: int | None = None) -> bytes:
+    """As a zip that is compressed; `flip`: with that byte of the first entry's data changed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as found:
+        for name, content in entries.items():
+            found.writestr(name, content)
+    content = bytearray(out.getvalue())
+    if flip is not None:
+        content[30 + len(next(iter(entries))) + flip] ^= 0xFF
+    return bytes(content)
+
+
+def same_text(n: int, length: int, **columns) -> bytes:
+    """Parquet of `n` rows, with one long text in every row of the column `relation`: a few hundred bytes."""
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int32)), pa.array(["x" * length]))
+    out = io.BytesIO()
+    table = pa.table({name: pa.array([value] * n) for name, value in columns.items()} | {"relation": column})
+    pq.write_table(table, out, compression="zstd", store_schema=False)
+    return out.getvalue()
+
+
+FACT = {"prompt": "{} is", "subject": "a", "true": "b", "foil": "c", "case_id": 1, "occurrence": 1}
 DAMAGE = {
+    "a zip bomb": lambda e: deflated(e | {"parts/survey-0.parquet": bytes(2**26)}),
+    "damaged compression": lambda e: deflated(e, flip=2),
+    "one long text": lambda e: zipped(e | {"parts/facts-0.parquet": same_text(1000, 5_000_000, **FACT)}),
+    "rows without end": lambda e: zipped(e | {"rows.parquet": same_text(25_000_000, 1)}),
     "no zip": lambda e: b"not a zip file",
     "cut off": lambda e: zipped(e)[:-200],
     "no head": lambda e: zipped({k: v for k, v in e.items() if k != "study.json"}),
@@ -182,9 +211,10 @@ DAMAGE = {
 def test_a_damaged_or_foreign_file_is_refused(stores, damage):
     book, other = stores
     content = DAMAGE[damage](packed(book))
-    with pytest.raises((InputError, StoreError)):
+    with pytest.raises((InputError, StoreError)) as caught:
         archive.unpack(other, content)
     assert other.all() == []
+    assert ("it is too large" in caught.value.what) == (damage in ("a zip bomb", "one long text", "rows without end"))
 
 
 def test_the_undamaged_file_is_taken(stores):

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from .. import parquet_files
 from ..errors import ExpertScopeError, InputError
 from . import data
 from . import rows as table
@@ -29,6 +30,9 @@ SUFFIX = ".zip"
 _HEAD, _ROWS = "study.json", "rows.parquet"
 _PART = re.compile(r"parts/([a-z]{1,20})-([0-9]{1,7})\.parquet")
 _MOST_BYTES = 4 * 2**30  # unpacked, in all
+_MOST_RATIO = 20  # unpacked ÷ the file: what `pack` writes is not compressed, Parquet is already
+_MOST_ROWS = 20_000_000  # of all tables together
+_MOST_VALUES = 2 * 2**30  # bytes of all tables together when each value stands for itself
 _MOST_HEAD = 16 * 2**20
 _NAMES = ("name", "model", "settings", "plan", "provenance", "state", "progress", "created")
 _PROVENANCE = dict.fromkeys(("model", "identity", "fingerprint", "dtype", "device"), str) | {
@@ -61,11 +65,14 @@ def unpack(book: Any, source: Path | bytes, *, name: str | None = None) -> str:
     """Put a packed study into `book`, under `name` or its own; the name. Raises `InputError` where the file is not a
     study, is damaged, or the name is taken."""
     try:
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
         with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
-            head, parts, rows = _read(archive)
+            head, parts, rows = _read(archive, most=min(_MOST_BYTES, _MOST_RATIO * size + _MOST_HEAD))
     except FileNotFoundError:
         raise InputError(f"There is no file {source}.", "Check the path.", field="file") from None
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except ExpertScopeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - zipfile's decompressors raise what they like
         raise _refused(f"it cannot be read as a zip file ({error})") from None
     _check(head, parts, rows)
     chosen = name if name is not None else head["name"]
@@ -77,9 +84,9 @@ def unpack(book: Any, source: Path | bytes, *, name: str | None = None) -> str:
     return chosen.strip()
 
 
-def _read(archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[tuple[str, int], bytes], bytes]:
+def _read(archive: zipfile.ZipFile, *, most: int) -> tuple[dict[str, Any], dict[tuple[str, int], bytes], bytes]:
     infos = archive.infolist()
-    if sum(info.file_size for info in infos) > _MOST_BYTES:
+    if sum(info.file_size for info in infos) > most:
         raise _refused("it is too large")
     names = [info.filename for info in infos]
     if len(set(names)) != len(names) or not {_HEAD, _ROWS} <= set(names):
@@ -114,6 +121,7 @@ def _check(head: Any, parts: dict[tuple[str, int], bytes], rows: bytes) -> None:
         raise _refused(f"{_HEAD} lacks {wrong[0] if wrong else 'a state'}")
     StudySettings.from_dict(head["settings"])
     Plan.from_dict(head["plan"])
+    _check_sizes([*parts.values(), rows])
     stages = (data.FACTS, data.SCAN, *data.MEASURING)
     for (stage, number), payload in parts.items():
         if stage not in stages or (stage == data.FACTS and number):
@@ -134,6 +142,19 @@ def _check(head: Any, parts: dict[tuple[str, int], bytes], rows: bytes) -> None:
         raise _refused(f"its parts do not fit together ({type(error).__name__})") from None
     if not same:
         raise _refused(f"{_ROWS} does not follow from its parts")
+
+
+def _check_sizes(tables: list[bytes]) -> None:
+    """A few bytes of Parquet can stand for any number of rows, and a row for any number of bytes."""
+    left, room = _MOST_ROWS, _MOST_VALUES
+    try:
+        for content in tables:
+            n, size = parquet_files.size(content, max_rows=left, max_bytes=room)
+            left, room = left - n, room - size
+    except parquet_files.TooLarge:
+        raise _refused("it is too large") from None
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _refused(f"a table in it is damaged ({type(error).__name__})") from None
 
 
 def _check_part(stage: str, payload: bytes) -> None:
