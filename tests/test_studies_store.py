@@ -170,7 +170,7 @@ def deflated(entries: dict[str, bytes], flip: int | None = None) -> bytes:
 
 def same_text(n: int, length: int, **columns) -> bytes:
     """Parquet of `n` rows, with one long text in every row of the column `relation`: a few hundred bytes."""
-    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int32)), pa.array(["x" * length]))
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int8)), pa.array(["x" * length]))
     out = io.BytesIO()
     table = pa.table({name: pa.array([value] * n) for name, value in columns.items()} | {"relation": column})
     pq.write_table(table, out, compression="zstd", store_schema=False)
