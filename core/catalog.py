@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ModelRefused
-from .quantisation import bytes_in_memory, stored
+from .quantisation import bytes_in_memory, described, readable, stored
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "model"
 HERE, PARTLY, ABSENT = "on this machine", "incomplete", "not here"
+FOLDER_STARTS = ("/", ".", "~")
+"""How the name of a model begins that can only be a folder's."""
 GB = 10**9
 BASE_BYTES = GB  # Python, torch, the packed rows of a sweep and the store's buffers
 WORKING_SHARE = 0.1  # of the weights: activations and temporary copies that grow with the model
@@ -109,6 +111,23 @@ def entry(name: str, *, revision: str | None = None) -> CatalogEntry:
     if known is None:
         return found
     return CatalogEntry(**{**known.__dict__, "state": found.state, "path": found.path})
+
+
+def whereabouts(found: CatalogEntry, revision: str | None = None) -> str:
+    """Where a model that is not in memory is, and what loading it will do, in words; `revision`: the one asked for."""
+    folder = found.path is not None and Path(found.path) == Path(found.id).expanduser()
+    if found.state == HERE:
+        if (how := described(found.quantisation)) and not readable(found.quantisation):
+            return f"On this machine, but its weights are {how}."
+        return "On this machine; it is loaded when something is traced." + (f" Weights: {how}." if how else "")
+    if found.state == PARTLY and folder:
+        return "Files are missing in this folder, or damaged: copy them again. Nothing is downloaded for a folder."
+    if found.state == PARTLY:
+        return "Some of its files are missing on this machine; loading fetches them."
+    if found.id.startswith(FOLDER_STARTS):
+        return "There is no such folder on this machine."
+    what = f"Revision {revision} is" if revision else "It is"
+    return f"{what} not on this machine; loading downloads it from the Hugging Face hub."
 
 
 def _is_folder(path: Path) -> bool:

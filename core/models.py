@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from . import placement
-from .catalog import DEMO_FOLDER, MAX_LAYERS, check_tokenizer, shards, weight_files
+from .catalog import DEMO_FOLDER, FOLDER_STARTS, MAX_LAYERS, check_tokenizer, shards, weight_files
 from .checks import ensure_checked
 from .conversion import StoredWeights
 from .disk import load_from_disk
@@ -117,7 +117,7 @@ def fetch(spec: ModelSpec, progress: Progress = SILENT) -> Path:
     folder = locate(spec)
     if folder is not None and Path(spec.name).expanduser() == folder:
         return _complete(folder, f"The folder {folder}")
-    if spec.name.startswith(("/", ".", "~")):
+    if spec.name.startswith(FOLDER_STARTS):
         raise InputError(
             f"There is no folder {spec.name}.", "Check the path, or give a hub id such as org/name.", field="model"
         )
@@ -129,6 +129,7 @@ def _download(spec: ModelSpec) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
+    what = f"Revision {spec.revision} of {spec.name}" if spec.revision else f"The model {spec.name}"
     try:
         return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=_PATTERNS))
     except hub.HFValidationError:
@@ -151,7 +152,7 @@ def _download(spec: ModelSpec) -> Path:
         ) from None
     except Exception as error:  # noqa: BLE001 - no network has many names, by HTTP library and version
         raise ModelError(
-            f"The model {spec.name} is not on this machine and the hub cannot be reached ({type(error).__name__}).",
+            f"{what} is not on this machine and the hub cannot be reached ({type(error).__name__}).",
             "Check the network, or copy the model here and give its folder.",
         ) from None
 

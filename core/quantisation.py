@@ -72,11 +72,16 @@ def stored(config: Mapping[str, Any]) -> str:
     return method
 
 
+def readable(found: str) -> bool:
+    """Whether a checkpoint that is stored so can be traced."""
+    return not found or found == INT8 or found in EXPANDED
+
+
 def described(found: str) -> str:
     """What becomes of weights that are stored so, in a few words; empty where they are not quantised."""
     if found in EXPANDED:
         return f"stored as {EXPANDED[found]}, expanded while loading"
-    if found and found != INT8:
+    if not readable(found):
         return f"{found}, which cannot be traced"
     return found
 
@@ -100,7 +105,7 @@ def _torchao_kinds(value: Any) -> set[str]:
 def check_stored(config: Mapping[str, Any], asked: str = NONE) -> str:
     """`stored(config)` where such a checkpoint can be read, and quantised as `asked`. Raises `ModelRefused` by name."""
     found = stored(config)
-    if found and found != INT8 and found not in EXPANDED:
+    if not readable(found):
         method = found.split()[0]
         what = found if method in ("torchao", "bitsandbytes") and method != found else _STORED.get(method, found)
         raise ModelRefused(

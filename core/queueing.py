@@ -7,11 +7,11 @@ lie on this machine, a folder by its last part. Knows jobs and turns, no pages.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .identity import DEMO
+from .identity import DEMO, locate
 from .jobs import Job
 from .requests import ModelSpec
 from .turns import LONG, PAUSED, Asked
@@ -60,6 +60,34 @@ def model_name(spec: ModelSpec | None) -> str:
         return "another model"
 
 
+def model_names(specs: Iterable[ModelSpec]) -> dict[ModelSpec, str]:
+    """How models may be called before others: where two have one name, with what tells them apart."""
+    names = {spec: model_name(spec) for spec in specs}
+    found = {}
+    for spec, name in names.items():
+        alike = [other for other in names if names[other] == name]
+        apart = [told(spec) for told in _TOLD if len({told(other) for other in alike}) > 1]
+        found[spec] = f"{name} ({', '.join(apart)})" if apart else name
+    return found
+
+
+def _revision(spec: ModelSpec) -> str:
+    """A revision that is on this machine; what else was typed there is told to nobody."""
+    if spec.revision is None:
+        return "default revision"
+    published = _HUB_ID.fullmatch(spec.name) and not Path(spec.name).is_dir() and locate(spec) is not None
+    return f"revision {spec.revision}" if published else "another revision"
+
+
+_TOLD = (
+    _revision,
+    lambda spec: f"dtype {spec.dtype}",
+    lambda spec: f"device {spec.device}",
+    lambda spec: f"quantisation {spec.quantisation}",
+    lambda spec: f"placement {spec.placement}",
+)
+
+
 def standing(
     job: Job, viewer: Hashable, *, waiting: Sequence[Asked], inside: Asked | None, inside_job: Job | None,
     there: Sequence[ModelSpec], most: int,
@@ -68,19 +96,21 @@ def standing(
     job, None for a study; `there`: the models in memory, `most` of which may stay."""
     jobs = [asked for asked in waiting if asked.rank != LONG]
     place = next((i for i, asked in enumerate(jobs, 1) if asked.key == job.id), 1)
-    comes = isinstance(job.needs, ModelSpec) and job.needs not in there
+    needs = job.needs if isinstance(job.needs, ModelSpec) else None
+    comes = needs is not None and needs not in there
+    wanted = None if inside is None or not isinstance(inside.wanted, ModelSpec) else inside.wanted
+    names = model_names(spec for spec in (needs, wanted, *there) if spec is not None)
     return Standing(
         place=place,
         waiting=max(len(jobs), place),
-        inside=None if inside is None else _inside(inside, inside_job, viewer),
-        model=model_name(job.needs if isinstance(job.needs, ModelSpec) else None),
-        goes=tuple(model_name(spec) for spec in there) if comes and most == 1 else (),
+        inside=None if inside is None else _inside(inside, inside_job, viewer, names.get(wanted, "")),
+        model=names.get(needs, ""),
+        goes=tuple(names[spec] for spec in there) if comes and most == 1 else (),
         comes=comes,
     )
 
 
-def _inside(asked: Asked, job: Job | None, viewer: Hashable) -> Inside:
-    model = model_name(asked.wanted if isinstance(asked.wanted, ModelSpec) else None)
+def _inside(asked: Asked, job: Job | None, viewer: Hashable, model: str) -> Inside:
     if job is None:
         return Inside(STUDY, "", False, model, True, None)
     mine = viewer in job.owners

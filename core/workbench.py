@@ -28,7 +28,7 @@ from .fact_lists import FactListDesk
 from .jobs import Job, JobRegistry
 from .logs import event
 from .progress import Pausing, Progress
-from .quantisation import INT8, INT8_BYTES, described
+from .quantisation import INT8, INT8_BYTES
 from .queueing import Standing, standing
 from .requests import Fact, ModelSpec, TraceRequest
 from .residents import Residents
@@ -329,12 +329,8 @@ class Workbench:
             model = resident.model
             how = getattr(model, "remark", "") or f"In memory, ready. {getattr(model, 'quantisation', '')}"
             return ModelState(LOADED, how.strip(), memory)
-        if entry.state == catalog.HERE:
-            how = f" Weights: {described(entry.quantisation)}." if entry.quantisation else ""
-            return ModelState(ON_DISK, f"On this machine; it is loaded when something is traced.{how}", memory)
-        if entry.state == catalog.PARTLY:
-            return ModelState(NOT_HERE, "Some of its files are missing on this machine; loading fetches them.", memory)
-        return ModelState(NOT_HERE, "Not on this machine; loading downloads it from the Hugging Face hub.", memory)
+        state = ON_DISK if entry.state == catalog.HERE else NOT_HERE
+        return ModelState(state, catalog.whereabouts(entry, spec.revision), memory)
 
     def live(self, fact: Fact, spec: ModelSpec, *, special_tokens: str, object_tokens: str, first_token: bool) -> Any:
         """`core.typed.live` with the model's tokenizer: how a fact that is being typed would be read.

@@ -262,4 +262,4 @@ def _expert_difference_tooltips(grid: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _from_to(a: float, b: float, difference: float) -> str:
-    return f"a {number(a, 3, True)}, b {number(b, 3, True)}, b − a {number(difference, 3, True)}"
+    return f"a {number(a, 3, True)}, b {number(b, 3, True)}, b − a {number(round(difference, 3) + 0.0, 3, True)}"

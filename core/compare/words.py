@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from .. import views
 from ..agreement import agreement
 from ..results import MIN_DROP, TraceResult
 from ..sites import MOE, map_name
 from ..tooltips import number
+from .asked import Setting, apart
 from .tables import SIDES, Compared
 
 ONE_RUN = " It is the same run: the corruption does not touch it."
+SAME = "Both sides ask the same question."
 SAME_IDS = " This tokenizer gives the same token ids with and without special tokens."
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting that is not the same on both sides, in words."""
-
-    name: str
-    a: str
-    b: str
 
 
 def settings(compared: Compared) -> list[Setting]:
@@ -32,6 +24,9 @@ def settings(compared: Compared) -> list[Setting]:
     rows = [row for row in rows if row.a != row.b]
     if {row.name for row in rows} & {"prompt", "subject"}:  # another fact has another number
         rows = [row for row in rows if row.name != "case_id"]
+    marks = [r.provenance.fingerprint for r in (a, b)]
+    if marks[0] != marks[1] and not {row.name for row in rows} & {"model", "revision"}:
+        rows.append(Setting("the model's files", *(mark[:8] for mark in marks)))
     versions = [r.provenance.versions for r in (a, b)]
     for name in sorted(set(versions[0]) | set(versions[1])):
         left, right = (v.get(name, "none") for v in versions)
@@ -47,11 +42,11 @@ _SETTINGS = (
     ("true object", lambda r: r.request.fact.true.strip()),
     ("foil", lambda r: r.provenance.foil_token.strip()),
     ("case_id", lambda r: str(r.request.fact.case_id)),
-    ("model", lambda r: r.provenance.model),
-    ("revision", lambda r: r.provenance.revision or "the default one"),
+    ("model", lambda r: r.request.model.name),  # an answer is stored under the name that it was first asked by
+    ("revision", lambda r: r.request.model.revision or "the default one"),
     ("dtype", lambda r: r.provenance.dtype),
     ("device", lambda r: r.provenance.device),
-    ("weights", lambda r: r.provenance.quantisation or "not quantised"),
+    ("weights", lambda r: (r.provenance.quantisation or "not quantised").replace("; ", ", ")),
     ("placement", lambda r: r.provenance.placement),
     ("corruption", lambda r: views.corruption(r)),
     ("draws", lambda r: str(r.request.draws)),
@@ -76,10 +71,15 @@ def changed(compared: Compared) -> str:
     """Which settings differ."""
     found = settings(compared)
     if not found:
-        return "Both sides ask the same question."
-    listed = "; ".join(f"{s.name} {s.a} → {s.b}" for s in found)
+        same = apart(compared.a.request, compared.b.request)
+        return f"Asked differently, but the same computation: {_listed(same)}." if same else SAME
+    listed = _listed(found)
     special = any(s.name == "special tokens" for s in found) and compared.alignment.same_tokens
     return f"From a to b: {listed}.{SAME_IDS if special else ''}"
+
+
+def _listed(found: list[Setting]) -> str:
+    return "; ".join(f"{s.name} {s.a} → {s.b}" for s in found)
 
 
 def _numbers(compared: Compared) -> str:
@@ -87,19 +87,30 @@ def _numbers(compared: Compared) -> str:
     parts = []
     for name, values in (("Clean contrast", (a.clean_contrast, b.clean_contrast)), ("drop", (a.drop, b.drop))):
         left, right = (number(value, 2, True) for value in values)
-        parts.append(f"{name} {left} → {right} ({_change(*values, 2)})")
+        parts.append(f"{name} {left} → {right} ({change(*values, 2)})")
     floors = [r.provenance.noise_floor for r in (a, b) if r.provenance.noise_floor]
     near = max(floors, default=0.0)
-    change = max(abs(b.clean_contrast - a.clean_contrast), abs(b.drop - a.drop))
-    note = f" That is within the noise floor of {near:.2g} logits." if 0 < change < near else ""
-    if change == 0 and settings(compared):
+    moved = max(abs(b.clean_contrast - a.clean_contrast), abs(b.drop - a.drop))
+    note = f" That is within the noise floor of {near:.2g} logits." if 0 < moved < near else ""
+    if moved == 0 and settings(compared):
         note = " Nothing changed there."
     return f"{', '.join(parts)} logits.{note}"
 
 
-def _change(a: float, b: float, digits: int) -> str:
+def change(a: float, b: float, digits: int) -> str:
     """b − a; what rounds to nothing has no sign of its own."""
     return number(round(b - a, digits) + 0.0, digits, True)
+
+
+def alone(side: str, result: TraceResult, mapped: TraceResult | None) -> list[str]:
+    """What there is to say of one side as long as the other has no answer. `mapped`: with the cells that its map shows,
+    None as long as they are not there."""
+    values = (("clean contrast", result.clean_contrast), ("drop", result.drop))
+    told = ", ".join(f"{name} {number(value, 2, True)}" for name, value in values)
+    out = [f"So far only {side} has an answer: {told} logits."]
+    if mapped is not None and (name := best(mapped)):
+        out.append(f"It restores most in {name} ({_restored(mapped)}).")
+    return out
 
 
 def best(result: TraceResult) -> str:
@@ -187,7 +198,7 @@ def numbers(compared: Compared) -> tuple[list[str], list[list[str]], list[str]]:
     """(headings, rows, what each row means) of the table of numbers: of a, of b, and b − a."""
     values = [(r.clean_contrast, r.corrupt_contrast, r.drop, *views.p_true(r)) for r in (compared.a, compared.b)]
     rows = [
-        [name, *(number(value, 3, not name.startswith("P(")) for value in pair), _change(*pair, 3)]
+        [name, *(number(value, 3, not name.startswith("P(")) for value in pair), change(*pair, 3)]
         for name, *pair in zip(QUANTITIES, *values, strict=True)
     ]
     return ["", "a", "b", "b − a"], rows, list(QUANTITIES.values())

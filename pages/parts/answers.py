@@ -94,7 +94,7 @@ def _button(request: Request, slot: str) -> bool:
     place = st.empty()
     with place.container(border=True):
         about = "" if isinstance(request, TraceRequest) else f" ({request.title})"
-        st.markdown(f"**{text.plain(f'{request.model.name} has not been asked this yet{about}.')}**")
+        st.markdown(f"**{text.plain(f'{model_panel.called(request.model)} has not been asked this yet{about}.')}**")
         if model.state != LOADED:
             st.markdown(f"{text.plain(model.detail)}{need}")
             if note := model_panel.in_its_place(request.model):

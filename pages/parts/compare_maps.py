@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,19 +10,21 @@ import streamlit as st
 
 from core import charts, sites, views
 from core.compare import charts as compare_charts
+from core.compare import words
 from core.compare.align import same_role
 from core.compare.link import SIDES, Pair
 from core.compare.tables import COMPARED, ONLY_A, ONLY_B, Compared
 from core.links import MEASURES, View
 from core.picture import Picture
 from core.requests import digest
-from core.results import TraceResult
+from core.results import MIN_DROP, TraceResult
 from core.tooltips import number
 
 from . import address, compare_state, downloads, map_switches, pictures, present, text
 from .answers import answer
 from .compare_state import together
 
+BOTH = {side: side for side in SIDES}
 MAPS = (
     "One colour scale for both. Blue brings the answer back, orange drives it further away. Click a cell to read it on "
     "both sides."
@@ -56,11 +58,11 @@ class Place:
 
 def draw(compared: Compared, pair: Pair, *, maps: bool) -> None:
     """Everything below the switches. `maps`: whether what the layer × token maps show is there."""
-    where, measure = _place(compared, pair), pair.a.view.measure
+    where, measure = place(compared, pair), pair.a.view.measure
     if maps:
         _token_maps(compared, where, measure)
         if where is not None:
-            _cell(compared, where)
+            cell(compared, where)
     st.markdown("##### Experts")
     if compared.no_experts:
         st.info(f"Experts are not compared. {text.plain(compared.no_experts)}")
@@ -73,7 +75,7 @@ def draw(compared: Compared, pair: Pair, *, maps: bool) -> None:
         _routing(compared)
 
 
-def _place(compared: Compared, pair: Pair) -> Place | None:
+def place(compared: Compared, pair: Pair) -> Place | None:
     """The cell that the link names; by default a's last token, where the expert patches are there already, and the
     layer that restores most of it. None without cells.
 
@@ -150,11 +152,20 @@ def _token_maps(compared: Compared, where: Place | None, measure: str) -> None:
             with st.container():
                 _difference(compared, where, measure)
     shared = compared.alignment.columns and not compared.alignment.same_tokens
-    present.caption(
-        f"{_meaning(compared)} {MAPS}{SHARED_COLUMNS if shared else ''}{'' if compared.no_cells else f' {DIFFERENCE}'}"
-    )
+    missing = missing_note([(side, compared.side(side)) for side in SIDES], measure)
+    difference = "" if compared.no_cells else f" {DIFFERENCE}"
+    present.caption(f"{_meaning(compared)} {MAPS}{SHARED_COLUMNS if shared else ''}{difference}{missing}")
     if compared.no_cells:
         st.info(f"There is no difference map. {text.plain(compared.no_cells)}")
+
+
+def missing_note(sides: Sequence[tuple[str, TraceResult]], measure: str) -> str:
+    """Why a map of some sides (name, result) is grey, where all of it is; empty otherwise."""
+    grey = [name for name, result in sides if measure == "restoration" and result.drop < MIN_DROP]
+    if not grey:
+        return ""
+    where = " and ".join(grey)
+    return f" {where}: the drop is below {MIN_DROP:g} logits, so restoration is missing; rescue in logits is there."
 
 
 def _meaning(compared: Compared) -> str:
@@ -218,25 +229,26 @@ def _difference(compared: Compared, where: Place | None, measure: str) -> None:
     pictures.show(picture, key=slot.key, selection="difference", on_pick=pick, alt="Layer by token heat map of b − a")
 
 
-def _cell(compared: Compared, where: Place) -> None:
-    """The chosen cell on both sides, in a sentence."""
+def cell(compared: Compared, where: Place, sides: Mapping[str, str] = BOTH) -> None:
+    """The chosen cell in a sentence. `sides`: what each side is called, and which of `compared` it is."""
     told, values = [], {}
-    for side in SIDES:
+    for name, side in sides.items():
         cells = views.layer_cells(compared.mapped(side))
         found = cells[(cells.layer == where.layer) & (cells.pos == (-1 if (pos := where.on(side)) is None else pos))]
         if found.empty:
-            told.append(f"{side} has no such cell")
+            told.append(f"{name} has no such cell")
             continue
         row = values[side] = found.iloc[0]
         restored = "missing" if pd.isna(row.restoration) else number(row.restoration, 3)
         rescue = number(row.rescue, 3, True)
-        told.append(f"{side} at “{text.plain(row.label)}” rescue **{rescue}**, restoration {restored}")
-    if len(values) == 2:
-        changes = [f"{name} {number(values['b'][name] - values['a'][name], 3, True)}" for name in COMPARED]
+        told.append(f"{name} at “{text.plain(row.label)}” rescue **{rescue}**, restoration {restored}")
+    if len(values) == 2 and not compared.no_cells:
+        pairs = [(name, *(values[side][name] for side in SIDES)) for name in COMPARED]
+        changes = [f"{name} {words.change(a, b, 3)}" for name, a, b in pairs if not pd.isna(b - a)]
         told.append(f"b − a {', '.join(changes)}")
-    maps = [compared.site(side) for side in SIDES]
+    maps = [compared.site(side) for side in sides.values()]
     what = "Layer patch" if set(maps) == {(sites.MOE, 1)} else f"Patch of {sites.map_name(*maps[0])}"
-    st.markdown(f"{what if maps[0] == maps[1] else 'Patches'} at layer {where.layer}: {'; '.join(told)}.")
+    st.markdown(f"{what if maps[0] == maps[-1] else 'Patches'} at layer {where.layer}: {'; '.join(told)}.")
 
 
 def _experts(compared: Compared, where: Place, measure: str) -> None:
@@ -273,7 +285,8 @@ def _experts(compared: Compared, where: Place, measure: str) -> None:
             pictures.still(picture, key=f"experts-difference-{ident}", alt="Layer by expert heat map of b − a")
     one = int(table["where"].isin([ONLY_A, ONLY_B]).sum())
     there = int((table["where"] != views.NOT_ROUTED).sum())
-    present.caption(f"{EXPERTS} {EXPERT_DIFFERENCE} Here {one} of {there} are routed on one side only.")
+    missing = missing_note([(side, at.side(side)) for side in SIDES], measure)
+    present.caption(f"{EXPERTS} {EXPERT_DIFFERENCE} Here {one} of {there} are routed on one side only.{missing}")
 
 
 def _with_experts(result: TraceResult, pos: int, side: str) -> TraceResult | None:

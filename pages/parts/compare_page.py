@@ -7,6 +7,7 @@ import streamlit as st
 from core import sites
 from core.cells.asking import ask_map
 from core.compare import words
+from core.compare.asked import asked
 from core.compare.link import SIDES, Pair
 from core.compare.tables import Compared
 from core.derived import DerivedResult
@@ -52,7 +53,7 @@ def draw() -> None:
     with st.grid(2, min_column_width=380, gap="medium"):
         for side in SIDES:
             with st.container(border=True):
-                _side(side, pair.side(side))
+                _side(side, pair)
                 results[side] = answer(pair.side(side).request, f"compare {side}")[0]
     a, b = results["a"], results["b"]
     if a is not None and b is not None:
@@ -68,6 +69,12 @@ def draw() -> None:
         with above:
             _changed(compared, pair, maps=ready)
         compare_maps.draw(compared, pair, maps=ready)
+    elif a is not None or b is not None:
+        from . import compare_alone, compare_maps
+
+        side, result = ("a", a) if a is not None else ("b", b)
+        compare_maps.switches(pair, result.provenance.n_layers)
+        compare_alone.draw(pair, side, result, _map(side, pair.side(side), result))
     frame.foot()
 
 
@@ -117,8 +124,9 @@ def _head(pair: Pair) -> None:
                 st.code(compare_state.address(), language=None, wrap_lines=True)
 
 
-def _side(side: str, link: Link) -> None:
-    """A side's question, and the way to the Trace page with it."""
+def _side(side: str, pair: Pair) -> None:
+    """A side's question, with what the other asks differently standing out, and the way to the Trace page with it."""
+    link, other = pair.side(side), pair.side("b" if side == "a" else "a")
     fact = link.request.fact
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"#### {side}", width="content")
@@ -129,6 +137,8 @@ def _side(side: str, link: Link) -> None:
         span = None
     prompt = text.marked_prompt(fact.text, span)
     st.html(text.head(prompt, fact.true, fact.foil or "(automatic)", link.request.first_token))
+    told = [(text.plain(said), differs) for said, differs in asked(link.request, other.request)]
+    st.caption(" · ".join(f"**{one}**" if differs else one for one, differs in told))
 
 
 def _map(side: str, link: Link, result: TraceResult) -> DerivedResult | None:
@@ -143,7 +153,7 @@ def _map(side: str, link: Link, result: TraceResult) -> DerivedResult | None:
 
 def _changed(compared: Compared, pair: Pair, *, maps: bool) -> None:
     """The sentences, the numbers, and whether two names are one model. `maps`: whether the maps are there."""
-    if not words.settings(compared):
+    if words.changed(compared) == words.SAME:
         st.info(SAME)
     st.html(text.findings(words.sentences(compared, maps=maps)))
     headings, rows, titles = words.numbers(compared)

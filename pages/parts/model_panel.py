@@ -11,7 +11,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from core.quantisation import QUANTISATIONS
-from core.queueing import model_name
+from core.queueing import model_names
 from core.requests import DEVICES, DTYPES, PLACEMENTS, ModelSpec
 from core.workbench import LOADED, ON_DISK
 
@@ -65,7 +65,7 @@ def draw(spec: ModelSpec, *, place: str, changed: Callable[[ModelSpec], None]) -
             "A tiny demo model, trained for this app. It shows how tracing works; its maps are no evidence about "
             "large models."
         )
-    chosen = [x for x in (spec.revision, *(getattr(spec, name) for name, _, _ in OPTIONS)) if x not in UNCHANGED]
+    chosen = _chosen(spec)
     with st.expander("Model options" + (f" · {text.plain(', '.join(chosen))}" if chosen else "")):
         if spec.name != "demo":
             key = address.key(f"{place}revision")
@@ -81,13 +81,23 @@ def draw(spec: ModelSpec, *, place: str, changed: Callable[[ModelSpec], None]) -
             )  # fmt: skip
 
 
+def called(spec: ModelSpec) -> str:
+    """The model as its own viewer named it, with the options that are not as by default."""
+    return f"{spec.name} ({', '.join(chosen)})" if (chosen := _chosen(spec)) else spec.name
+
+
+def _chosen(spec: ModelSpec) -> list[str]:
+    return [x for x in (spec.revision, *(getattr(spec, name) for name, _, _ in OPTIONS)) if x not in UNCHANGED]
+
+
 def in_its_place(spec: ModelSpec) -> str:
     """What loading the model does to those in memory, as Markdown; empty where it does nothing."""
     residents = base.workbench().residents
     there = [resident.spec for resident in residents.all()]
     if not there or spec in there:
         return ""
-    names = " and ".join(text.plain(model_name(other)) for other in there)
+    told = model_names([spec, *there])
+    names = " and ".join(text.plain(told[other]) for other in there)
     if residents.most == 1:
         return f"In memory now: **{names}**. It is unloaded for this one; work on it that was asked before comes first."
     return f"In memory now: **{names}**. They stay as far as memory allows, the least recently used goes first."
