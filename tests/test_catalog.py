@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,29 @@ def test_states_in_the_hub_cache(folder, cache):
     assert catalog.entry(known).state == PARTLY
     weights.unlink()
     assert catalog.entry(known).state == PARTLY
+
+
+def test_where_a_model_is_and_what_loading_it_does(folder, cache, tmp_path):
+    def told(name, revision=None):
+        return catalog.whereabouts(catalog.entry(name, revision=revision), revision)
+
+    assert told(str(folder)).startswith("On this machine; it is loaded")
+    assert "There is no such folder" in told(str(tmp_path / "nothing"))
+    assert "downloads it" in told("org/tiny") and told("org/tiny", "v2").startswith("Revision v2 is not on this")
+    snapshot = checkpoints.as_hub_cache(folder, cache, "org/tiny")
+    assert told("org/tiny").startswith("On this machine") and "Revision v2" in told("org/tiny", "v2")
+    next(snapshot.glob("*.safetensors")).unlink()
+    assert "loading fetches them" in told("org/tiny")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / "model.safetensors").write_bytes(b"hello")
+    assert "Nothing is downloaded for a folder" in told(str(damaged)) and "fetches" not in told(str(damaged))
+    for method, readable in (("gptq", False), ("fp8", True)):
+        config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
+        shutil.copytree(folder, tmp_path / method)
+        (tmp_path / method / "config.json").write_text(json.dumps(config))
+        assert ("it is loaded when" in told(str(tmp_path / method))) == readable
+        assert ("which cannot be traced" in told(str(tmp_path / method))) != readable
 
 
 def test_missing_shards(tmp_path):

@@ -18,6 +18,7 @@ from core import export, views
 from core.cells.asking import ask
 from core.compare import charts, words
 from core.compare.align import align
+from core.compare.asked import asked
 from core.compare.link import Pair, from_query, from_text, to_query
 from core.compare.tables import BOTH, ONLY_A, ONLY_B, Compared
 from core.errors import InputError
@@ -288,6 +289,7 @@ def test_what_cannot_be_compared_says_why(compared):
     assert any(s.startswith("Routing is not compared:") for s in told)
 
 
+INT8 = "torchao: experts int8, router bf16"
 SPAIN = "subject replaced by Spain"
 
 # -- sentences -----------------------------------------------------------------------------------------------------
@@ -304,8 +306,10 @@ def test_the_sentence_names_every_setting_that_differs_and_no_other():
         (BASE.replace(corruption="replace", replacement=("Spain",)), {}, [f"corruption noise 3 → {SPAIN}"]),
         (BASE, {"dtype": "bfloat16"}, ["dtype float32 → bfloat16"]),
         (BASE, {"quantisation": "int8"}, ["weights not quantised → int8"]),
-        (BASE, {"revision": "v2"}, ["revision the default one → v2"]),
-        (BASE, {"model": "org/x"}, ["model demo → org/x"]),
+        (BASE, {"quantisation": "torchao: experts int8; router bf16"}, [f"weights not quantised → {INT8}"]),
+        (BASE.replace(model=ModelSpec(revision="v2")), {}, ["revision the default one → v2"]),
+        (BASE.replace(model=ModelSpec("org/x")), {"model": "demo"}, ["model demo → org/x"]),
+        (BASE, {"fingerprint": "0123456789"}, ["the model's files ffffffff → 01234567"]),
         (BASE, {"versions": {**a.provenance.versions, "torch": "3.0"}}, ["torch 2.13.0 → 3.0"]),
     ]
     for request, provenance, expected in cases:
@@ -318,6 +322,48 @@ def test_the_sentence_names_every_setting_that_differs_and_no_other():
     assert [s.name for s in words.settings(Compared(a, japan))] == ["subject", "true object"]
     same = words.changed(Compared(a, fake_result(request=BASE.replace(special_tokens="off"))))
     assert same.endswith(words.SAME_IDS)
+
+
+def test_what_is_asked_differently_and_comes_to_the_same_is_no_change_but_not_the_same_question():
+    a, b = (fake_result(request=BASE.replace(model=spec)) for spec in (ModelSpec(), ModelSpec(placement="disk")))
+    assert words.settings(Compared(a, b)) == []
+    assert words.changed(Compared(a, b)) == "Asked differently, but the same computation: placement auto → disk."
+
+
+def test_before_there_are_answers_each_side_says_what_it_asks_and_what_of_it_differs():
+    spec = ModelSpec("org/x", revision="v2", dtype="bfloat16")
+    other = BASE.replace(model=spec, corruption="replace", replacement=("Spain", "Peru"), special_tokens="on")
+    assert asked(BASE, BASE) == [("demo", False), ("noise 3", False)]
+    assert asked(BASE, other) == [
+        ("demo", True), ("revision by default", True), ("dtype auto", True), ("noise 3", True), ("draws 1", True),
+        ("special tokens auto", True),
+    ]  # fmt: skip
+    assert asked(other, BASE) == [
+        ("org/x", True), ("revision v2", True), ("dtype bfloat16", True), ("subject replaced by Spain, Peru", True),
+        ("draws 2", True), ("special tokens on", True),
+    ]  # fmt: skip
+    assert asked(other, other)[1] == ("revision v2", False), "what is not as by default is said on both sides"
+
+
+def test_one_side_alone_says_its_numbers():
+    result = fake_result(request=BASE)
+    layer, pos = views.best_cell(result)
+    label = views.token_labels(result)[pos]
+    top = mean_rescue(result, layer, pos) / result.drop
+    told = words.alone("b", result, result)
+    assert told == [
+        "So far only b has an answer: clean contrast +6.00, drop +5.00 logits.",
+        f"It restores most in layer {layer} at {label} (restoration {top:.2f}).",
+    ]
+    assert words.alone("b", result, None) == told[:1], "nothing of the map as long as it is not there"
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign_of_its_own():
+    assert words.change(0.4, 0.3996, 3) == "+0.000" and words.change(0.4, 0.3986, 3) == "−0.001"
+    a = fake_result(request=BASE)
+    b = dataclasses.replace(a, frame=a.frame.assign(rescue=a.frame.rescue - 1e-5))
+    tips = data_with(charts.difference_map(Compared(a, b)), "t_rescue").t_rescue
+    assert all(tip.endswith("b − a +0.000") for tip in tips)
 
 
 def test_the_sentences_say_contrasts_best_cells_and_order(compared):

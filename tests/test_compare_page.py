@@ -23,6 +23,7 @@ from core.cells.asking import ask
 from core.compare import words
 from core.compare.link import Pair, from_query, to_query
 from core.compare.tables import Compared
+from core.errors import ModelError
 from core.links import Link, View
 from core.links import to_query as trace_query
 from core.requests import ModelSpec, TraceRequest
@@ -214,6 +215,61 @@ def test_two_models_say_why_and_can_be_declared_versions(bench, engine, monkeypa
     page = finished(page, bench)
     assert params_of(page)["same_model"] == "1"
     assert len(charts(page)) == 8
+
+
+def test_a_side_that_fails_says_what_to_do_and_leaves_the_other_there(bench, engine):  # noqa: F811
+    good = BASE.replace(noise=2.0, draws=2)
+    damaged = BASE.replace(model=ModelSpec("org/damaged", revision="v2"))
+    finished(opened(pair_of(good, good)), bench)
+    engine.error = ModelError("The weights cannot be read.", "Copy the model again.")
+    page = opened(pair_of(damaged, good))
+    assert "org/damaged (v2) has not been asked this yet." in re.sub(r"\\(.)", r"\1", shown(page))
+    button(page, "Load the model and trace").click().run()
+    page = finished(page, bench)
+    text = html.unescape(shown(page))
+    assert "The weights cannot be read" in text and "Copy the model again" in text
+    result = bench.lookup(good)
+    for sentence in words.alone("b", result, result):
+        assert sentence in text
+    assert "**org/damaged** · **revision v2**" in re.sub(r"\\(.)", r"\1", text)
+    assert "**noise 3**" in text and "**noise 2** · **draws 2**" in text
+    cells = views.layer_cells(result)
+    (noted,) = [one.part for one in page.session_state["es_noted"].values()]
+    assert list(noted.table.rescue) == list(cells.rescue) and len(charts(page)) == 1
+    last = cells[cells.pos == views.last_pos(result)]
+    row = last.loc[last.rescue.idxmax()]
+    assert f"Layer patch at layer {row.layer}: b at “" in text and "b − a" not in text
+    assert f"rescue **{row.rescue:+.3f}**".replace("-", "−") in text
+    scripts = [code.value for code in page.code if not code.value.startswith("http")]
+    assert scripts[0].startswith("python -m core trace") and not any("damaged" in script for script in scripts)
+
+
+def test_layers_that_do_not_correspond_are_not_subtracted(bench, engine, monkeypatch):  # noqa: F811
+    made = {"demo": {"n_layers": 3}, "org/deep": {"n_layers": 5}}
+    monkeypatch.setattr(
+        test_trace_page, "fake_result", lambda *, request, **_: fake_result(request=request, **made[request.model.name])
+    )
+    view = View(pos=5, layer=1)
+    links = [Link(BASE.replace(model=ModelSpec(name)), view, True) for name in made]
+    page = opened(Pair(*links))
+    button(page, "Load the model and trace").click().run()
+    page = finished(page, bench)
+    text = shown(page)
+    assert "One model has 3 layers" in re.sub(r"\\(.)", r"\1", text)
+    assert re.search("Layer patch at layer 1: a at .*; b at .*restoration", text) and "b − a rescue" not in text
+
+
+def test_where_restoration_is_missing_the_page_says_so_and_what_there_is(bench, engine, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(
+        test_trace_page, "fake_result",
+        lambda *, request, **more: fake_result(request=request, **more, drop=5.0 if request.noise > 1 else 0.01),
+    )  # fmt: skip
+    page = finished(opened(pair_of(b=BASE.replace(noise=1.0))), bench)
+    captions = [caption.value for caption in page.caption if "restoration is missing" in caption.value]
+    assert len(captions) == 2 and all(" b: the drop is below 0.05 logits" in caption for caption in captions)
+    assert re.search(r"b − a rescue [+−]\d\.\d{3}\.", shown(page)), "no difference of what is missing"
+    next(c for c in page.segmented_control if c.label == "What the colours show").set_value("rescue").run()
+    assert not any("restoration is missing" in caption.value for caption in finished(page, bench).caption)
 
 
 def test_a_wrong_link_is_answered_with_sentences(bench, engine):  # noqa: F811

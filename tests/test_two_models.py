@@ -9,7 +9,7 @@ from fake_results import FRANCE, fake_result
 
 from core import turns, workbench
 from core.derived import DerivedRequest, DerivedResult
-from core.queueing import Inside, Standing, model_name
+from core.queueing import Inside, Standing, model_name, model_names
 from core.requests import Fact, ModelSpec, TraceRequest
 from core.residents import Residents
 from core.workbench import Engine, Workbench
@@ -132,6 +132,36 @@ def test_models_are_called_by_what_is_no_secret(tmp_path):
     for typed in ("my secret", "a/b/c", "/home/ada/secret", "<b>/x", "x" * 5000, "\x00", "ó/x"):
         assert model_name(ModelSpec(typed)) == "another model"
     assert model_name(None) == ""
+
+
+def test_models_of_one_name_are_told_apart_by_what_is_no_secret(tmp_path, monkeypatch):
+    save = tmp_path / "models--org--tiny" / "snapshots" / "1234"
+    save.mkdir(parents=True)
+    (save / "config.json").write_text("{}")
+    (tmp_path / "models--org--tiny" / "refs").mkdir()
+    for ref in ("main", "v2"):
+        (tmp_path / "models--org--tiny" / "refs" / ref).write_text("1234")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    first, second = ModelSpec("org/tiny"), ModelSpec("org/tiny", revision="v2", dtype="bfloat16")
+    assert model_names([first, DEMO]) == {first: "org/tiny", DEMO: "demo"}
+    assert model_names([first, second, DEMO]) == {
+        first: "org/tiny (default revision, dtype auto)", second: "org/tiny (revision v2, dtype bfloat16)",
+        DEMO: "demo",
+    }  # fmt: skip
+    typed = [ModelSpec(name, revision="my secret") for name in ("org/tiny", "demo", str(tmp_path))]
+    for spec in typed:
+        assert model_names([ModelSpec(spec.name), spec])[spec].endswith(" (another revision)")
+
+
+def test_waiting_for_another_number_format_says_which(engine, bench):
+    single = ModelSpec("org/tiny", dtype="float32")
+    first = ask(bench, single, 0, "ada")
+    assert engine.inside.acquire(timeout=WAIT)
+    job = ask(bench, ModelSpec("org/tiny", dtype="bfloat16"), 0, "ada")
+    said = waiting.words(bench.waiting(job.id, "ada"))
+    assert "on org/tiny (dtype float32)" in said
+    assert said.endswith("then org/tiny (dtype float32) is unloaded and org/tiny (dtype bfloat16) loaded")
+    engine.go(first, job)
 
 
 def test_with_two_allowed_both_stay(engine, monkeypatch):

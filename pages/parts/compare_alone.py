@@ -17,23 +17,16 @@ from core.views import layer_cells
 from . import compare_maps, compare_state, downloads, pictures, present, text
 
 
-def draw(pair: Pair, side: str, result: TraceResult, at: DerivedResult | None) -> None:
-    """What `side` ("a" or "b") has to show. `at`: what its layer × token map shows, where that is not the trace's own;
-    None also as long as it is not there."""
-    view = pair.side(side).view
-    if at is None and not view.is_base:
-        present.say(words.alone(side, result, None))
-        st.html(text.findings(words.alone(side, result, None)))
-        return
-    mapped = result if at is None else at_site(result, at)
-    told = words.alone(side, result, mapped)
+def say(side: str, result: TraceResult, at: DerivedResult | None, *, maps: bool) -> None:
+    """The numbers of `side` ("a" or "b"). `at`: what its layer × token map shows, where that is not the trace's own;
+    `maps`: whether it is there."""
+    told = words.alone(side, result, None if not maps else result if at is None else at_site(result, at))
     present.say(told)
     st.html(text.findings(told))
-    _map(pair, side, result, at)
 
 
-def _map(pair: Pair, side: str, result: TraceResult, at: DerivedResult | None) -> None:
-    """Its layer × token map, and the chosen cell in a sentence."""
+def draw(pair: Pair, side: str, result: TraceResult, at: DerivedResult | None) -> None:
+    """The layer × token map of `side`, and the chosen cell in a sentence."""
     link = pair.side(side)
     itself = compare_state.together(result, result, False, at, at)  # a map beside none has its own axes
     where = compare_maps.place(itself, Pair(link, link))

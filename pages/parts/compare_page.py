@@ -73,8 +73,14 @@ def draw() -> None:
         from . import compare_alone, compare_maps
 
         side, result = ("a", a) if a is not None else ("b", b)
+        above = st.container()
         compare_maps.switches(pair, result.provenance.n_layers)
-        compare_alone.draw(pair, side, result, _map(side, pair.side(side), result))
+        at = _map(side, pair.side(side), result)
+        ready = at is not None or pair.side(side).view.is_base
+        with above:
+            compare_alone.say(side, result, at, maps=ready)
+        if ready:
+            compare_alone.draw(pair, side, result, at)
     frame.foot()
 
 
