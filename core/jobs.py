@@ -9,7 +9,6 @@ twice the memory. The workers are daemon threads: an unfinished job does not kee
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import secrets
@@ -46,8 +45,7 @@ Line = tuple[str, Hashable]
 class JobStatus:
     """How a job stands at one moment. Times in seconds; `seconds_left` is None where nothing honest can be said.
 
-    `ahead`: unfinished jobs before this one in the queue; `waits`: it has not come to its turn; `fraction`: done ÷
-    total of the current phase, 0 to 1.
+    `waits`: it has not come to its turn; `fraction`: done ÷ total of the current phase, 0 to 1.
     """
 
     id: str
@@ -58,7 +56,6 @@ class JobStatus:
     total: float
     elapsed: float
     seconds_left: float | None
-    ahead: int
     error: str
     error_next: str
     waits: bool
@@ -121,7 +118,7 @@ class Job:
         """Wait until the job has ended; False when `timeout` seconds passed first."""
         return self._ended.wait(timeout)
 
-    def status(self, *, ahead: int = 0) -> JobStatus:
+    def status(self) -> JobStatus:
         """A consistent picture of now."""
         with self._lock:
             now = self._finished if self._finished is not None else self._clock()
@@ -134,7 +131,6 @@ class Job:
                 total=self._total,
                 elapsed=now - self._begun if self._begun is not None else 0.0,
                 seconds_left=self._seconds_left(now) if self.state == RUNNING else None,
-                ahead=ahead if self.state == QUEUED else 0,
                 error=self.error.what if self.error else "",
                 error_next=self.error.next if self.error else "",
                 waits=self.state == QUEUED or (self.state == RUNNING and self.waits),
@@ -161,14 +157,20 @@ class Job:
             self._done, self._total, self._label = float(done), float(total), label
 
     def _seconds_left(self, now: float) -> float | None:
-        """Left ÷ recent speed. The speed counts up to now, so a stalled job's estimate grows instead of standing."""
+        """Left ÷ recent speed, counted down from the last report until the next one is due. Where that is late, as if
+        it came now: a stalled job's estimate grows. None where all should have been done by now."""
         if not self._marks or self._total <= 0:
             return None
-        since, base = self._marks[0]
-        gained, spent = self._done - base, now - since
-        if gained <= 0 or spent < 0.5:
+        (since, base), (last, _) = self._marks[0], self._marks[-1]
+        gained, left, idle = self._done - base, self._total - self._done, now - last
+        if gained <= 0 or now - since < 0.5:
             return None
-        return max(self._total - self._done, 0.0) * spent / gained
+        step, pace = gained / (len(self._marks) - 1), (last - since) / gained
+        if idle <= step * pace:
+            seconds = left * pace - idle
+        else:
+            seconds = (left - step) * (now - since) / (gained + step)
+        return seconds if seconds > 0 else None
 
     def _end(self, state: str, *, result: Any = None, error: ExpertScopeError | None = None) -> None:
         self.state, self.result, self.error = state, result, error
@@ -273,16 +275,6 @@ class JobRegistry:
         with self._changed:
             return self._find(key)
 
-    def status(self, job_id: str) -> JobStatus | None:
-        """`Job.status` with the number of unfinished jobs ahead in the queue."""
-        with self._changed:
-            job = self._jobs.get(job_id)
-            if job is None:
-                return None
-            earlier = itertools.takewhile(lambda other: other is not job, self._jobs.values())
-            line = (job.lane, job.needs)
-            return job.status(ahead=sum(o.state in ACTIVE and (o.lane, o.needs) == line for o in earlier))
-
     def all(self) -> list[Job]:
         """Every job that is still known, oldest first."""
         with self._changed:
@@ -297,6 +289,12 @@ class JobRegistry:
             job.owners.discard(owner)
             if not job.owners:
                 job.cancel()
+
+    def leave(self, owner: Hashable) -> None:
+        """`owner` wants nothing any more: `release` for all that it asked for and that is not finished."""
+        for job in self.all():
+            if job.status().active:
+                self.release(job.id, owner)
 
     def stop(self) -> None:
         """Take no more work, and ask everything to stop."""

@@ -271,7 +271,7 @@ class Workbench:
 
     def load(self, spec: ModelSpec, *, owner: Hashable | None = None) -> Job:
         """Have a model brought into memory, in place of the one that is there, or beside it where that is allowed."""
-        key = ("load", spec)
+        key = _loading(spec)
 
         def work(progress: Progress) -> None:
             with self._turns.short(spec, progress, asked=self._asked_for(key)):
@@ -279,6 +279,10 @@ class Workbench:
 
         title = f"Loading {spec.name}"
         return self.jobs.submit(key, title, work, owner=owner, lane=MODELS, needs=spec, takes_turns=True)
+
+    def loading(self, spec: ModelSpec) -> Job | None:
+        """The unfinished job of `load`, if there is one."""
+        return self.jobs.find(_loading(spec))
 
     def unload(self, spec: ModelSpec | None = None, *, owner: Hashable | None = None) -> Job:
         """Have the memory that a model takes given back, or that of all.
@@ -409,6 +413,10 @@ class Workbench:
 
 def _asked(job: Job) -> Asked:
     return Asked(job.id, job.needs, job.since, RANKS[job.lane])
+
+
+def _loading(spec: ModelSpec) -> Hashable:
+    return "load", spec
 
 
 def _import_engine() -> None:

@@ -79,7 +79,7 @@ def test_jobs_run_one_at_a_time_in_the_order_in_which_they_came(registry):
 
     jobs = [registry.submit(name, name, work(name)) for name in "abcd"]
     assert gate.begun.wait(WAIT)
-    assert [registry.status(job.id).ahead for job in jobs] == [1, 2, 3, 4]
+    assert [job.status().state for job in jobs] == [QUEUED] * 4
     gate.go.set()
     for job in jobs:
         ended(job)
@@ -203,7 +203,24 @@ def test_time_left_forgets_the_distant_past():
 def test_time_left_grows_while_nothing_moves():
     moving = [(0, 0, 10), (1, 1, 10)]
     assert measured(moving).seconds_left == pytest.approx(9)
-    assert measured([*moving, (4, None, None)]).seconds_left == pytest.approx(45)
+    late = [measured([*moving, (idle, None, None)]).seconds_left for idle in (1, 4, 40)]
+    assert late == pytest.approx([8, 8 * 5 / 2, 8 * 41 / 2]), "as if the second of the ten came now"
+
+
+def test_time_left_counts_down_until_the_next_step_is_due():
+    steps = [(0, 0, 4), (10, 1, 4), (10, 2, 4)]  # ten seconds each
+    left = [measured([*steps, (idle, None, None)]).seconds_left for idle in (0, 3, 9, 10, 11)]
+    assert left[:4] == pytest.approx([20, 17, 11, 10])
+    assert left[4] == pytest.approx(1 * 31 / 3)
+
+
+def test_nothing_is_claimed_when_all_should_have_been_done():
+    steps = [(0, 0, 4), (10, 1, 4), (10, 2, 4), (10, 3, 4)]
+    assert measured([*steps, (9, None, None)]).seconds_left == pytest.approx(1)
+    assert measured([*steps, (10.5, None, None)]).seconds_left is None, "it takes longer than was thought"
+    assert measured([*steps, (10, 4, 4)]).seconds_left is None, "what comes now is not counted"
+    uneven = [(0, 0, 10), (4, 4, 10), (4, 8, 10)]
+    assert measured([*uneven, (3, None, None)]).seconds_left is None, "the last step is smaller than the others"
 
 
 def test_another_phase_starts_the_estimate_anew():
@@ -223,7 +240,6 @@ def test_ended_jobs_are_kept_but_not_for_ever(registry):
     last = ended(registry.submit("last", "last", lambda progress: None))
     assert len(registry.all()) <= 4
     assert registry.get(jobs[0].id) is None
-    assert registry.status(jobs[0].id) is None
     assert registry.get(last.id) is last
 
 

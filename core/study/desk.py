@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Cancelled, ExpertScopeError, StoreError
 from ..jobs import RUNNING, Job, JobRegistry, JobStatus
-from ..progress import Progress
+from ..progress import Progress, Share
 from ..requests import Fact, ModelSpec
 from ..turns import GaveWay
 from . import data
@@ -151,7 +151,9 @@ class StudyDesk:
         """Measure until the end, or until someone else needs the place of the model."""
         with contextlib.ExitStack() as stack:
             try:
-                model, between = stack.enter_context(self._long_work(spec, progress))
+                # waiting and loading are no part of the study that is done
+                before = Share(progress, 0.0, 0.0, 1.0)
+                model, between = stack.enter_context(self._long_work(spec, before))
             except Cancelled:
                 self._stored().update(name, state=data.CANCELLED)
                 raise

@@ -97,7 +97,7 @@ class Reporter:
             "funnel": dict(self.funnel),
             "fraction": self._fraction(0.0),
             "seconds": self._spent_before + spent,
-            "seconds_left": left * spent / self._measured if known else None,
+            "seconds_left": left * spent / self._measured if known and left > 0 else None,
         }
 
     def check(self) -> None:

@@ -18,7 +18,7 @@ from core.requests import TraceRequest
 from core.results import TraceResult
 from core.workbench import LOADED, Request
 
-from . import base, model_panel, state, text, waiting
+from . import base, model_panel, state, text, viewer, waiting
 
 AUTO_DRAWS = 50
 """Up to this many draws a trace starts without a click."""
@@ -46,13 +46,11 @@ def answer(request: Request, slot: str, *, auto: bool = True) -> tuple[Any, bool
         _problem(error)
         return None, False
     if found is None and not mine:
-        if job is not None:
-            bench.jobs.release(job.id, base.session_id())
+        if job is not None and list(jobs.values()).count(job.id) == 1:  # else another place waits for it too
+            bench.jobs.release(job.id, viewer.me())
         job = bench.pending(request)
-        if job is None and ((auto and _starts_by_itself(request)) or _button(request, slot)):
-            job = _submit(request, slot)
-        elif job is not None:
-            job = _submit(request, slot)  # joins it
+        if job is not None or (auto and _starts_by_itself(request)) or _button(request, slot):
+            job = _submit(request, slot)  # or joins it
         mine = job is not None
     if found is None and mine:
         job.wait(PATIENCE)
@@ -62,15 +60,20 @@ def answer(request: Request, slot: str, *, auto: bool = True) -> tuple[Any, bool
         return found, bool(mine and job.state == DONE)
     if job is None or not mine:
         return None, False
-    if job.state in (FAILED, CANCELLED):
+    if job.state in (FAILED, CANCELLED) or given_up(job):
         _ended(job, request, slot)
     else:
         progress(job.id, slot)
     return None, False
 
 
-def _submit(request: Request, slot: str) -> Job:
-    job = base.workbench().submit(request, owner=base.session_id())
+def _submit(request: Request, slot: str) -> Job | None:
+    """The job; None after saying why there can be none."""
+    try:
+        job = base.workbench().submit(request, owner=viewer.me())
+    except ExpertScopeError as error:
+        _problem(error)
+        return None
     st.session_state["es_jobs"][slot] = job.id
     return job
 
@@ -111,15 +114,27 @@ def _button(request: Request, slot: str) -> bool:
 
 
 def _ended(job: Job, request: Request, slot: str) -> None:
+    """There is no answer, and why; `job`: it failed, was cancelled, or goes on for others only."""
     if job.state == FAILED:
         _problem(job.error)
         if isinstance(job.error, InputError | ModelRefused):
             return  # the same question would end in the same way
     else:
-        st.info("Cancelled. What was finished before is kept.")
+        cancelled(job)
     if st.button("Try again", key=f"es_again_{slot}", on_click=state.touch, icon=":material/refresh:"):
-        _submit(request, slot)
-        state.rerun()
+        if _submit(request, slot) is not None:
+            state.rerun()
+
+
+def given_up(job: Job) -> bool:
+    """Whether this tab wants the job no more, which goes on for others."""
+    return job.status().active and not job.stopping and viewer.me() not in job.owners
+
+
+def cancelled(job: Job) -> None:
+    """Say that there is no answer because this tab, or everybody, wants none."""
+    more = "Another viewer waits for it too, so it goes on." if given_up(job) else "What was finished before is kept."
+    st.info(f"Cancelled: {text.plain(job.title)}. {more}", icon=":material/cancel:")
 
 
 def _problem(error: ExpertScopeError) -> None:
@@ -131,24 +146,21 @@ def progress(job_id: str, slot: str) -> None:
     """A job's progress with time left and cancel; the whole page is drawn again when it ends. `slot`: the place on the
     page, for one job may be waited for in two of them."""
     bench = base.workbench()
-    status = bench.jobs.status(job_id)
-    if status is None or not status.active:
+    job = bench.jobs.get(job_id)
+    if job is None or not job.status().active:
         state.rerun()
         return
+    status, standing = job.status(), bench.waiting(job_id, viewer.me())
+    if standing is not None:
+        words = waiting.words(standing)
+    else:
+        words = f"{status.label or 'starting'} · {text.seconds(status.elapsed)} so far"
+        if status.seconds_left is not None:
+            words += f" · {text.seconds(status.seconds_left, about=True)} left"
     with st.container(border=True, horizontal=True, vertical_alignment="bottom"):
-        standing = bench.waiting(job_id, base.session_id())
-        if standing is not None:
-            words = waiting.words(standing)
-        elif status.state == "queued":
-            words = f"waiting for {status.ahead} other job{'s' if status.ahead != 1 else ''}"
-        else:
-            words = status.label or "starting"
-            words += f" · {text.seconds(status.elapsed)} so far"
-            if status.seconds_left is not None:
-                words += f" · {text.seconds(status.seconds_left, about=True)} left"
         st.progress(status.fraction, text=f"{text.plain(status.title)}: {text.plain(words)}")
-        job = bench.jobs.get(job_id)
-        if job is not None and job.stopping:
+        if job.stopping:
             st.button("Stopping…", disabled=True, key=f"es_stop_{slot}_{job_id}")
-        elif st.button("Cancel", key=f"es_cancel_{slot}_{job_id}") and job is not None:
-            job.cancel()
+        elif st.button("Cancel", key=f"es_cancel_{slot}_{job_id}"):
+            bench.jobs.release(job_id, viewer.me())
+            state.rerun()

@@ -84,11 +84,3 @@ def default_fact() -> Fact:
         if fact.subject == DEFAULT_SUBJECT and fact.true == DEFAULT_OBJECT:
             return fact
     return next(iter(known), Fact("The capital of {} is", DEFAULT_SUBJECT, DEFAULT_OBJECT, "Rome"))
-
-
-def session_id() -> str:
-    """Who is looking: the owner of the jobs that this browser tab starts."""
-    from streamlit.runtime.scriptrunner import get_script_run_ctx
-
-    context = get_script_run_ctx()
-    return context.session_id if context else "none"

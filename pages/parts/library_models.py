@@ -7,23 +7,23 @@ import streamlit as st
 
 from core import catalog, library_script
 from core.catalog import CatalogEntry
-from core.jobs import CANCELLED, FAILED
+from core.jobs import DONE, FAILED
 from core.library_link import LibraryView
 from core.requests import ModelSpec
 from core.tooltips import NONE
 
-from . import answers, base, display, library_state, model_panel, present, text
+from . import answers, base, display, library_state, model_panel, present, text, viewer
 from .library_state import doing
 
 STATES = {catalog.HERE: "on this machine", catalog.PARTLY: "incomplete", catalog.ABSENT: "not here"}
-_JOB = "es_library_model_job"
+_JOB, _LEFT = "es_library_model_job", "es_library_model_left"
 HELP_MEMORY = "About what tracing takes: the weights as the checkpoint stores them, and working space."
 
 
 def draw(view: LibraryView) -> None:
     """The section."""
     bench = base.workbench()
-    if _working():
+    if _working(view.model):
         return
     there = [resident.spec for resident in bench.residents.all()]
     if not there:
@@ -92,32 +92,36 @@ def _parameters(entry: CatalogEntry) -> str | None:
     return f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"
 
 
-def _working() -> bool:
-    """Whether a model is being loaded or unloaded for this tab; shows how far that is, and what went wrong."""
+def _working(spec: ModelSpec) -> bool:
+    """Whether a model is being loaded or unloaded for this tab; shows how far that is, and what went wrong. Where
+    `spec` is being loaded (for another viewer, or for this one before the page was read anew) this tab waits too."""
     bench = base.workbench()
-    job = bench.jobs.get(st.session_state.get(_JOB, ""))
+    job, loading = bench.jobs.get(st.session_state.get(_JOB, "")), bench.loading(spec)
+    if job is None and loading is not None and loading.id != st.session_state.get(_LEFT):
+        _load(spec)  # joins it
+        job = loading
     if job is None:
         return False
     job.wait(answers.PATIENCE)
-    status = job.status()
-    if status.active:
+    if job.status().active and not answers.given_up(job):
         answers.progress(job.id, "library models")
         return True
     if job.state == FAILED and job.error is not None:
         st.error(text.error(job.error))
-    elif job.state == CANCELLED:
-        st.info("Cancelled.")
-    st.session_state.pop(_JOB)
+    elif job.state != DONE:
+        answers.cancelled(job)
+    st.session_state[_LEFT] = job.id
+    st.session_state.pop(_JOB, None)
     return False
 
 
 def _load(spec: ModelSpec) -> None:
-    job = doing(lambda: base.workbench().load(spec, owner=base.session_id()))
+    job = doing(lambda: base.workbench().load(spec, owner=viewer.me()))
     if job is not None:
         st.session_state[_JOB] = job.id
 
 
 def _unload(spec: ModelSpec) -> None:
-    job = doing(lambda: base.workbench().unload(spec, owner=base.session_id()))
+    job = doing(lambda: base.workbench().unload(spec, owner=viewer.me()))
     if job is not None:
         st.session_state[_JOB] = job.id

@@ -62,7 +62,7 @@ def _study(status: StudyStatus) -> None:
     """One study, in whatever state it is."""
     head = st.container()
     if status.active:
-        study_watch.draw(status.name)
+        study_watch.draw(status.name, status.state)
     elif status.state != "done":
         _ended(status)
         study_watch.notice(status.name, status.state)

@@ -25,14 +25,14 @@ FELL = {
 
 
 @st.fragment(run_every=EVERY)
-def draw(name: str) -> None:
-    """The panel; the whole page is drawn again when the study ends."""
+def draw(name: str, state: str) -> None:
+    """The panel; the whole page is drawn again when the study is no longer in this state: it begins, or ends."""
     try:
         status = base.workbench().studies.status(name)
     except ExpertScopeError as error:
         st.warning(text.error(error))
         return
-    if status is None or not status.active:
+    if status is None or status.state != state:
         address.rerun()
         return
     with st.container(border=True):
