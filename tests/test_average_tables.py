@@ -282,6 +282,13 @@ def test_pictures_hold_every_average_and_what_is_chosen(result, experts):
     assert "1 of 2 facts" in grid and "2, 2 without such a token" in grid
 
 
+def test_roles_are_named_so_that_a_sentence_can_go_on():
+    assert [charts.role_label(role) for role in ROLES] == [
+        "before subject", "first subject token", "middle subject token", "last subject token", "further token",
+        "last token",
+    ]  # fmt: skip
+
+
 def test_what_is_missing_is_drawn_as_missing(result):
     nobody = tables.role_table(result, min_drop=50.0)
     svg = drawn(charts.role_map(nobody, n_layers=4))

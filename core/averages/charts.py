@@ -45,7 +45,7 @@ ROW = 34
 
 def role_label(role: str) -> str:
     """A role as it stands beside a row."""
-    return role if role in (LAST, FURTHER) else f"{role} token" if role != BEFORE else role
+    return role if role in (LAST, BEFORE) else f"{role} token"
 
 
 def role_colours(palette: Palette) -> dict[str, str]:

@@ -82,7 +82,7 @@ def _map(view: AveragesView, result: DerivedResult, table: pd.DataFrame, title: 
 
     def pick(mark: dict[str, int]) -> None:
         slot.picked = (mark["layer"], ROLES[mark["role"]])
-        if slot.picked != cell:
+        if slot.picked != cell and slot.picked[1] in SHOWN_ROLES:
             look(layer=mark["layer"], role=slot.picked[1])
 
     best = table.loc[table.rescue.idxmax()] if table.rescue.notna().any() else None
@@ -110,7 +110,8 @@ def _curves(view: AveragesView, result: DerivedResult, table: pd.DataFrame, name
     header("Each role over the layers", f"{name}-curves", result, picture, table)
 
     def pick(mark: dict[str, int]) -> None:
-        look(layer=mark["layer"], role=ROLES[mark["role"]])
+        if ROLES[mark["role"]] in SHOWN_ROLES:
+            look(layer=mark["layer"], role=ROLES[mark["role"]])
 
     key = f"es_averages_curves_{id(table)}_{view.measure}_{view.role}_{pictures.theme().name}"
     alt = "Mean over the facts for each role, by layer, with intervals"
