@@ -132,7 +132,12 @@ def load_lines(table: pd.DataFrame, *, layer: int | None = None, palette: Palett
     there = [run for run in runs if (table.run == run).any()]
     named = tables(shown[["layer", "run", "load_entropy", *tips]])
     x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
-    y = alt.Y("load_entropy:Q", title="load entropy", scale=alt.Scale(zero=False, nice=True))
+    low, high = table.load_entropy.min(), table.load_entropy.max()
+    room = max(0.02, 0.1 * (high - low))  # also where all layers have the same
+    y = alt.Y(
+        "load_entropy:Q", title="load entropy",
+        scale=alt.Scale(domain=[max(0.0, low - room), min(1.0, high + room)], nice=True),
+    )  # fmt: skip
     color = alt.Color(
         "run:N", scale=alt.Scale(domain=there, range=[runs[run] for run in there]),
         legend=alt.Legend(title="run", orient="top", symbolType="circle"),

@@ -55,10 +55,10 @@ def routing_request(
 def caption(request: DerivedRequest, n: int) -> str:
     """What was routed, in one line."""
     if not request.facts:
-        return f"Routing of {n} plain prompts, every position"
+        return f"Routing of {n} plain prompt{'s' if n != 1 else ''}, every position"
     relations = sorted({fact.relation for fact in request.facts if fact.relation})
     of = f" of {relations[0] if len(relations) == 1 else f'{len(relations)} relations'}" if relations else ""
-    return f"Routing of {n} facts{of}, every position, clean and corrupt runs"
+    return f"Routing of {n} fact{'s' if n != 1 else ''}{of}, every position, clean and corrupt runs"
 
 
 def comparison_request(a: DerivedRequest, b: DerivedRequest) -> DerivedRequest:

@@ -21,7 +21,7 @@ from core.fact_sets import FactSet
 from core.links import SHARED
 from core.moe import MoeModel
 from core.requests import ModelSpec
-from core.roles import FIRST_SUBJECT, LAST
+from core.roles import FIRST_SUBJECT, LAST, MIDDLE_SUBJECT
 from core.routing_link import PromptSet, RoutingView
 from core.tooltips import number
 from pages.parts import expert_pieces, routing_behind, routing_shown
@@ -112,6 +112,16 @@ def test_the_shared_expert_and_a_set_without_facts(bench, answers):
     assert "There is no fact in this set" in shown(nobody)
     large = opened(dataclasses.replace(ALL, min_drop=99.0))
     assert "None of these facts is left to average. Choose others in the sidebar, or a smaller" in shown(large)
+
+
+def test_one_fact_has_no_intervals_and_a_role_without_tokens_is_said(bench, answers):
+    page = opened(dataclasses.replace(ALL, facts=FactSet(n=1, seed=6), layer=1, role=MIDDLE_SUBJECT))
+    said = shown(page)
+    assert "1 of 1 fact; none is left out." in said
+    assert "No fact has a middle subject token, so nothing is averaged here." in said
+    assert "No interval, of one subject alone: " in said and "last token." in said
+    everyone = opened(dataclasses.replace(ALL, layer=1))
+    assert "No interval" not in shown(everyone)
 
 
 def test_every_setting_is_in_the_address_and_asks_anew(bench):

@@ -137,6 +137,18 @@ def test_a_divergence_within_chance_looks_so(tables):
     assert [word.startswith("above") for word in drawn.beyond] == [True, False, False]
 
 
+def test_the_axis_of_a_load_that_is_the_same_everywhere_can_be_read(tables):
+    load = of(tables["load"], position_class="last token")
+    same = table_with(picture := charts.load_lines(load.assign(load_entropy=0.25)), "load_entropy")
+    assert len(same) == len(load)
+    labels = [item["text"] for role, kind, items in scenegraph(picture) if kind == "text" for item in items]
+    numbers = [float(label) for label in labels if label.startswith("0.") and label[2:].isdigit()]
+    assert len(numbers) >= 3 and min(numbers) < 0.25 < max(numbers) and max(map(len, map(str, numbers))) <= 5
+    full = charts.load_lines(load.assign(load_entropy=1.0))
+    labels = [item["text"] for role, kind, items in scenegraph(full) if kind == "text" for item in items]
+    assert max(float(label) for label in labels if label.replace(".", "").isdigit() and "." in label) == 1.0
+
+
 def test_many_layers_and_experts_stay_legible_and_clickable():
     routed = made_up(layers=tuple(range(48)), n_experts=128, top_k=8, facts=4)
     wide = wide_table(frequency_table(routed), "all")

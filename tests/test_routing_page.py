@@ -82,6 +82,17 @@ def test_the_first_visit_counts_the_bundled_facts(bench, result):
     assert "frequency in the corrupt runs − frequency in the clean runs (last token of 12 prompts)" in shown(page)
 
 
+def test_one_prompt_is_said_as_one(bench):
+    sets = {"a": PromptSet(facts=FactSet(n=1, seed=1)), "b": PromptSet(source=PROMPTS, prompts=("Rome",))}
+    one = opened(RoutingView(section="compare", **sets))
+    text = shown(one)
+    assert text.count("1 token of 1 prompt.") == 2 and "1 prompt, chosen in the sidebar" in text
+    control(one, "segmented_control", "Section").set_value("frequency").run()
+    text = shown(drawn(one))
+    assert "Each cell: the one token (last token of 1 prompt, clean runs)" in text
+    assert "With 1 token and 2 experts each" in text
+
+
 def test_an_expert_shows_the_tokens_behind_it_and_where_they_lead(bench, result):
     routed = routed_of(result)
     layer = routed.layers[1]

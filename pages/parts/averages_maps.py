@@ -116,7 +116,8 @@ def _curves(view: AveragesView, result: DerivedResult, table: pd.DataFrame, name
     key = f"es_averages_curves_{id(table)}_{view.measure}_{view.role}_{pictures.theme().name}"
     alt = "Mean over the facts for each role, by layer, with intervals"
     pictures.show(picture, key=key, selection="point", on_pick=pick, alt=alt)
-    present.caption(INTERVALS)
+    alone = table[(table.n > 0) & table.rescue_low.isna()].role.unique()
+    present.caption(INTERVALS + (f" No interval, of one subject alone: {', '.join(alone)}." if len(alone) else ""))
 
 
 def _choose_cell(view: AveragesView, layers: list[int]) -> None:
@@ -147,6 +148,10 @@ def _cell(view: AveragesView, result: DerivedResult, facts: tuple[Fact, ...], ce
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"##### Facts behind {where}", width="content")
         downloads.menu("averages-facts", f"Facts behind {where}", result, None, behind)
+    if not cell.n:
+        present.sentence(f"No fact has a {charts.role_label(view.role)}, so nothing is averaged here.")
+        averages_facts.draw(view, facts, behind, name="cell")
+        return
     restored = charts.interval(cell.restoration, cell.restoration_low, cell.restoration_high)
     rescue = charts.interval(cell.rescue, cell.rescue_low, cell.rescue_high, True, "logits")
     missing = f", {cell.n_missing} without such a token" if cell.n_missing else ""

@@ -53,7 +53,7 @@ def _sets(shown: Shown) -> None:
         with st.container(border=True):
             st.markdown("**Set A**")
             st.markdown(text.plain(routing_state.name_of(view.a)))
-            st.caption(f"{shown.result.values['n_prompts']:,} prompts, chosen in the sidebar.")
+            st.caption(f"{text.amount(shown.result.values['n_prompts'], 'prompt')}, chosen in the sidebar.")
         with st.container(border=True):
             if view.b is None:
                 st.markdown("**Set B**")
@@ -114,11 +114,12 @@ def _differences(shown: Shown, result: DerivedResult, names: tuple[str, str]) ->
         st.info(said, icon=":material/info:")
         return
     row = layers.iloc[0]
-    st.markdown(
-        f"**{text.plain(names[0])}**: {row.tokens_a:,} tokens of {row.prompts_a:,} prompts.  \n"
-        f"**{text.plain(names[1])}**: {row.tokens_b:,} tokens of {row.prompts_b:,} prompts.  \n"
-        f"{_verdict(layers)}"
-    )
+    sizes = ((row.tokens_a, row.prompts_a), (row.tokens_b, row.prompts_b))
+    lines = [
+        f"**{text.plain(name)}**: {text.amount(tokens, 'token')} of {text.amount(prompts, 'prompt')}."
+        for name, (tokens, prompts) in zip(names, sizes, strict=True)
+    ]
+    st.markdown("  \n".join([*lines, _verdict(layers)]))
     header(f"Divergence by layer: {where}", "routing-divergence", shown, "layer", _set_divergence, view.run,
            view.position_class, table=layers, expert=None, result=result)  # fmt: skip
     present.caption(

@@ -16,7 +16,7 @@ from core.routing_link import CHANGE, CORRUPT
 from core.routing_sets import co_activation_table, expected_unused, random_lift, relation_table, wide_table
 from core.tooltips import number
 
-from . import address, numbers, pictures, present
+from . import address, numbers, pictures, present, text
 from .routing_shown import CLASS_WORDS, Shown, chosen_expert, divergence_words, header
 from .routing_state import look
 
@@ -74,14 +74,15 @@ def frequency(shown: Shown) -> None:
 def _cells(shown: Shown, table: pd.DataFrame) -> str:
     """What a cell of the frequency map says."""
     view, prompts = shown.view, shown.result.values["n_prompts"]
-    of = f"{CLASS_WORDS[view.position_class]} of {prompts:,} prompt{'s' if prompts > 1 else ''}"
+    of = f"{CLASS_WORDS[view.position_class]} of {text.amount(prompts, 'prompt')}"
     if view.run == CHANGE:
         return (
             f"Each cell: frequency in the corrupt runs − frequency in the clean runs ({of}). Blue: routed more often "
             "with the subject corrupted, orange: less often."
         )
     tokens = int(table[f"{view.run}_tokens"].iloc[0])
-    return f"Each cell: the share of {tokens:,} tokens ({of}, {view.run} runs) that is routed to the expert."
+    share = f"share of {tokens:,} tokens" if tokens > 1 else "one token"
+    return f"Each cell: the {share} ({of}, {view.run} runs) that is routed to the expert."
 
 
 def _load(shown: Shown) -> None:
@@ -94,8 +95,9 @@ def _load(shown: Shown) -> None:
     chance = expected_unused(shown.n_experts, k, tokens)
     present.caption(
         "Entropy of the layer's load ÷ log₂(experts): 1 if all experts share alike, 0 if one takes everything. "
-        f"Unused: routed for no token of the class. With {tokens:,} tokens and {k} experts each, even random choices "
-        f"would leave about {number(chance, 1)} of {shown.n_experts} unused."
+        f"Unused: routed for no token of the class. With {text.amount(tokens, 'token')} and "
+        f"{text.amount(k, 'expert')} each, even random choices would leave about {number(chance, 1)} of "
+        f"{shown.n_experts} unused."
     )
     order = ["layer", "run", "load_entropy", "unused", "unused_names", "busiest", "busiest_frequency", "tokens"]
     st.dataframe(

@@ -31,6 +31,11 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:&@^=\"'])", r"\\\1", " ".join(text.split()))
 
 
+def amount(n: int, what: str) -> str:
+    """A number of things, such as “1 token”, “2,000 tokens”."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def error(problem: ExpertScopeError) -> str:
     """What happened, and what to do next, as Markdown."""
     step = problem.next
