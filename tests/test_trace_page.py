@@ -134,6 +134,10 @@ def test_the_first_visit_traces_the_default_fact(bench, engine):
     assert len(page.get("vega_lite_chart")) == 4
     assert "no evidence about" in shown(page)
     assert params_of(page) == to_query(TraceRequest(fact=FRANCE), View(), bundled=True)
+    downloads = {name: noted.part.table for name, noted in page.session_state["es_noted"].items()}
+    assert {"layer-token", "layer-expert", "cell-experts", "routing", "trace"} <= set(downloads)
+    tops = downloads["next-tokens"]
+    assert set(tops.run) == {"clean", "corrupt"} and {"rank", "token_id", "token", "probability"} <= set(tops)
 
 
 @pytest.mark.parametrize(("floor", "on_the_maps"), [(0.117, 2), (3.5e-06, 0)])

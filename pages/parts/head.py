@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from core import views
@@ -40,8 +42,8 @@ def fact_line(fact: Fact, true: str, foil: str, first_token: bool) -> None:
     st.html(text.head(text.marked_prompt(fact.text, span), true, foil, first_token))
 
 
-def draw(result: TraceResult) -> None:
-    """Everything above the maps."""
+def draw(result: TraceResult) -> Any:
+    """Everything above the maps; the place for the menu of `next_tokens`."""
     request, prov = result.request, result.provenance
     fact_line(
         request.fact,
@@ -55,7 +57,9 @@ def draw(result: TraceResult) -> None:
         st.metric("corrupt contrast", _signed(result.corrupt_contrast), help=CORRUPT, border=True)
         st.metric("drop", _signed(result.drop), help=DROP, border=True)
         st.metric("P(true)", f"{text.probability(clean)} → {text.probability(corrupt)}", help=P_TRUE, border=True)
-    st.caption(UNITS)
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.caption(UNITS, width="content")
+        place = st.container(width="content")
     tops = views.next_tokens(result)
     options = {"true": prov.true_token, "foil": prov.foil_token}
     mean = "" if request.draws == 1 else f", mean of {request.draws} draws"
@@ -64,6 +68,15 @@ def draw(result: TraceResult) -> None:
         st.html(text.next_tokens(f"next token, corrupt run{mean}", tops["corrupt"], **options))
         st.html(text.pairs(_settings(result)))
     _warnings(result)
+    return place
+
+
+def next_tokens(place: Any, result: TraceResult) -> None:
+    """The download menu of the most probable next tokens, where `draw` left room for it."""
+    from . import downloads  # its imports take most of a second
+
+    with place:
+        downloads.menu("next-tokens", "Most probable next tokens", result, None, result.next_tokens)
 
 
 def _settings(result: TraceResult) -> list[tuple[str, ...]]:

@@ -47,9 +47,10 @@ def _draw() -> TraceResult | None:
         shared=prov.has_shared,
     )
     frame.problems(problems)
-    head.draw(result)
+    place = head.draw(result)
     from . import maps  # charts take most of a second to import: the head is on the screen by then
 
+    head.next_tokens(place, result)
     maps.draw(result, view)
     _provenance(result)
     tour.draw(result)
