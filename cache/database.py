@@ -227,6 +227,7 @@ class Database:
             if self._connection is None:
                 try:
                     _make_folder(self.path)
+                    _check_place(self.path)
                     if not self.path.exists():
                         _create(self.path)
                     self._connection = _open_current(self.path)
@@ -338,6 +339,20 @@ def _make_folder(path: Path) -> None:
             f"The folder {path.parent} for the store cannot be made: {error.strerror}.",
             "Set EXPERTSCOPE_HOME to a folder that you can write to.",
         ) from error
+
+
+def _check_place(path: Path) -> None:
+    """Raises StoreError where something else than a file is in the store's place."""
+    if path.is_dir():
+        raise StoreError(
+            f"In the place of the store {path} there is a folder.",
+            "Move it away, or set EXPERTSCOPE_HOME to another folder.",
+        )
+    if path.is_symlink() and not path.exists():
+        raise StoreError(
+            f"The store {path} is a link to {os.readlink(path)}, which is not there.",
+            "Bring back what it leads to (a disk?), remove the link, or set EXPERTSCOPE_HOME to another folder.",
+        )
 
 
 def _log_of(path: Path) -> Path:

@@ -63,7 +63,7 @@ def explain(error: BaseException, path: Path) -> StoreError:
     if name == "damaged":
         return StoreError(f"The store {path} is damaged.", "Move the file away; a new, empty store is then made.")
     return StoreError(
-        f"The store {path} cannot be used: {_one_line(error)}", "Set EXPERTSCOPE_HOME to another folder, or move it."
+        f"The store {path} cannot be used: {_one_line(error)}.", "Set EXPERTSCOPE_HOME to another folder, or move it."
     )
 
 
@@ -76,4 +76,4 @@ def set_aside_message(path: Path, aside: Path) -> StoreError:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -1,9 +1,10 @@
 """kill -9 at random moments of everything that writes: traces, studies, migrations, eviction, export.
 
 `python tests/crashes.py FOLDER KILLS SEED`. Every life is a forked process that says through a pipe what it has
-finished (what a person would have seen), and is killed after a random number of signs of life. After each death another
-process opens the store and compares: everything that was said is there and right, nothing is there by half. Prints one
-line per death and ends with an error at the first difference.
+finished (what a person would have seen), and is killed after a random number of signs of life; one that ends before
+that does not count, and what it made is made anew. After each death another process opens the store and compares:
+everything that was said is there and right, nothing is there by half. Prints one line per death and ends with an error
+at the first difference.
 """
 
 from __future__ import annotations
@@ -55,11 +56,20 @@ class Crashes:
         self.truth = [trace_many(self.model, [request])[0] for request in self.requests]
         self.rng = random.Random(seed)
         self.said: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        fork(lambda: create(Studies(self.path("study")), "killed", preset("demo", n=200), core.facts.bundled()))
+        self.longest = dict.fromkeys(KINDS, 60)  # signs of life before a kill
+        self.begin_anew("study")
         fork(lambda: old_stores.make(self.path("old"), 1))
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.duckdb"
+
+    def begin_anew(self, kind: str) -> None:
+        """Where all work of a kind is done, so that there is something to write."""
+        if kind in ("trace", "study"):
+            self.said[kind].clear()
+            self.path(kind).unlink(missing_ok=True)
+        if kind == "study":
+            fork(lambda: create(Studies(self.path(kind)), "killed", preset("demo", n=200), core.facts.bundled()))
 
     # -- lives: each says what it has finished -----------------------------------------------------------------------
 
@@ -110,8 +120,13 @@ class Crashes:
 
     # -- deaths ------------------------------------------------------------------------------------------------------
 
-    def death(self, kind: str) -> str:
-        """Let one process of that kind begin and kill it; what it said."""
+    def death(self, kind: str) -> None:
+        """Let processes of that kind begin until one of them is killed."""
+        while not self.life(kind):
+            self.begin_anew(kind)
+
+    def life(self, kind: str) -> bool:
+        """Let one process of that kind begin and kill it; whether it was not faster."""
         read, write = os.pipe()
 
         def life() -> None:
@@ -119,7 +134,7 @@ class Crashes:
             random.seed(self.rng.random())
             getattr(self, kind)(lambda text: send(write, f"said {text}\n"), Beat(write))
 
-        beats = self.rng.randint(1, 60)
+        beats = self.rng.randint(1, self.longest[kind])
         child = forked(life)
         os.close(write)
         heard = b""
@@ -135,7 +150,8 @@ class Crashes:
         lines = heard.decode().split("\n")[:-1]  # a line without its end was not said
         self.said[kind] += [line.removeprefix("said ") for line in lines if line.startswith("said ")]
         fork(lambda: getattr(self, f"check_{kind}")())
-        return "ended" if code == 0 else "killed"
+        self.longest[kind] = max(4, len(lines)) if code == 0 else min(2 * self.longest[kind], 60)
+        return code != 0
 
     def check_trace(self) -> None:
         with Store.open(self.path("trace")) as store:
@@ -224,7 +240,8 @@ def main(folder: str, kills: int, seed: int) -> None:
     crashes = Crashes(Path(folder), seed)
     for number in range(kills):
         kind = KINDS[number % len(KINDS)]
-        print(kind, crashes.death(kind), len(crashes.said[kind]), flush=True)
+        crashes.death(kind)
+        print(kind, "killed", len(crashes.said[kind]), flush=True)
 
 
 if __name__ == "__main__":

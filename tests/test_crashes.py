@@ -17,6 +17,5 @@ def test_after_every_death_all_that_was_said_is_there_and_nothing_by_half(tmp_pa
     done = subprocess.run([sys.executable, str(driver), str(tmp_path), "20", "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     deaths = [line.split() for line in done.stdout.splitlines()]
-    assert len(deaths) == 20 and sum(how == "killed" for _, how, _ in deaths) >= 10
-    last = {kind: int(count) for kind, _, count in deaths}
-    assert sum(last.values()) > 20, last  # there was something to lose
+    assert [how for _, how, _ in deaths] == ["killed"] * 20
+    assert sum(int(said) for _, _, said in deaths) > 60, deaths  # there was something to lose

@@ -95,7 +95,9 @@ def log():
     """Configures our log into a text, given the environment; undone afterwards."""
     before = {name: (logging.getLogger(name).propagate, logging.getLogger(name).level) for name in logs.OURS}
     stream = io.StringIO()
+    factory = logging.getLogRecordFactory()
     yield lambda environ: (logs.configure(environ, stream), stream)[1]
+    logging.setLogRecordFactory(factory)
     for name, (propagate, level) in before.items():
         logger = logging.getLogger(name)
         logger.handlers = [h for h in logger.handlers if not isinstance(h.formatter, logs.Lines)]
@@ -144,6 +146,25 @@ def test_prompts_are_logged_only_when_asked_for(log):
     lines = ran(log, {"EXPERTSCOPE_LOG_PROMPTS": "1"})
     assert all(line["title"] == SECRET for line in lines)
     assert [line["message"] for line in lines if "message" in line] == [SECRET]
+
+
+@pytest.mark.parametrize(("prompts", "there"), [("", False), ("1", True)])
+def test_what_libraries_log_of_an_exception_does_not_quote_it_either(log, prompts, there):
+    log({"EXPERTSCOPE_LOG_PROMPTS": prompts})
+    stream = io.StringIO()
+    logger = logging.getLogger("streamlit.a_library")  # its own handler and format, as Streamlit's loggers have
+    logger.propagate = False
+    logger.handlers = [logging.StreamHandler(stream)]
+    try:
+        raise ValueError(SECRET)
+    except ValueError as error:
+        logger.exception("Uncaught app execution")
+        logger.error("100 %% of it: %s", error, exc_info=error)
+    said = stream.getvalue()
+    assert ("secret" in said) == there
+    assert said.count("ValueError") >= 2 and "test_deployment.py" in said and "100 % of it" in said
+    logger.info("no exception: %s", "x")
+    logger.handlers = []
 
 
 def test_the_level_is_a_setting(log):

@@ -130,7 +130,8 @@ BAD_FOLDERS = {
     "header nested": ("model.safetensors", DEEP, "weights .*cannot be read"),
     "header list": ("model.safetensors", "[]", "weights .*cannot be read"),
     "header place": (
-        "model.safetensors", '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}', "weights .*cannot be read",
+        "model.safetensors", '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        "weights .*cannot be read",
     ),
     "header shape": (
         "model.safetensors", '{"a": {"dtype": "F32", "shape": [1e18], "data_offsets": [0, 4]}}',

@@ -397,6 +397,18 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     assert "EXPERTSCOPE_HOME" in caught.value.next
 
 
+def test_a_folder_or_a_link_to_nowhere_in_the_store_s_place(path):
+    path.mkdir(parents=True)
+    with pytest.raises(StoreError, match="there is a folder") as caught:
+        Store.open(path)
+    assert "EXPERTSCOPE_HOME" in caught.value.next and path.is_dir()
+    path.rmdir()
+    path.symlink_to(path.parent / "gone" / "store.duckdb")
+    with pytest.raises(StoreError, match="is a link to .*gone"):
+        Store.open(path)
+    assert [file.name for file in path.parent.iterdir()] == ["store.duckdb"]
+
+
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 def test_no_permission(tmp_path, existing, monkeypatch):
     """Where the tests run as root, permissions do not bind: there the system's refusal is put in its place."""

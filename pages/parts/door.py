@@ -56,7 +56,7 @@ def _ask() -> None:
         sent = st.form_submit_button("Come in", type="primary")
     if not sent:
         return
-    if hmac.compare_digest(given.encode(), os.environ[PASSWORD].encode()):
+    if hmac.compare_digest(given.encode(), os.fsencode(os.environ[PASSWORD])):
         st.session_state[_INSIDE] = True
         st.rerun()
     time.sleep(DELAY)
