@@ -21,6 +21,7 @@ from .catalog import DEMO_FOLDER, FOLDER_STARTS, MAX_LAYERS, check_tokenizer, sh
 from .checks import ensure_checked
 from .conversion import StoredWeights
 from .disk import load_from_disk
+from .download import download
 from .errors import ExpertScopeError, InputError, ModelError, ModelRefused
 from .identity import DEMO, fingerprint, locate, remember_identity
 from .moe import MoeModel, find_blocks
@@ -31,7 +32,6 @@ from .quantise import Plan
 from .requests import ModelSpec
 from .room import ran_out
 
-_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 GB = 10**9
 
@@ -121,40 +121,7 @@ def fetch(spec: ModelSpec, progress: Progress = SILENT) -> Path:
         raise InputError(
             f"There is no folder {spec.name}.", "Check the path, or give a hub id such as org/name.", field="model"
         )
-    progress.update(0, 1, "looking for the model's files")
-    return _complete(_download(spec), f"The model {spec.name}")
-
-
-def _download(spec: ModelSpec) -> Path:
-    from huggingface_hub import errors as hub
-    from huggingface_hub import snapshot_download
-
-    what = f"Revision {spec.revision} of {spec.name}" if spec.revision else f"The model {spec.name}"
-    try:
-        return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=_PATTERNS))
-    except hub.HFValidationError:
-        raise InputError(
-            f"{spec.name!r} is neither a folder on this machine nor a hub id.",
-            "Write demo, a folder, or an id such as Qwen/Qwen3-30B-A3B-Base.", field="model",
-        ) from None  # fmt: skip
-    except hub.GatedRepoError:
-        raise ModelError(
-            f"The model {spec.name} is gated.", "Accept its terms on the hub and log in with `hf auth login`."
-        ) from None
-    except hub.RevisionNotFoundError:
-        raise ModelError(
-            f"The model {spec.name} has no revision {spec.revision!r}.", "Give a branch, tag or commit that exists."
-        ) from None
-    except hub.RepositoryNotFoundError:
-        raise ModelError(
-            f"The hub has no model {spec.name} (or it is private).",
-            "Check the spelling, or log in with `hf auth login`.",
-        ) from None
-    except Exception as error:  # noqa: BLE001 - no network has many names, by HTTP library and version
-        raise ModelError(
-            f"{what} is not on this machine and the hub cannot be reached ({type(error).__name__}).",
-            "Check the network, or copy the model here and give its folder.",
-        ) from None
+    return _complete(download(spec.name, spec.revision, progress), f"The model {spec.name}")
 
 
 def _complete(folder: Path, what: str) -> Path:

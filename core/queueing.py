@@ -37,7 +37,7 @@ class Inside:
 @dataclass(frozen=True)
 class Standing:
     """`place`: 1 = next, of `waiting` jobs; `model`: what the job wants; `goes`: models that are unloaded for it, empty
-    where it is loaded or fits beside them; `comes`: it has to be loaded."""
+    where it is loaded or fits beside them; `comes`: it has to be loaded, and nobody does that now."""
 
     place: int
     waiting: int

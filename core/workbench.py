@@ -27,7 +27,7 @@ from .errors import ExpertScopeError, InputError, StoreError
 from .fact_lists import FactListDesk
 from .jobs import Job, JobRegistry
 from .logs import event
-from .progress import Pausing, Progress
+from .progress import SILENT, Pausing, Progress
 from .quantisation import INT8, INT8_BYTES
 from .queueing import Standing, standing
 from .requests import Fact, ModelSpec, TraceRequest
@@ -257,7 +257,7 @@ class Workbench:
 
     def _load(self, spec: ModelSpec, progress: Progress) -> Any:
         check_allowed(spec)
-        self._imported()  # two threads that import torch's relatives at once get half of them
+        self._imported(progress)  # two threads that import torch's relatives at once get half of them
         new = self.residents.get(spec) is None
         resident = self.residents.bring(spec, progress, keep=self._turns.held, store=self._store)
         if new:
@@ -396,9 +396,11 @@ class Workbench:
             self._warm = threading.Thread(target=_import_engine, name="expertscope-warm-up", daemon=True)
         self._warm.start()
 
-    def _imported(self) -> None:
-        if self._warm is not None:
-            self._warm.join()
+    def _imported(self, progress: Progress = SILENT) -> None:
+        while self._warm is not None and self._warm.is_alive():
+            progress.update(0, 1, "importing torch and transformers")
+            progress.check()
+            self._warm.join(0.1)
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop all work, waiting at most `timeout` seconds for it, close the store, let go of the models."""

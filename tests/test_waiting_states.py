@@ -390,7 +390,7 @@ def test_a_trace_waits_for_the_loading_of_its_model(bench, hold):
     job = bench.load(ModelSpec(), owner="another")
     page = opened("", asked(3.8))
     until(page, bench, hold, lambda: boxes(page))
-    assert boxes(page) == [f"{TRACE}: waits for another viewer's loading of demo; then demo is loaded"]
+    assert boxes(page) == [f"{TRACE}: waits for another viewer's loading of demo"]
     hold.go.set()
     assert job.wait(WAIT)
     until(page, bench, hold, lambda: not boxes(page))

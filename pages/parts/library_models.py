@@ -23,10 +23,9 @@ HELP_MEMORY = "About what tracing takes: the weights as the checkpoint stores th
 def draw(view: LibraryView) -> None:
     """The section."""
     bench = base.workbench()
-    if _working(view.model):
-        return
+    working = _working(view.model)
     there = [resident.spec for resident in bench.residents.all()]
-    if not there:
+    if not there and not working:
         st.markdown("No model is in memory. One is loaded when something is asked of it, or below.")
     for number, spec in enumerate(there):
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -34,7 +33,7 @@ def draw(view: LibraryView) -> None:
             memory = f" About {text.size(state.memory)} of memory." if state.memory else ""
             st.markdown(f"**{text.plain(spec.name)}** is loaded. {text.plain(state.detail)}{memory}", width="content")
             key = f"es_library_unload{number or ''}"
-            st.button("Unload", icon=":material/eject:", on_click=_unload, args=(spec,), key=key)
+            st.button("Unload", icon=":material/eject:", on_click=_unload, args=(spec,), key=key, disabled=working)
     _table(bench.catalogue(), there)
     st.markdown("##### Load a model")
     with st.grid(2, min_column_width=330, gap="large"):
@@ -44,8 +43,8 @@ def draw(view: LibraryView) -> None:
     with right:
         here = view.model in there
         st.button(
-            "Load it now", type="primary", icon=":material/memory:", on_click=_load, args=(view.model,), disabled=here,
-            key="es_library_load", help="It is in memory." if here else None,
+            "Load it now", type="primary", icon=":material/memory:", on_click=_load, args=(view.model,),
+            disabled=here or working, key="es_library_load", help="It is in memory." if here else None,
         )  # fmt: skip
 
 
@@ -71,9 +70,9 @@ def _table(entries: list[CatalogEntry], there: list[ModelSpec]) -> None:
     st.dataframe(
         table, hide_index=True, alt="Models", placeholder=NONE, height=display.table_height(len(table), 460),
         column_config={
-            "state": st.column_config.TextColumn(width=115),
+            "state": st.column_config.TextColumn(width=display.pixels(115)),
             "layers × experts": st.column_config.TextColumn(help="MoE layers × routed experts of each."),
-            "top-k": st.column_config.NumberColumn(help="Experts that a token is routed to.", width=60),
+            "top-k": st.column_config.NumberColumn(help="Experts that a token is routed to.", width=display.pixels(60)),
             "memory": st.column_config.TextColumn(help=HELP_MEMORY),
         },
     )  # fmt: skip
