@@ -97,8 +97,8 @@ def standing(
     jobs = [asked for asked in waiting if asked.rank != LONG]
     place = next((i for i, asked in enumerate(jobs, 1) if asked.key == job.id), 1)
     needs = job.needs if isinstance(job.needs, ModelSpec) else None
-    comes = needs is not None and needs not in there
     wanted = None if inside is None or not isinstance(inside.wanted, ModelSpec) else inside.wanted
+    comes = needs is not None and needs not in (*there, wanted)
     names = model_names(spec for spec in (needs, wanted, *there) if spec is not None)
     return Standing(
         place=place,
