@@ -24,7 +24,7 @@ from core.requests import ModelSpec
 from core.roles import FIRST_SUBJECT, LAST, MIDDLE_SUBJECT
 from core.routing_link import PromptSet, RoutingView
 from core.tooltips import number
-from pages.parts import expert_pieces, routing_behind, routing_shown
+from pages.parts import averages_maps, expert_pieces, routing_behind, routing_shown
 
 WAIT = 60.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -120,8 +120,10 @@ def test_one_fact_has_no_intervals_and_a_role_without_tokens_is_said(bench, answ
     assert "1 of 1 fact; none is left out." in said
     assert "No fact has a middle subject token, so nothing is averaged here." in said
     assert "No interval, of one subject alone: " in said and "last token." in said
-    everyone = opened(dataclasses.replace(ALL, layer=1))
-    assert "No interval" not in shown(everyone)
+    table = tables.role_table(answers[0], min_drop=None)
+    assert averages_maps.intervals(table.assign(rescue_low=0.0, restoration_low=0.0)) == averages_maps.INTERVALS
+    small = table.assign(rescue_low=0.0, restoration=0.1, restoration_low=[float("nan"), *[0.0] * (len(table) - 1)])
+    assert "some resample has a mean drop below 0.05 logits" in averages_maps.intervals(small)
 
 
 def test_every_setting_is_in_the_address_and_asks_anew(bench):

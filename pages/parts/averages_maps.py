@@ -11,6 +11,7 @@ from core.averages.questions import SHOWN_ROLES
 from core.derived import DerivedResult
 from core.links import MEASURES
 from core.requests import Fact
+from core.results import MIN_DROP
 from core.roles import ROLES
 from core.sites import NAMES
 from core.stats import CONFIDENCE, RESAMPLES
@@ -116,8 +117,18 @@ def _curves(view: AveragesView, result: DerivedResult, table: pd.DataFrame, name
     key = f"es_averages_curves_{id(table)}_{view.measure}_{view.role}_{pictures.theme().name}"
     alt = "Mean over the facts for each role, by layer, with intervals"
     pictures.show(picture, key=key, selection="point", on_pick=pick, alt=alt)
-    alone = table[(table.n > 0) & table.rescue_low.isna()].role.unique()
-    present.caption(INTERVALS + (f" No interval, of one subject alone: {', '.join(alone)}." if len(alone) else ""))
+    present.caption(intervals(table))
+
+
+def intervals(table: pd.DataFrame) -> str:
+    """What the bands are, and where there is none and why."""
+    there = table[table.n > 0]
+    said, alone = INTERVALS, there[there.rescue_low.isna()].role.unique()
+    if len(alone):
+        said += f" No interval, of one subject alone: {', '.join(alone)}."
+    if (there.rescue_low.notna() & there.restoration.notna() & there.restoration_low.isna()).any():
+        said += f" A restoration has none where some resample has a mean drop below {MIN_DROP:g} logits."
+    return said
 
 
 def _choose_cell(view: AveragesView, layers: list[int]) -> None:

@@ -128,7 +128,7 @@ def _signed(value: float) -> str:
 
 UNITS = (
     "Contrasts and drop in logits. Contrast: logit(true object) − logit(foil) at the last token; drop: what there is "
-    "to restore."
+    "to restore. Below: the most probable next tokens with their probabilities."
 )
 CONTRAST = "logit(true object) − logit(foil) at the last position of the prompt as it is."
 CORRUPT = "The same with noise on the subject's input embeddings, or with another subject; mean over the draws."
