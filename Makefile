@@ -77,7 +77,7 @@ viewers: $(VENV)/.installed
 	$(BIN)/python -m bench viewers $(ARGS)
 
 soak: $(VENV)/.installed
-	$(BIN)/python -m bench viewers --minutes 30 --random --rest 150 $(ARGS)
+	$(BIN)/python -m bench viewers --minutes 30 --random --rest 60 $(ARGS)
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

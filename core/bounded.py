@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pandas as pd
@@ -45,6 +45,12 @@ class Bounded:
             while len(self._things) > 1 and (len(self._things) > self._most or self._held > self._values):
                 self._held -= self._things.popitem(last=False)[1][1]
             return thing
+
+    def drop(self, unwanted: Callable[[Any], bool]) -> None:
+        """Forget the things for which `unwanted` is true."""
+        with self._lock:
+            gone = [self._things.pop(key) for key, (thing, _) in list(self._things.items()) if unwanted(thing)]
+            self._held -= sum(size for _, size in gone)
 
     def clear(self) -> None:
         """Forget everything."""

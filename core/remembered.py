@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 KEPT = 32
 """How many answers are kept with one result."""
+SMALL = 100_000
+"""Values up to which a table is copied whole: less than a millisecond. A copy that shares its values leaves a reference
+behind with each of the original's blocks, hundreds of them before pandas clears away the dead ones."""
 
 _made: dict[int, tuple[weakref.ref, dict[tuple, Any]]] = {}
 
@@ -24,7 +27,8 @@ _made: dict[int, tuple[weakref.ref, dict[tuple, Any]]] = {}
 def remembered(make: Callable[..., T]) -> Callable[..., T]:
     """`make(result, *arguments)`, done once for each result (this very object) and arguments (hashable ones).
 
-    Each caller gets a copy of a table that shares its values until one of the two is changed (pandas' copy-on-write).
+    Each caller gets a copy of a table; that of a large one shares its values until one of the two is changed (pandas'
+    copy-on-write).
     """
 
     @functools.wraps(make)
@@ -36,7 +40,7 @@ def remembered(make: Callable[..., T]) -> Callable[..., T]:
             if len(kept) >= KEPT:
                 kept.clear()  # other threads may be here at the same time: no order to keep, nothing that could fail
             kept[key] = found
-        return found.copy(deep=False) if isinstance(found, pd.DataFrame) else found
+        return found.copy(deep=found.size <= SMALL) if isinstance(found, pd.DataFrame) else found
 
     return call
 

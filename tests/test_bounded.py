@@ -23,6 +23,16 @@ def test_what_was_asked_for_longest_ago_goes_first():
     assert len(memory) == 0 and memory.get("a") is None
 
 
+def test_what_is_dropped_no_longer_counts():
+    memory = Bounded(most=100, values=10)
+    for name in "abc":
+        memory.keep(name, name, 3)
+    memory.drop(lambda thing: thing in "ac")
+    assert [name for name in "abc" if name in memory] == ["b"]
+    memory.keep("d", "d", 7)
+    assert len(memory) == 2, "3 and 7 fit"
+
+
 def test_large_things_push_out_more_and_the_last_one_always_stays():
     memory = Bounded(most=100, values=10)
     for name in "abcd":

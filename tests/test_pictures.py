@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pandas as pd
 import pytest
 from fake_results import FRANCE, fake_result
@@ -10,6 +13,7 @@ from streamlit import dataframe_util
 from core import charts, picture
 from core.links import View
 from core.requests import TraceRequest
+from pages.parts import pictures
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +57,24 @@ def test_a_table_is_turned_into_bytes_once_however_often_it_is_drawn(result, mon
     assert len(made) == 1, "another cell is marked in the same table"
     charts.layer_token(fresh, view=View(pos=3, layer=0, expert=1)).for_page()
     assert len(made) == 2, "the dots are a table of their own"
+
+
+def test_a_picture_is_built_once_for_a_result_and_keeps_neither_longer_than_the_result(monkeypatch):
+    monkeypatch.setattr(pictures, "_cache", pictures.Bounded())
+    one, built = fake_result(seed=4), []
+
+    def build(result, *, marked):
+        built.append(marked)
+        return charts.layer_token(result)
+
+    first = pictures.kept(build, one, marked=1)
+    assert pictures.kept(build, one, marked=1) is first and pictures.kept(build, one, marked=2) is not first
+    other = fake_result(seed=4)
+    assert pictures.kept(build, other, marked=1) is not first and built == [1, 2, 1]
+    result, picture = weakref.ref(one), weakref.ref(first)
+    del one, first
+    gc.collect()
+    assert result() is None, "the pictures do not hold what they were made of"
+    pictures.kept(build, other, marked=2)
+    gc.collect()
+    assert picture() is None and len(pictures._cache) == 2

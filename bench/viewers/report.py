@@ -12,9 +12,9 @@ from .viewer import Look
 
 MEDIAN, P95 = 0.5, 1.5
 """Seconds within which a cached view is to be drawn, at the median and at the 95th percentile."""
-REST = 125.0
-"""Streamlit keeps the session of a closed tab, with three open files, for two minutes, and lets go of it when the next
-tab comes: only so many seconds after the viewers are gone threads and files can be judged."""
+REST = 35.0
+"""The session of a closed tab, with three open files, is kept for half a minute (.streamlit/config.toml), and let go of
+when the next tab comes: only so many seconds after the viewers are gone threads and files can be judged."""
 SPARE = 6
 """Threads and files that may be there for a moment."""
 SHOWN = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from core.picture import Picture
 
 from . import address, display
 
-_cache = Bounded()
+KEPT = 256
+"""Pictures kept at most, those of all viewers together."""
+_cache = Bounded(KEPT)
 
 
 def theme() -> Palette:
@@ -23,12 +26,13 @@ def theme() -> Palette:
 
 
 def kept(build: Callable[..., Any], result: Any, *args: Any, **options: Any) -> Any:
-    """`build(result, *args, **options)`, remembered for as long as this very result is."""
+    """`build(result, *args, **options)`, remembered at most for as long as this very result is."""
     key = (build.__name__, id(result), args, tuple(sorted(options.items())))
     found = _cache.get(key)
-    if found is None:
+    if found is None or found[0]() is not result:  # another object may have the id by now
         made = build(result, *args, **options)
-        found = _cache.keep(key, (result, made), values_in(made))  # the result is held, so that its id stays its own
+        _cache.drop(lambda kept: kept[0]() is None)
+        found = _cache.keep(key, (weakref.ref(result), made), values_in(made))
     return found[1]
 
 
