@@ -197,6 +197,15 @@ def knockout(table: pd.DataFrame) -> Knockout:
     return Knockout(facts, pd.DataFrame(lines), pd.DataFrame(by_relation))
 
 
+# -- neurons -----------------------------------------------------------------------------------------------------------
+
+
+def carriers(write: pd.Series) -> int:
+    """How few neurons carry half of what all write in size: of the sum of |`write`| (logits). 0 where none writes."""
+    sizes = write.abs().sort_values(ascending=False).cumsum()
+    return int((sizes < sizes.iloc[-1] / 2).sum()) + 1 if len(sizes) and sizes.iloc[-1] > 0 else 0
+
+
 # -- means -------------------------------------------------------------------------------------------------------------
 
 

@@ -87,8 +87,9 @@ def caption(result: Result) -> list[str]:
 def _derived_caption(result: DerivedResult) -> list[str]:
     """The same for what is more than a trace. The answer's own words (`values["caption"]`, lines) come first."""
     request, prov = result.request, result.provenance
-    chosen = {name: value for name, value in request.get().items() if value not in (None, "", [], False)}
-    settings = [f"{name} {_short(value)}" for name, value in chosen.items()]
+    # 0 is a choice: the first seed, layer or expert, no noise, a contribution taken out
+    chosen = [(name, value) for name, value in request.get().items() if value or type(value) in (int, float)]
+    settings = [f"{name} {_short(value)}" for name, value in chosen]
     facts = [f"{len(request.facts)} fact{'s' if len(request.facts) != 1 else ''}"] if request.facts else []
     floor = prov.get("noise_floor")
     return [

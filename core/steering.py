@@ -123,7 +123,7 @@ def answer(
     return tables, {
         "layer": steering.layer, "expert": steering.expert, "factor": steering.factor, "where": steering.where,
         "continued": settings["continued"], "facts": len(questions), "left_out": left_out,
-        "caption": [f"{name} × {steering.factor:g}, {PLACE_WORDS[steering.where]}"],
+        "caption": [f"{name} × {steering.factor:g}, {PLACE_WORDS[steering.where]}".replace("-", "−")],
     }  # fmt: skip
 
 

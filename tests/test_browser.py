@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import oracle
 import pytest
 import torch
+from contrast import faint
 from playwright.sync_api import Page, expect
 from served import CHARTS, SLOW, serve, settled
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -293,17 +294,24 @@ def test_the_click_path_fact_cell_expert_its_page_and_back(server, new_page, kno
 
 
 @pytest.mark.parametrize(
-    ("where", "asked", "heading", "there", "least"),
+    ("where", "asked", "heading", "there", "least", "theme"),
     [
-        ("Method", {}, "Method", ".katex-display", 8),
-        ("Health", {}, "Health", '[data-testid="stMetric"]', 8),
-        ("Expert", {"expert": "L6E015", "n": "8"}, "Expert L6E015", f"{CHARTS} svg.marks", 2),
+        ("Method", {}, "Method", ".katex-display", 8, "light"),
+        ("Health", {}, "Health", '[data-testid="stMetric"]', 8, "dark"),
+        ("Expert", {"expert": "L6E015", "n": "8"}, "Expert L6E015", f"{CHARTS} svg.marks", 2, "light"),
+        ("Study", {}, "Study", '[data-testid^="stBaseButton-primary"]', 1, "dark"),
     ],
 )
-def test_the_other_pages_open_by_a_link_alone(server, new_page, where, asked, heading, there, least):
-    page = new_page()
+def test_the_other_pages_open_by_a_link_alone_and_all_text_has_contrast(
+    server, new_page, where, asked, heading, there, least, theme
+):
+    page = new_page(color_scheme=theme)
     page.goto(server.link(where, **asked))
     expect(page.get_by_text(heading, exact=True).last).to_be_visible(timeout=SLOW)
     expect(page.locator(there).nth(least - 1)).to_be_visible(timeout=SLOW)
     expect(page.locator('[data-testid="stException"]')).to_have_count(0)
+    expect(page.locator('[data-testid="stApp"]')).to_have_attribute(
+        "data-test-script-state", "notRunning", timeout=SLOW
+    )
     told(page, **asked)
+    assert faint(page) == []

@@ -12,7 +12,7 @@ from page_on_model import drawn, open_page, params_of, shown, small_model, workb
 from streamlit.testing.v1 import AppTest
 from word_facts import word_facts
 
-from core import expert_link, expert_questions, expert_routing, expert_tables, links
+from core import expert_link, expert_questions, expert_routing, expert_tables, export, links
 from core import expert_write_charts as charts
 from core.derived import DerivedRequest, derive
 from core.expert_link import ExpertView, from_query
@@ -197,16 +197,29 @@ def test_the_steering_box_changes_the_question_and_shows_both_runs(bench, model,
     for value in (row.clean_contrast, row.scaled_contrast):
         assert f"contrast **{number(value, 3, True)}** logits" in text
     assert text.count("next token, ") == 2
+    asked_for = " · ".join(export.caption(derive(model, request))).split(" · ")
+    assert {"factor 0.0", f"expert {some.expert}", f"layer {some.layer}"} <= set(asked_for), "0 is a choice too"
+
+
+def test_an_answer_says_its_seed_and_expert_also_where_they_are_0(model, rescue):
+    assert "seed 0" in " · ".join(export.caption(rescue)).split(" · ")
+    request = expert_questions.size(ExpertView().model, FACTS[:1], layer=1, expert=0)
+    assert {"layer 1", "expert 0"} <= set(" · ".join(export.caption(derive(model, request))).split(" · "))
 
 
 def test_a_neuron_shows_how_often_each_combination_of_signs_occurs_and_is_marked(bench, model, some):
     request = expert_questions.neurons(some.model, FACTS, layer=some.layer, expert=some.expert, **some.settings)
-    neurons = derive(model, request).tables["neurons"].set_index("neuron")
+    found = derive(model, request)
+    neurons = found.tables["neurons"].set_index("neuron")
     page = opened(expert_link.replace(some, section="neurons", neuron=3))
     text = shown(page)
     for signs in ("gate_pos_in_pos", "gate_pos_in_neg", "gate_neg_in_pos", "gate_neg_in_neg"):
         assert f"**{charts.SIGNS[signs]}** · {number(100 * neurons.loc[3, signs], 1)} % of the expert's tokens" in text
     assert neurons.loc[3, list(charts.SIGNS)].sum() == pytest.approx(1)
+    few = next(n for n in range(1, 99) if neurons.write.abs().nlargest(n).sum() >= neurons.write.abs().sum() / 2)
+    own = found.tables["writes"].drop_duplicates("fact")
+    assert f"The whole expert writes {number(own.direct.mean(), 3, True)} logits to true − foil" in text
+    assert f"mean over {len(own)} own facts" in text and f"{few} of {len(neurons)} write half." in text
     nobody = opened(expert_link.replace(some, section="neurons", neuron=10**6))
     assert f"{some.name} has no neuron 1000000" in shown(nobody)
 

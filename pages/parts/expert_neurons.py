@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core import expert_questions
+from core import expert_questions, expert_tables
 from core import expert_write_charts as charts
 from core.derived import DerivedResult
-from core.tooltips import percent
+from core.tooltips import number, percent
 
 from . import expert_state, pictures, present, text
 from .answers import answer
@@ -74,7 +74,8 @@ def draw(shown: Shown) -> None:
 
     figure(
         "Input–output cosine and write", "neurons", result,
-        charts.neuron_map(neurons, neuron=slot.preset, palette=palette), neurons, view, caption=MAP,
+        charts.neuron_map(neurons, neuron=slot.preset, palette=palette), neurons, view,
+        caption=" ".join([MAP, *_carried(result, neurons)]),
         selection="neuron", on_pick=pick, key=slot.key,
     )  # fmt: skip
     table(
@@ -95,6 +96,19 @@ def draw(shown: Shown) -> None:
             shown.with_traces(writes), WRITES, key=f"es_expert_neuron_writes_{view.name}",
             alt="Writes of neurons, fact by fact", more={"trace": TRACE},
         )  # fmt: skip
+
+
+def _carried(result: DerivedResult, neurons: pd.DataFrame) -> list[str]:
+    """A sentence about how the expert's write spreads over its neurons; none where it is missing."""
+    direct, n = result.values["direct"], result.values["active_facts"]
+    few = expert_tables.carriers(neurons.write.dropna())
+    if direct is None or not few:
+        return []
+    return [
+        f"The whole expert writes {number(direct, 3, True)} logits to true − foil (direct part, mean over {n} own "
+        f"fact{'' if n == 1 else 's'}); of what its neurons write, all taken as positive, {few} of {len(neurons)} "
+        f"write{'s' if few == 1 else ''} half."
+    ]
 
 
 def _examples(shown: Shown, result: DerivedResult, neurons: pd.DataFrame, neuron: int) -> None:

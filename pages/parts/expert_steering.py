@@ -64,10 +64,11 @@ def _say(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.Derived
                 st.markdown(f"contrast **{contrast}** logits")
                 st.html(text.continuation(row.prompt, str(row[f"{run}_continuation"])))
     change = number(row.scaled_contrast - row.clean_contrast, 3, True)
+    n = row.scaled_positions
+    scaled = "1 position of the prompt is" if n == 1 else f"{n} positions of the prompt are"
     present.caption(
-        f"The clean run. Scaling changes the contrast by {change} logits; {row.scaled_positions} position"
-        f"{'' if row.scaled_positions == 1 else 's'} of the prompt are scaled. The continuation takes the most "
-        "probable token at each step."
+        f"The clean run. Scaling changes the contrast by {change} logits; {scaled} scaled. The continuation takes the "
+        "most probable token at each step."
     )
 
 
