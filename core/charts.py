@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from . import views
+from .formats import logits
 from .links import SHARED, View
 from .marks import (
     TITLES,
@@ -276,7 +277,8 @@ def _expert_bars(result: TraceResult, layer: int, pos: int, palette: Palette) ->
             pd.DataFrame({"name": table.name, "part": "foil put down", "value": -table.foil_shift}),
         ],
         ignore_index=True,
-    )
+    ).assign(t_logits=lambda rows: [logits(value) for value in rows.value])
+    ticks_of = table[["name", "rescue"]].assign(t_rescue=[f"{logits(value)} logits" for value in table.rescue])
     y = alt.Y("name:N", sort=list(table.name), title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=120))
     x = alt.X("value:Q", title="logits", axis=alt.Axis(grid=True, tickCount=5))
     color = alt.Color(
@@ -287,13 +289,14 @@ def _expert_bars(result: TraceResult, layer: int, pos: int, palette: Palette) ->
     tip = [
         alt.Tooltip("name:N", title="expert"),
         alt.Tooltip("part:N"),
-        alt.Tooltip("value:Q", format="+.3f", title="logits"),
+        alt.Tooltip("t_logits:N", title="logits"),
     ]
+    rescue = [alt.Tooltip("name:N", title="expert"), alt.Tooltip("t_rescue:N", title="rescue")]
     bars = alt.Chart(tables(long)).mark_bar().encode(x=x, y=y, color=color, tooltip=tip)
     ticks = (
-        alt.Chart(tables(table[["name", "rescue"]]))
+        alt.Chart(tables(ticks_of))
         .mark_tick(color=palette.ink, thickness=2.5, size=16)
-        .encode(x=alt.X("rescue:Q"), y=y, tooltip=[alt.Tooltip("rescue:Q", format="+.3f", title="rescue (logits)")])
+        .encode(x=alt.X("rescue:Q"), y=y, tooltip=rescue)
     )
     layers: list[alt.Chart] = [bars, ticks]
     row = alt.Chart(tables(pd.DataFrame(columns=["name"]), "marked_row"))

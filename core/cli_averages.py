@@ -174,20 +174,20 @@ def _roles(table: pd.DataFrame) -> list[str]:
 
 
 def _experts(table: pd.DataFrame) -> list[str]:
-    from .tooltips import number
+    from .formats import logits
 
     rows = [["expert", "restoration", "rescue", "active only", "clean-active in"]]
     for row in table.head(_SHOWN).itertuples():
-        active = number(row.rescue_active, 3, True)
+        active = logits(row.rescue_active)
         rows.append([row.name, *_numbers(row), active, f"{row.n_active} of {row.n} facts"])
     return [f"The experts that restore most, of {len(table):,} that are clean-active in any fact:", *_columns(rows)]
 
 
 def _numbers(row: Any) -> tuple[str, str]:
-    from .tooltips import number
+    from .formats import logits, restoration
 
-    low, high = number(row.rescue_low, 3, True), number(row.rescue_high, 3, True)
-    return number(row.restoration), f"{number(row.rescue, 3, True)} [{low}, {high}]"
+    low, high = logits(row.rescue_low), logits(row.rescue_high)
+    return restoration(row.restoration), f"{logits(row.rescue)} [{low}, {high}]"
 
 
 def _columns(rows: list[list[str]]) -> list[str]:

@@ -10,11 +10,11 @@ import altair as alt
 import pandas as pd
 
 from .expert_tables import OTHERS, OWN, SHORT
-from .marks import diverging, row_height
+from .formats import NONE, count, logits, percent, weight
+from .marks import PERCENT, diverging, row_height
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, unchecked
 from .study.drawing import colours, intervals, names_axis, zero_line
-from .tooltips import number
 
 ROWS = 30
 """So many relations are drawn; the table has all."""
@@ -30,18 +30,20 @@ def routing_bars(shares: pd.DataFrame, by: str, *, expected: float, palette: Pal
     data = Tables()
     top = shares.head(ROWS).assign(
         t_group=lambda t: t[by],
-        t_share=lambda t: [f"{number(100 * s, 1)} % ({r} of {n} tokens)" for s, r, n in _three(t)],
-        t_router_weight=lambda t: [f"{number(w)} where routed" for w in t.mean_weight],
+        t_share=lambda t: [f"{percent(s)} ({r} of {n} tokens)" for s, r, n in _three(t)],
+        t_router_weight=lambda t: [f"{weight(w)} where routed" for w in t.mean_weight],
     )
     named = alt.Chart(data(top[[by, "share", "t_group", "t_share", "t_router_weight"]]))
     y = alt.Y(f"{by}:N", sort=list(top[by]), title=None, axis=names_axis(palette))
-    x = alt.X("share:Q", title="share of the tokens that are routed to it", axis=alt.Axis(format="%", tickCount=5))
+    axis = alt.Axis(labelExpr=PERCENT, tickCount=5)
+    x = alt.X("share:Q", title="share of the tokens that are routed to it", axis=axis)
     tips = [alt.Tooltip("t_group:N", title="title"), *_tips("share", "router_weight")]
-    line = alt.Chart(data(pd.DataFrame({"share": [expected], "t_group": ["all experts alike"]})))
+    line = alt.Chart(data(pd.DataFrame({"share": [expected], "t_group": ["all experts alike"],
+                                         "t_share": [percent(expected)]})))  # fmt: skip
     chart = alt.layer(
         named.mark_bar(height=15, color=palette.high).encode(x=x, y=y, tooltip=tips),
         line.mark_rule(stroke=palette.expert, strokeDash=[4, 3], strokeWidth=1.5).encode(
-            x=x, tooltip=[alt.Tooltip("t_group:N", title="title"), alt.Tooltip("share:Q", format=".1%")]
+            x=x, tooltip=[alt.Tooltip("t_group:N", title="title"), *_tips("share")]
         ),
     )
     return finish(chart, data, len(top), max(_STEP * len(top), 60), palette)
@@ -59,17 +61,17 @@ def rescue_strip(facts: pd.DataFrame, relations: pd.DataFrame, *, palette: Palet
         "fact": mine.fact.astype(int), "label": mine.relation.map(label), "rescue": mine.rescue,
         "state": mine.clean_active.map({True: ACTIVE, False: INACTIVE}),
         "t_fact": mine.prompt + " → " + mine.true,
-        "t_rescue": [f"{number(r, 3, True)} logits" if a else "0: not clean-active" for r, a in _active(mine)],
-        "t_router_weight": [number(w) for w in mine.router_weight],
+        "t_rescue": [f"{logits(r)} logits" if a else "0: not clean-active" for r, a in _active(mine)],
+        "t_router_weight": [weight(w) for w in mine.router_weight],
         "t_rank": [
-            f"{number(r, 0)} of {n} active experts" if a else "–"
+            f"{count(r)} of {n} active experts" if a else NONE
             for r, n, a in zip(mine["rank"], mine.n_active, mine.clean_active, strict=True)
         ],
     })  # fmt: skip
     means = relations.head(ROWS).assign(
         label=relations.relation.map(label),
         t_what=[f"mean of {n} facts" for n in relations.head(ROWS).n],
-        t_mean=[f"{number(m, 3, True)} logits" for m in relations.head(ROWS).expert_rescue],
+        t_mean=[f"{logits(m)} logits" for m in relations.head(ROWS).expert_rescue],
     )
     order_y = [label[name] for name in order]
     y = alt.Y("label:N", sort=order_y, scale=alt.Scale(domain=order_y), title=None, axis=names_axis(palette))
@@ -100,8 +102,8 @@ def expert_map(table: pd.DataFrame, *, moe_layers: list[int], n_experts: int, pa
         "layer": table.layer, "expert": table.expert, "column": table.expert.astype(str), "value": table.mean_all,
             "defined": True,
         "t_expert": table.name,
-        "t_rescue": [f"{number(m, 3, True)} logits, all facts" for m in table.mean_all],
-        "t_where_active": [f"{number(m, 3, True)} logits" for m in table.mean_active],
+        "t_rescue": [f"{logits(m)} logits, all facts" for m in table.mean_all],
+        "t_where_active": [f"{logits(m)} logits" for m in table.mean_active],
         "t_clean_active": [f"{a} of {n} facts" for a, n in zip(table.n_active, table.n, strict=True)],
     })  # fmt: skip
     columns = [str(e) for e in range(n_experts)]

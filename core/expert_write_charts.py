@@ -9,12 +9,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from .marks import selection
+from .formats import cosine, count, logits, norm, percent, small
+from .marks import PERCENT, selection
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, unchecked
 from .results import expert_name
 from .study.drawing import colours, names_axis, zero_line
-from .tooltips import number
 from .views import visible
 
 MEASURE_NAMES = {
@@ -47,7 +47,7 @@ def written_tokens(tokens: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture
     label = [f"{visible(token)} #{i}" for token, i in zip(order.token, order.token_id, strict=True)]
     shown = pd.DataFrame({
         "label": label, "effect": order.effect.to_numpy(), "sense": order.sense.to_numpy(),
-        "t_token": label, "t_effect": [f"{number(e, 3, True)} logits" for e in order.effect],
+        "t_token": label, "t_effect": [f"{logits(e)} logits" for e in order.effect],
     })  # fmt: skip
     y = alt.Y("label:N", sort=label, scale=alt.Scale(domain=label), title=None, axis=names_axis(palette))
     x = alt.X("effect:Q", title="effect on the token's logit", axis=alt.Axis(tickCount=7))
@@ -69,10 +69,10 @@ def direct_strip(facts: pd.DataFrame, value: str, *, palette: Palette = LIGHT) -
     mine = mine[mine.relation.isin(means.index)]
     dots = mine[["relation", "value"]].assign(
         t_fact=mine.subject + " → " + mine.true_token.str.strip(),
-        t_direct=[f"{number(v, 3, True)} logits" for v in mine.value],
+        t_direct=[f"{logits(v)} logits" for v in mine.value],
     )
     ticks = means.rename("value").reset_index()
-    ticks["t_mean"] = [f"{number(v, 3, True)} logits" for v in ticks.value]
+    ticks["t_mean"] = [f"{logits(v)} logits" for v in ticks.value]
     order = list(means.index)
     y = alt.Y("relation:N", sort=order, scale=alt.Scale(domain=order), title=None, axis=names_axis(palette))
     x = alt.X("value:Q", title="direct part (logits)", axis=alt.Axis(tickCount=7))
@@ -98,10 +98,10 @@ def sizes(table: pd.DataFrame, measure: str, *, layer: int, expert: int, palette
         name=names,
         who=np.where(rows.expert == expert, "this expert", "others of the layer"),
         t_name=names,
-        t_median=[number(v) for v in rows["median"]],
-        t_quartiles=[f"{number(a)} to {number(b)}" for a, b in zip(rows.quartile, rows.upper_quartile, strict=True)],
-        t_most=[f"{number(a)} to {number(b)}" for a, b in zip(rows.low, rows.high, strict=True)],
-        t_tokens=[f"{n:,}" for n in rows.tokens],
+        t_median=[norm(v) for v in rows["median"]],
+        t_quartiles=[f"{norm(a)} to {norm(b)}" for a, b in zip(rows.quartile, rows.upper_quartile, strict=True)],
+        t_most=[f"{norm(a)} to {norm(b)}" for a, b in zip(rows.low, rows.high, strict=True)],
+        t_tokens=[count(n) for n in rows.tokens],
     )
     labels = {"labelAngle": -60, "labelFontSize": 11} if len(names) <= 40 else {"labelAngle": -90, "labelFontSize": 9}
     x = alt.X(
@@ -144,9 +144,9 @@ def neuron_map(neurons: pd.DataFrame, *, neuron: int | None = None, palette: Pal
         "neuron": rows.neuron, "cosine": rows.in_out_cosine, "value": rows[value],
         "what": np.where(rows.in_out_cosine >= 0, "enriching", "depleting"),
         "t_neuron": [f"neuron {n}" for n in rows.neuron],
-        "t_value": [number(v, 4, True) for v in rows[value]],
-        "t_cosine": [number(c, 3, True) for c in rows.in_out_cosine],
-        "t_rank": [number(r, 0) for r in rows[rank].astype(float)],
+        "t_value": [small(v) for v in rows[value]],
+        "t_cosine": [cosine(c) for c in rows.in_out_cosine],
+        "t_rank": [count(r) for r in rows[rank].astype(float)],
     })  # fmt: skip
     chosen = selection("neuron", {"neuron": neuron}, neuron is not None)
     tips = [alt.Tooltip("t_neuron:N", title="title"), alt.Tooltip("t_value:N", title=value.replace("_", " "))]
@@ -168,13 +168,14 @@ def sign_bars(neurons: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     parts = [
         pd.DataFrame({
             "label": label, "signs": words, "share": neurons[column].to_numpy(dtype=float), "order": i,
-            "t_neuron": label, "t_share": [f"{words}: {number(100 * s, 1)} %" for s in neurons[column]],
+            "t_neuron": label, "t_share": [f"{words}: {percent(s)}" for s in neurons[column]],
         })
         for i, (column, words) in enumerate(SIGNS.items())
     ]  # fmt: skip
     y = alt.Y("label:N", sort=label, scale=alt.Scale(domain=label), title=None, axis=names_axis(palette))
     whole = alt.Scale(domain=[0, 1])
-    x = alt.X("share:Q", title="share of the expert's tokens", axis=alt.Axis(format="%", tickCount=5), scale=whole)
+    axis = alt.Axis(labelExpr=PERCENT, tickCount=5)
+    x = alt.X("share:Q", title="share of the expert's tokens", axis=axis, scale=whole)
     colors = dict(zip(SIGNS.values(), (palette.high, palette.joined, palette.low, palette.kept), strict=True))
     tips = [alt.Tooltip("t_neuron:N", title="title"), alt.Tooltip("t_share:N", title="share")]
     bars = alt.Chart(data(pd.concat(parts, ignore_index=True))).mark_bar(height=15)

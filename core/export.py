@@ -18,6 +18,7 @@ from .compare import words
 from .compare.tables import SIDES, Compared
 from .derived import DerivedResult
 from .embedding import drawable, one_line, png_with, svg_with
+from .formats import bound, logits, rough
 from .picture import Picture, chart_page
 from .results import TraceResult
 from .tables import table_bytes
@@ -71,11 +72,11 @@ def caption(result: Result) -> list[str]:
     extras = [f"special tokens {request.special_tokens}", f"object tokens {request.object_tokens}"]
     if request.first_token:
         extras.append("first token of each object")
-    how = corruption(result) + (f" (sigma {prov.noise_sigma:.4g})" if request.corruption == "noise" else "")
+    how = corruption(result) + (f" (sigma {rough(prov.noise_sigma)})" if request.corruption == "noise" else "")
     return [
         f"“{fact.text}” · subject {fact.subject} · true {prov.true_token.strip()} · foil {prov.foil_token.strip()}",
-        f"clean contrast {result.clean_contrast:.3f}, corrupt {result.corrupt_contrast:.3f}, "
-        f"drop {result.drop:.3f} logits" + (f" · noise floor: {floor}" if (floor := rounding(prov)) else ""),
+        f"clean contrast {logits(result.clean_contrast)}, corrupt {logits(result.corrupt_contrast)}, "
+        f"drop {logits(result.drop)} logits" + (f" · noise floor: {floor}" if (floor := rounding(prov)) else ""),
         f"model {model} ({prov.dtype}, {prov.device}) · {how}"
         f" · {draws} · seed {request.seed} · case_id {fact.case_id} · " + " · ".join(extras),
         *([f"weights {prov.quantisation}"] if prov.quantisation else []),
@@ -96,7 +97,7 @@ def _derived_caption(result: DerivedResult) -> list[str]:
         *result.values.get("caption", [request.title]),
         " · ".join([*facts, *settings]),
         f"model {_model(prov['model'], prov['revision'])} ({prov['dtype']}, {prov['device']})"
-        + (f" · noise floor {floor:.2g} logits" if floor else ""),
+        + (f" · noise floor {bound(floor)} logits" if floor else ""),
         *([f"weights {prov['quantisation']}"] if prov["quantisation"] else []),
         *_noted(result),
         _versions(prov["versions"]),

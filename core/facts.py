@@ -103,7 +103,8 @@ def read(source: str | Path | bytes, name: str = "", *, foil: str = "file", seed
         )
         raise InputError(
             f"{file}: no fact has a foil (column target_new or target_false), and {reason}: {_listed(lacking)}.",
-            "Add foils, or let the model's most probable other token be the foil: --foil auto.",
+            "Add foils, or a column foil_auto with true: the model's most probable other token is the foil then "
+            "(--foil auto for all of them).",
             field="foil",
         )
     return facts

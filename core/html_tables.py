@@ -1,4 +1,4 @@
-"""Tables as HTML for reports: numbers with three decimals, missing ones –, whatever is in them escaped."""
+"""Tables as HTML for reports: numbers as their quantities are written, missing ones –, whatever is in them escaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .tooltips import NONE, number
+from . import formats
+from .columns import Form, form_of
 
 MOST_ROWS = 200
 """So many rows of a table stand in a report."""
@@ -33,12 +34,13 @@ def table(content: pd.DataFrame, *, more: str = "the table's own file has all.")
     if content.empty:
         return "<p>Nothing was measured here.</p>"
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in content)
-    numeric = [pd.api.types.is_numeric_dtype(content[name]) for name in content]
+    looks = [" class=n" if pd.api.types.is_numeric_dtype(content[name]) else "" for name in content]
+    forms = [form_of(content, str(name)) for name in content]
     lines = []
     for row in content.head(MOST_ROWS).itertuples(index=False):
         cells = (
-            f"<td{' class=n' if is_number else ' class=w' if _is_long(value) else ''}>{html.escape(cell(value))}</td>"
-            for value, is_number in zip(row, numeric, strict=True)
+            f"<td{look or (' class=w' if _is_long(value) else '')}>{html.escape(cell(value, form))}</td>"
+            for value, look, form in zip(row, looks, forms, strict=True)
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
     rest = f"<p>The first {MOST_ROWS} of {len(content):,} rows; {more}</p>" if len(content) > MOST_ROWS else ""
@@ -51,12 +53,10 @@ def _is_long(value: Any) -> bool:
     return isinstance(value, str) and len(value) > LONG
 
 
-def cell(value: Any) -> str:
-    """One value as text."""
+def cell(value: Any, form: Form = formats.unknown) -> str:
+    """One value as text; `form`: how its column writes numbers."""
     if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
+        return "✓" if value else ""
     if value is None or (not isinstance(value, str) and pd.isna(value)):
-        return NONE
-    if isinstance(value, (float, np.floating)):
-        return number(float(value)) if abs(value) >= 0.0005 or value == 0 else f"{value:.1g}".replace("-", "−")
-    return str(value)
+        return formats.NONE
+    return form(value) if isinstance(value, (int, float, np.integer, np.floating)) else str(value)

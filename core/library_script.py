@@ -11,8 +11,8 @@ from . import script
 from .cli_lists import LIST
 from .fact_sets import BUNDLED
 from .library_link import LibraryView
-from .requests import TraceRequest
 from .script import Bundled, Script
+from .stored import StoredTrace
 from .study import explain
 from .study.settings import StudySettings
 
@@ -31,10 +31,12 @@ def of_facts(view: LibraryView) -> Script:
     return Script("", "\n".join(lines) + "\n")
 
 
-def of_traces(requests: Sequence[TraceRequest], *, bundled: Bundled) -> Script:
+def of_traces(traces: Sequence[StoredTrace], *, bundled: Bundled) -> Script:
     """The first `MOST` of these traces."""
-    few = requests[:MOST]
-    return script.of_trace(few[0], bundled=bundled) if len(few) == 1 else script.of_traces(few, bundled=bundled)
+    requests, chosen = [one.request for one in traces[:MOST]], [one.replacements for one in traces[:MOST]]
+    if len(requests) == 1:
+        return script.of_trace(requests[0], bundled=bundled, chosen=chosen[0])
+    return script.of_traces(requests, bundled=bundled, chosen=chosen)
 
 
 def of_studies(studies: Iterable[tuple[str, StudySettings]]) -> Script:

@@ -123,6 +123,11 @@ def outline(base: alt.Chart, color: str, width: float = 2.5) -> alt.Chart:
     return base.mark_rect(fillOpacity=0, stroke=color, strokeWidth=width, tooltip=None, strokeJoin="round")
 
 
+PERCENT = "format(100 * datum.value, '.3~f') + ' %'"
+"""A share on an axis or in a legend, as `core.formats.percent` writes it but for the decimals: Vega's own % has no
+space."""
+
+
 def tooltip(columns: Iterable[str]) -> list[alt.Tooltip]:
     """Columns t_… as a tooltip's lines; the first is its title."""
     return [

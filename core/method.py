@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from . import views
+from .formats import number
 from .results import MIN_DROP, TraceResult, expert_name
-from .tooltips import number
 
 PAPER = "https://arxiv.org/abs/2606.03780"
 

@@ -10,11 +10,11 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from .marks import diverging, gap, layer_axis, outline, row_height, rows_of, selection, shade, tooltip
+from .formats import NONE, bits, bits_change, count, entropy, lift, mean_count, p_value, percent, points
+from .marks import PERCENT, diverging, gap, layer_axis, outline, row_height, rows_of, selection, shade, tooltip
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, unchecked
 from .results import expert_name
-from .tooltips import NONE, number, percent
 
 MOST_PARTS = 24
 """Experts in the bars of a divergence; the table has all."""
@@ -68,13 +68,13 @@ def frequency_tips(table: pd.DataFrame) -> pd.DataFrame:
         "t_expert": table["name"],
         "t_frequency_(clean)": _shares(table.clean, table.clean_tokens),
         "t_frequency_(corrupt)": _shares(table.corrupt, table.corrupt_tokens),
-        "t_change": [f"{number(100 * v, 1, True)} points" if np.isfinite(v) else NONE for v in table.change],
+        "t_change": [points(v) for v in table.change],
     }, index=table.index)  # fmt: skip
 
 
 def _shares(values: pd.Series, tokens: pd.Series) -> list[str]:
     return [
-        f"{percent(value)} of {n:,.0f} tokens" if np.isfinite(value) else NONE
+        f"{percent(value)} of {count(n)} tokens" if np.isfinite(value) else NONE
         for value, n in zip(values, tokens, strict=True)
     ]
 
@@ -97,7 +97,7 @@ def frequency_bars(
     long = pd.concat(parts, ignore_index=True).assign(column=lambda rows: rows.expert.astype(str), layer=layer)
     base = alt.Chart(tables(long[["layer", "expert", "column", "run", "value", *tips]]))
     x = _expert_axis(n_experts)
-    y = alt.Y("value:Q", title="frequency", axis=alt.Axis(format="%", tickCount=5))
+    y = alt.Y("value:Q", title="frequency", axis=alt.Axis(labelExpr=PERCENT, tickCount=5))
     color = alt.Color(
         "run:N", scale=alt.Scale(domain=runs, range=[names[run] for run in runs]),
         legend=alt.Legend(title="run", orient="top", symbolType="square"),
@@ -120,12 +120,12 @@ def load_lines(table: pd.DataFrame, *, layer: int | None = None, palette: Palett
     shown = table.assign(
         t_layer=[f"layer {n}" for n in table.layer],
         t_run=table.run,
-        t_load_entropy=[number(v, 3) for v in table.load_entropy],
+        t_load_entropy=[entropy(v) for v in table.load_entropy],
         t_unused_experts=[f"{n}: {names}" if n else "none" for n, names in zip(table.unused, table.unused_names,
                                                                              strict=True)],
         t_busiest=[f"{n}, {percent(f)} of the tokens" for n, f in zip(table.busiest, table.busiest_frequency,
                                                                      strict=True)],
-        t_tokens=[f"{n:,}" for n in table.tokens],
+        t_tokens=[count(n) for n in table.tokens],
     )  # fmt: skip
     tips = [name for name in shown if name.startswith("t_")]
     runs = {"clean": palette.high, "corrupt": palette.low}
@@ -211,10 +211,10 @@ def pair_map(
     both["value"], both["defined"] = shade(both.value)
     both = both.assign(
         t_pair=both["name"] + " and " + both.other_name,
-        t_together=[f"{n:,} of {t:,} tokens" for n, t in zip(both.together, both.tokens, strict=True)],
-        t_expected=[number(v, 1) for v in both.expected],
-        t_lift=[number(v, 2) for v in both.lift],
-        t_lift_of_random_choices=[number(v, 2) for v in both.reference],
+        t_together=[f"{count(n)} of {count(t)} tokens" for n, t in zip(both.together, both.tokens, strict=True)],
+        t_expected=[mean_count(v) for v in both.expected],
+        t_lift=[lift(v) for v in both.lift],
+        t_lift_of_random_choices=[lift(v) for v in both.reference],
     )
     tips = [name for name in both if name.startswith("t_")]
     base = alt.Chart(tables(both[["expert", "other", "column", "row", "value", "defined", *tips]]))
@@ -247,14 +247,14 @@ def divergence_layers(table: pd.DataFrame, *, layer: int | None = None, palette:
     tables = Tables()
     shown = table.assign(
         t_layer=[f"layer {n}" for n in table.layer],
-        t_divergence=[f"{number(v, 4)} bits" for v in table.divergence],
+        t_divergence=[f"{bits(v)} bits" for v in table.divergence],
         t_by_chance=[
-            f"{number(m, 4)} on average, 95 % below {number(h, 4)}"
+            f"{bits(m)} on average, 95 % below {bits(h)}"
             for m, h in zip(table.baseline, table.high, strict=True)
         ],
-        t_above_chance=[f"{number(v, 4, True)} bits" for v in table.above_baseline],
-        t_p=[number(v, 3) for v in table.p],
-        t_tokens=[f"{a:,} and {b:,}" for a, b in zip(table.tokens_a, table.tokens_b, strict=True)],
+        t_above_chance=[f"{bits_change(v)} bits" for v in table.above_baseline],
+        t_p=[p_value(v) for v in table.p],
+        t_tokens=[f"{count(a)} and {count(b)}" for a, b in zip(table.tokens_a, table.tokens_b, strict=True)],
         low=0.0,
         beyond=np.where(table.divergence > table.high, "above the 95th percentile of chance", "within chance"),
     )
@@ -300,8 +300,8 @@ def divergence_parts(
     top = top.assign(
         more=np.where(top.share_a >= top.share_b, *more),
         t_expert=top["name"],
-        t_part=[f"{number(v, 4)} bits" for v in top.part],
-        t_by_chance=[f"{number(v, 4)} bits" for v in top.part_baseline],
+        t_part=[f"{bits(v)} bits" for v in top.part],
+        t_by_chance=[f"{bits(v)} bits" for v in top.part_baseline],
         t_share_of_load=[
             f"{names[0]} {percent(a)}, {names[1]} {percent(b)}"
             for a, b in zip(top.share_a, top.share_b, strict=True)
@@ -345,7 +345,7 @@ def _upwards(values: pd.Series, title: str, palette: Palette, as_percent: bool):
     top = top if top > 0 else 1.0
     legend = alt.Legend(
         title=title, orient="top", direction="horizontal", gradientLength=170, gradientThickness=9, tickCount=3,
-        format=".0%" if as_percent and top >= 0.05 else (".1%" if as_percent else ".2f"), titleLimit=320,
+        titleLimit=320, **({"labelExpr": PERCENT} if as_percent else {"format": ".2f"}),
     )  # fmt: skip
     scale = alt.Scale(domain=[0, top], range=[palette.mid, palette.high], clamp=True, interpolate="rgb")
     return alt.Color("value:Q", scale=scale, legend=legend)

@@ -59,8 +59,11 @@ def of_trace(request: TraceRequest, *, bundled: Bundled, chosen: Sequence[str] =
     return Script(_command(_trace_arguments(request, bundled, chosen)), _trace_python(request))
 
 
-def of_traces(requests: Sequence[TraceRequest], *, bundled: Bundled) -> Script:
-    """The script of several traces: a command each, one program. Each model is loaded once."""
+def of_traces(
+    requests: Sequence[TraceRequest], *, bundled: Bundled, chosen: Sequence[Sequence[str]] | None = None
+) -> Script:
+    """The script of several traces: a command each, one program. Each model is loaded once. `chosen`: of each, as in
+    `of_trace`."""
     lines = [
         _IMPORTS,
         "",
@@ -75,7 +78,9 @@ def of_traces(requests: Sequence[TraceRequest], *, bundled: Bundled) -> Script:
         "        print(request.fact.text, results[request].frame, sep='\\n')",
         "    del model",
     ]
-    commands = dict.fromkeys(_command(_trace_arguments(request, bundled, ())) for request in requests)
+    names = [()] * len(requests) if chosen is None else chosen
+    asked = zip(requests, names, strict=True)
+    commands = dict.fromkeys(_command(_trace_arguments(request, bundled, some)) for request, some in asked)
     return Script("\n".join(commands), "\n".join(lines) + "\n")
 
 

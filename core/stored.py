@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from . import formats
 from .errors import InputError, StoreError
 from .requests import TraceRequest
 from .trace_archive import IMPORTED, checked_label, pack, unpack
@@ -20,7 +21,8 @@ _ROW_BYTES = 48  # as the store counts a row
 class StoredTrace:
     """One trace. `label`: the name that a person gave it; `created`: when it was computed (ISO, UTC); `bytes`: what it
     takes, with what it shares with other traces; `whole`: no part of it was evicted; `imported`: when it came from a
-    file, or empty; `model`, `dtype`, `device`: what computed it."""
+    file, or empty; `model`, `dtype`, `device`: what computed it; `replacements`: the subjects in the subject's place,
+    one per draw, also where they were chosen."""
 
     key: str
     request: TraceRequest
@@ -32,6 +34,7 @@ class StoredTrace:
     bytes: int
     whole: bool
     imported: str
+    replacements: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class StoredDesk:
         size = _ROW_BYTES * sum(len(table) for parcel in parcels for _, _, table, _ in parcel.rows)
         if size > self._store.limit:
             raise InputError(
-                f"The file's traces take about {size / 1e6:,.0f} MB, more than the store's limit of "
-                f"{self._store.limit / 1e6:,.0f} MB.",
+                f"The file's traces take about {formats.size(size)}, more than the store's limit of "
+                f"{formats.size(self._store.limit)}.",
                 "Raise the limit, or export fewer traces.",
                 field="file",
             )
@@ -148,4 +151,5 @@ def _trace(held: Any) -> StoredTrace:
         bytes=held.bytes,
         whole=held.whole,
         imported=str(held.manifest.get(IMPORTED, "")),
+        replacements=tuple(where.get("replacements") or ()),
     )

@@ -7,22 +7,8 @@ import numpy as np
 import pandas as pd
 
 from . import views
+from .formats import NONE, count, logit, logits, percent, restoration, rough, weight
 from .results import TraceResult
-
-NONE = "–"
-
-
-def number(value: float, digits: int = 3, sign: bool = False) -> str:
-    """A number for people: a real minus, – where missing."""
-    if value is None or not np.isfinite(value):
-        return NONE
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    return text.replace("-", "−")
-
-
-def percent(share: float) -> str:
-    """A share for people."""
-    return f"{number(100 * share, 1)} %" if np.isfinite(share) else NONE
 
 
 def cell_tooltips(result: TraceResult, cells: pd.DataFrame) -> pd.DataFrame:
@@ -33,8 +19,8 @@ def cell_tooltips(result: TraceResult, cells: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             (
                 f"layer {c.layer} at {c.label}",
-                number(c.restoration),
-                f"{number(c.rescue, 3, True)} logits",
+                restoration(c.restoration),
+                f"{logits(c.rescue)} logits",
                 spread(c),
                 _logit(c.true_logit, c.true_shift, corrupt[0], clean[0]),
                 _logit(c.foil_logit, c.foil_shift, corrupt[1], clean[1]),
@@ -66,14 +52,14 @@ def expert_tooltips(result: TraceResult, grid: pd.DataFrame) -> pd.DataFrame:
             where += f" ({c.corrupt_draws} of {n} draws)"
         weights = NONE
         if np.isfinite(c.router_weight_clean):
-            weights = f"clean {number(c.router_weight_clean)}, corrupt {number(c.router_weight_corrupt)}"
+            weights = f"clean {weight(c.router_weight_clean)}, corrupt {weight(c.router_weight_corrupt)}"
         rows.append(
             (
-                c.name, where, weights, number(c.restoration), f"{number(c.rescue, 3, True)} logits", direct(c),
+                c.name, where, weights, restoration(c.restoration), f"{logits(c.rescue)} logits", direct(c),
                 spread(c),
                 _logit(c.true_logit, c.true_shift, corrupt[0], clean[0]),
                 _logit(c.foil_logit, c.foil_shift, corrupt[1], clean[1]),
-                f"{number(100 * c.share, 0)} %" if np.isfinite(c.share) else NONE,
+                percent(c.share),
                 margin(c),
             )
         )  # fmt: skip
@@ -92,7 +78,7 @@ def strip_tooltips(result: TraceResult, strip: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for c in strip.itertuples():
         where = c.change + (f" ({c.corrupt_draws} of {n} draws)" if n > 1 and c.corrupt_draws else "")
-        weights = f"clean {number(c.router_weight_clean)}, corrupt {number(c.router_weight_corrupt)}"
+        weights = f"clean {weight(c.router_weight_clean)}, corrupt {weight(c.router_weight_corrupt)}"
         rows.append((f"{c.name} at {c.label}", where, weights, margin(c)))
     return pd.DataFrame(rows, columns=strip_tooltips.columns)
 
@@ -104,21 +90,21 @@ def spread(row) -> str:
     """How far the draws lie apart."""
     if row.draws <= 1:
         return "one draw, no spread"
-    low, high = number(row.rescue_min, 2, True), number(row.rescue_max, 2, True)
-    return f"rescue sd {number(row.rescue_sd, 2)}, min {low}, max {high}, n = {row.draws:.0f}"
+    ends = f"min {logits(row.rescue_min)}, max {logits(row.rescue_max)}"
+    return f"rescue sd {logit(row.rescue_sd)}, {ends}, n = {count(row.draws)}"
 
 
 def direct(row) -> str:
     """How much of an expert's rescue reaches the logits without a later layer, and what is left."""
     if not np.isfinite(row.direct):
         return NONE
-    return f"{number(row.direct, 3, True)} logits, through later layers {number(row.rescue - row.direct, 3, True)}"
+    return f"{logits(row.direct)} logits, through later layers {logits(row.rescue - row.direct)}"
 
 
 def reading(true_shift: float, foil_shift: float) -> str:
     """Is the answer restored, or the foil put down? rescue = true shift − foil shift."""
-    true = f"true object {'lifted' if true_shift >= 0 else 'lowered'} {number(abs(true_shift), 2)}"
-    foil = f"foil {'put down' if foil_shift <= 0 else 'lifted'} {number(abs(foil_shift), 2)}"
+    true = f"true object {'lifted' if true_shift >= 0 else 'lowered'} {logit(abs(true_shift))}"
+    foil = f"foil {'put down' if foil_shift <= 0 else 'lifted'} {logit(abs(foil_shift))}"
     return f"{true}, {foil}"
 
 
@@ -128,7 +114,7 @@ def margin(row) -> str:
     for run in ("clean", "corrupt"):
         value, near = getattr(row, f"margin_{run}"), getattr(row, f"near_tie_{run}")
         if value is not None and np.isfinite(value):
-            parts.append(f"{run} {value:.3g}{' (near tie)' if near is True or near == 1 else ''}")
+            parts.append(f"{run} {rough(value)}{' (near tie)' if near is True or near == 1 else ''}")
     return ", ".join(parts) or NONE
 
 
@@ -141,5 +127,5 @@ def _references(result: TraceResult) -> tuple[tuple[float, float], tuple[float, 
 
 
 def _logit(value: float, shift: float, corrupt: float, clean: float) -> str:
-    text = f"{number(value, 2)} ({number(shift, 2, True)} on corrupt {number(corrupt, 2)}; clean {number(clean, 2)})"
+    text = f"{logit(value)} ({logits(shift)} on corrupt {logit(corrupt)}; clean {logit(clean)})"
     return NONE if not np.isfinite(value) else text

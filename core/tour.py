@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import method, views
+from .formats import logits, percent
 from .links import View
 from .results import MIN_DROP, TraceResult, expert_name
-from .tooltips import number
 
 
 @dataclass(frozen=True)
@@ -35,32 +35,32 @@ def stops(result: TraceResult) -> list[Stop]:
     about = f"The model is {prov.model}; the sidebar has others."
     if prov.model == "demo":
         about = "This is the bundled demo model, small and made for learning; the sidebar has others."
-    share = "" if result.drop < MIN_DROP else f", {number(100 * rescue / result.drop, 0)} % of the drop"
+    share = "" if result.drop < MIN_DROP else f", {percent(rescue / result.drop)} of the drop"
     expert = (
         "At the last token no expert of the clean run stands out here."
         if at.expert is None
-        else f"{expert_name(at.layer, at.expert)} alone brings back {number(at.expert_rescue, 2, True)} of the "
-        f"{number(at.layer_rescue, 2, True)} logits that the whole layer {at.layer} does. Every square of the map is "
+        else f"{expert_name(at.layer, at.expert)} alone brings back {logits(at.expert_rescue)} of the "
+        f"{logits(at.layer_rescue)} logits that the whole layer {at.layer} does. Every square of the map is "
         "such a patch of one expert; the table lists those that are routed here."
     )
     return [
         Stop(
             "A fact, and what the model says",
             f"The prompt is “{fact.text}”. The model prefers {fact.true.strip()} to {prov.foil_token.strip()} by "
-            f"{number(result.clean_contrast, 2)} logits (the clean contrast). {about}",
+            f"{logits(result.clean_contrast)} logits (the clean contrast). {about}",
             View(),
         ),
         Stop(
             "Noise takes it away",
             f"With noise on the embeddings of “{fact.subject.strip()}” the contrast falls to "
-            f"{number(result.corrupt_contrast, 2)}: the drop is {number(result.drop, 2)} logits. What follows asks "
+            f"{logits(result.corrupt_contrast)}: the drop is {logits(result.drop)} logits. What follows asks "
             "what brings it back.",
             View(),
         ),
         Stop(
             "Where clean values restore it",
             "Each cell of the first map puts back the clean output of one layer's experts at one token. The strongest "
-            f"is layer {layer} at {labels[pos]}: {number(rescue, 2, True)} logits{share}. Click "
+            f"is layer {layer} at {labels[pos]}: {logits(rescue)} logits{share}. Click "
             "any cell to see its experts.",
             early,
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from .formats import bound, logits, typed, weight
 from .links import SHARED
 from .remembered import remembered
 from .results import MIN_DROP, Provenance, TraceResult, expert_name
@@ -60,14 +61,10 @@ def filter_problems(result: TraceResult) -> list[str]:
     """Sentences about what of the paper's filter this fact fails; empty when it passes."""
     out = []
     if result.clean_contrast < PAPER_CLEAN:
-        out.append(f"clean contrast {_real(result.clean_contrast)} is below {PAPER_CLEAN:g}")
+        out.append(f"clean contrast {logits(result.clean_contrast)} is below {PAPER_CLEAN:g}")
     if result.drop < PAPER_DROP:
-        out.append(f"drop {_real(result.drop)} is below {PAPER_DROP:g}")
+        out.append(f"drop {logits(result.drop)} is below {PAPER_DROP:g}")
     return out
-
-
-def _real(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
 
 
 VISIBLE_ROUNDING = 1e-3
@@ -79,8 +76,8 @@ def rounding(where: Provenance) -> str:
     if where.noise_floor is None or where.noise_floor_largest is None:
         return ""
     return (
-        f"rounding in {where.dtype} moves 95 % of rescues by less than {where.noise_floor:.2g} logits "
-        f"(at most {where.noise_floor_largest:.2g} seen)"
+        f"rounding in {where.dtype} moves 95 % of rescues by less than {bound(where.noise_floor)} logits "
+        f"(at most {bound(where.noise_floor_largest)} seen)"
     )
 
 
@@ -88,7 +85,7 @@ def corruption(result: TraceResult) -> str:
     """How the corrupt runs came about, in words."""
     request, names = result.request, result.provenance.replacements
     if request.corruption == "noise":
-        return f"noise {request.noise:g}"
+        return f"noise {typed(request.noise)}"
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     how = "" if request.replacement else " (chosen)"
     return f"subject replaced by {shown}{how}"
@@ -184,7 +181,7 @@ def layer_cells(result: TraceResult) -> pd.DataFrame:
     for name in ("near_tie_clean", "near_tie_corrupt"):
         cells[name] = cells[name].astype("boolean").fillna(False).astype(bool)
     clean = result.routing[result.routing.run == "clean"].sort_values("router_weight", ascending=False)
-    text = [f"E{e:03d} {w:.2f}" for e, w in zip(clean.expert, clean.router_weight, strict=True)]
+    text = [f"E{e:03d} {weight(w)}" for e, w in zip(clean.expert, clean.router_weight, strict=True)]
     listed = clean.assign(text=text).groupby(["layer", "pos"]).text.agg(", ".join).rename("experts_clean")
     return cells.merge(listed.reset_index(), on=["layer", "pos"], how="left").sort_values(
         ["layer", "pos"], ignore_index=True

@@ -18,12 +18,12 @@ from core.averages.questions import cells_request, experts_request
 from core.derived import derive
 from core.expert_link import ExpertView
 from core.fact_sets import FactSet
+from core.formats import number
 from core.links import SHARED
 from core.moe import MoeModel
 from core.requests import ModelSpec
 from core.roles import FIRST_SUBJECT, LAST, MIDDLE_SUBJECT
 from core.routing_link import PromptSet, RoutingView
-from core.tooltips import number
 from pages.parts import averages_maps, expert_pieces, routing_behind, routing_shown
 
 WAIT = 60.0

@@ -15,9 +15,9 @@ from core import facts, views
 from core.compare import words
 from core.compare.link import Pair, to_query
 from core.compare.tables import Compared
+from core.formats import number
 from core.links import Link, View
 from core.requests import TraceRequest
-from core.tooltips import number
 from core.trace import from_store
 
 pytestmark = pytest.mark.browser

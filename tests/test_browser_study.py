@@ -13,9 +13,9 @@ from served import SLOW, serve, settled
 
 from bench.served import ROOT
 from cache.studies import Studies
+from core.formats import number
 from core.links import Link
 from core.study import data, link, summary
-from core.tooltips import number
 
 pytestmark = pytest.mark.browser
 

@@ -332,7 +332,7 @@ def test_a_cell_without_any_of_the_experts_is_said_in_words() -> None:
     ]
     unknown = pd.DataFrame([["L0E001", 1, np.nan, 0.25], ["L0E002", 2, np.nan, 0.75]], columns=columns)
     (said,) = words.necessity(unknown, clean_contrast=3.0, reroutable=True)
-    assert said == "Most needed: **L0E002**, without it the clean contrast of 3.000 loses 0.750 logits."
+    assert said == "Most needed: **L0E002**, without it the clean contrast of +3.000 loses 0.750 logits."
 
 
 def test_a_set_of_every_candidate_is_not_compared_with_itself() -> None:
@@ -356,6 +356,6 @@ def test_words_say_whether_the_parts_add_up() -> None:
     assert "do 0.500 more than that" in words.coalition(rows(0.5, 1.5))
     assert "do 0.500 less than that" in words.coalition(rows(0.5, 0.5))
     assert "so they add up" in words.coalition(rows(0.5, 0.5), floor=0.6)
-    assert "**2 experts together**: rescue **+1.500** logits, restoration 0.375, 75 % of the layer patch" in (
+    assert "**2 experts together**: rescue **+1.500** logits, restoration 0.375, 75.0 % of the layer patch" in (
         words.coalition(rows(0.5, 1.5))
     )

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import vl_convert
 from fake_results import FRANCE, fake_result
+from written import written
 
 from core import charts, palette, tooltips, views
 from core.links import SHARED, View
@@ -186,9 +187,9 @@ def test_tooltips_say_what_the_numbers_mean(result):
         assert f"({cell.pos})" in tip.t_cell
         assert tip.t_restoration == f"{cell.restoration:.3f}".replace("-", "−")
         assert f"n = {result.request.draws}" in tip.t_over_draws
-        assert f"sd {cell.rescue_sd:.2f}" in tip.t_over_draws
+        assert f"sd {cell.rescue_sd:.3f}" in tip.t_over_draws
         lifted = "lifted" if cell.true_shift >= 0 else "lowered"
-        assert tip.t_reading.startswith(f"true object {lifted} {abs(cell.true_shift):.2f}")
+        assert tip.t_reading.startswith(f"true object {lifted} {abs(cell.true_shift):.3f}")
         assert ("foil put down" in tip.t_reading) == (cell.foil_shift <= 0)
     table = table_with(charts.layer_token(result), "t_cell")
     assert list(table.t_restoration) == list(told.t_restoration)
@@ -203,8 +204,8 @@ def test_expert_tooltips_tell_the_direct_part_from_the_rest(result):
         if cell.status == views.NOT_ROUTED:
             assert tip.t_direct_part == "–"
             continue
-        rest = f"through later layers {cell.rescue - cell.direct:+.3f}"
-        assert tip.t_direct_part == f"{cell.direct:+.3f} logits, {rest}".replace("-", "−")
+        rest = f"through later layers {written(cell.rescue - cell.direct)}"
+        assert tip.t_direct_part == f"{written(cell.direct)} logits, {rest}"
         said += 1
     assert said
     assert (tooltips.expert_tooltips(result, grid.assign(direct=np.nan)).t_direct_part == "–").all()

@@ -22,6 +22,7 @@ from core.compare.asked import asked
 from core.compare.link import Pair, from_query, from_text, to_query
 from core.compare.tables import BOTH, ONLY_A, ONLY_B, Compared
 from core.errors import InputError
+from core.formats import logits
 from core.links import NAMES, Link, View
 from core.requests import Fact, ModelSpec, TraceRequest
 
@@ -352,31 +353,31 @@ def test_one_side_alone_says_its_numbers():
     top = mean_rescue(result, layer, pos) / result.drop
     told = words.alone("b", result, result)
     assert told == [
-        "So far only b has an answer: clean contrast +6.00, drop +5.00 logits.",
-        f"It restores most in layer {layer} at {label} (restoration {top:.2f}).",
+        "So far only b has an answer: clean contrast +6.000, drop +5.000 logits.",
+        f"It restores most in layer {layer} at {label} (restoration {top:.3f}).",
     ]
     assert words.alone("b", result, None) == told[:1], "nothing of the map as long as it is not there"
 
 
 def test_a_difference_that_rounds_to_nothing_has_no_sign_of_its_own():
-    assert words.change(0.4, 0.3996, 3) == "+0.000" and words.change(0.4, 0.3986, 3) == "−0.001"
+    assert logits(0.3996 - 0.4) == "0.000" and logits(0.3986 - 0.4) == "−0.001"
     a = fake_result(request=BASE)
     b = dataclasses.replace(a, frame=a.frame.assign(rescue=a.frame.rescue - 1e-5))
     tips = data_with(charts.difference_map(Compared(a, b)), "t_rescue").t_rescue
-    assert all(tip.endswith("b − a +0.000") for tip in tips)
+    assert all(tip.endswith("b − a 0.000") for tip in tips)
 
 
 def test_the_sentences_say_contrasts_best_cells_and_order(compared):
     told = " ".join(words.sentences(compared))
-    assert "Clean contrast +6.00 → +4.50 (−1.50), drop +5.00 → +3.00 (−2.00) logits." in told
+    assert "Clean contrast +6.000 → +4.500 (−1.500), drop +5.000 → +3.000 (−2.000) logits." in told
     for side, result in (("a", compared.a), ("b", compared.b)):
         layer, pos = views.best_cell(result)
         cells = {(r.layer, r.pos) for r in result.frame.itertuples() if r.kind == "layer"}
         best = max(mean_rescue(result, *cell) for cell in cells)
         assert mean_rescue(result, layer, pos) == pytest.approx(best)
         label = views.token_labels(result)[pos]
-        assert f"layer {layer} at {label} (restoration {best / result.drop:.2f})" in told, side
-    assert f"correlates by {compared.correlation[0]:.2f} (Spearman)".replace("-", "−") in told
+        assert f"layer {layer} at {label} (restoration {best / result.drop:.3f})" in told, side
+    assert f"correlates by {compared.correlation[0]:.3f} (Spearman)".replace("-", "−") in told
     headings, rows, titles = words.numbers(compared)
     assert headings == ["", "a", "b", "b − a"] and len(rows) == len(titles) == 5
     assert rows[2] == ["drop", "+5.000", "+3.000", "−2.000"]
@@ -425,7 +426,7 @@ def test_maps_of_other_sites_are_subtracted_and_named(sites):
         assert "layer × token map" not in told[0] and any(line.startswith("Patching attention: ") for line in told)
     layer, pos = views.best_cell(plain.b)
     top = mean_rescue(plain.b, layer, pos) + lifts[1]
-    assert f"(restoration {top / plain.b.drop:.2f})" in " ".join(told)
+    assert f"(restoration {top / plain.b.drop:.3f})" in " ".join(told)
     assert len(words.sentences(found, maps=False)) == len(told) - 2, "nothing of the maps as long as they are not there"
     origin = export.origin(found)
     assert ["layer_token_map" in origin[side] for side in "ab"] == [site is not None for site in sites]

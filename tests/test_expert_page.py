@@ -16,9 +16,9 @@ from core import expert_link, expert_questions, expert_routing, expert_tables, e
 from core import expert_write_charts as charts
 from core.derived import DerivedRequest, derive
 from core.expert_link import ExpertView, from_query
+from core.formats import number
 from core.moe import MoeModel
 from core.routing_kinds import routed_of, routing_request
-from core.tooltips import number
 from core.workbench import Workbench
 from pages.parts import present
 

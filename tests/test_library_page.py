@@ -288,7 +288,7 @@ def test_facts_are_validated_and_the_usable_ones_kept(bench, words, model):
     page = finished(opened(show="validation", facts="words", min_clean_contrast="-100", min_drop="-100"), bench)
     view = LibraryView("validation", "words", min_clean_contrast=-100.0, min_drop=-100.0)
     expected = derive(model, view.validate(WORDS)).tables["facts"].set_index("case_id")
-    assert "12 of 14 facts are usable (86%)" in said(page)
+    assert "12 of 14 facts are usable (85.7 %)" in said(page)
     assert "the true object is not a single token" in said(page) and "there is no foil" in said(page)
     table = page.dataframe[0].value.set_index("case_id")
     assert table.outcome.tolist() == ["✓"] * 12 + ["✗"] * 2
@@ -403,9 +403,9 @@ def test_a_limit_below_the_contents_asks_first(bench, monkeypatch):
 
 
 def base_size(n: int) -> str:
-    from pages.parts import text
+    from core import formats
 
-    return text.size(n)
+    return formats.size(n)
 
 
 def test_a_study_can_be_made_of_a_stored_list(bench, words, monkeypatch):

@@ -84,10 +84,10 @@ def test_the_tour_shows_what_it_speaks_of(result):
     cells = frame[frame.kind == "layer"].groupby(["layer", "pos"]).rescue.mean()
     layer, pos = cells.idxmax()
     assert (stops[2].view.layer, stops[2].view.pos) == (layer, pos)
-    assert f"{cells.max():+.2f}" in stops[2].words
+    assert f"{cells.max():+.3f}" in stops[2].words
     chosen = stops[3].view
     assert expert_name(chosen.layer, chosen.expert) in stops[3].words
     assert chosen.pos == len(result.provenance.tokens) - 1
     alone = rescue(result, "expert", chosen.layer, chosen.pos, chosen.expert)
-    assert f"{alone:+.2f}".replace("-", "−") in stops[3].words
-    assert f"{result.clean_contrast:.2f}" in stops[0].words and f"{result.drop:.2f}" in stops[1].words
+    assert f"{alone:+.3f}".replace("-", "−") in stops[3].words
+    assert f"{result.clean_contrast:.3f}" in stops[0].words and f"{result.drop:.3f}" in stops[1].words

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import vl_convert
 from test_charts import scenegraph, table_with
+from written import written
 
 from core import routing_charts as charts
 from core.palette import DARK, LIGHT
@@ -102,7 +103,7 @@ def test_a_cell_has_its_frequency_and_its_colour(routed, tables):
             row = drawn.loc[(layer, expert)]
             assert row.value == pytest.approx(shares["clean"])
             assert row["t_frequency_(clean)"] == f"{100 * shares['clean']:.1f} % of 12 tokens"
-            assert row["t_change"] == f"{100 * (shares['corrupt'] - shares['clean']):+.1f} points".replace("-", "−")
+            assert row["t_change"] == f"{written(100 * (shares['corrupt'] - shares['clean']), 1)} points"
     cells = [items for role, kind, items in scenegraph(picture) if kind == "rect" and role == "mark"][0]
     assert len(cells) == 18
     busiest = max(drawn.value)

@@ -15,8 +15,10 @@ import pytest
 from fake_results import FRANCE, fake_result
 
 import core
+from cache import Store
 from cache.fact_lists import FactLists
-from core import cli, cli_averages, derived, expert_questions, facts, models, script
+from cache.holdings import Holdings
+from core import cli, cli_averages, derived, expert_questions, facts, library_script, models, script
 from core.averages import questions as averages
 from core.averages import tables
 from core.cells.asking import ask
@@ -30,8 +32,10 @@ from core.errors import InputError
 from core.fact_lists import FactListDesk
 from core.fact_sets import FactSet, choose
 from core.facts import bundled
+from core.identity import remember_identity
 from core.links import Link, View
 from core.requests import Fact, ModelSpec, TraceRequest
+from core.stored import StoredDesk
 
 EVIL = '\'; rm -rf ~; echo "$HOME" `id` \\ <script>alert(1)</script> {x}'
 ODD = Fact(f"{EVIL} {{}}\n-- ☃", subject=f"-{EVIL}", true="a b", foil="--foil", occurrence=2, case_id=9)
@@ -256,3 +260,26 @@ def test_the_scripts_of_a_derived_answer_give_its_numbers(model, loading, tmp_pa
         pd.testing.assert_frame_equal(read_back, table, rtol=1e-4, atol=1e-4, check_dtype=False)
     written = json.loads((tmp_path / "out" / "answer.json").read_text("utf-8"))
     assert written["request"]["facts"] == request.to_dict()["facts"]
+
+
+def test_the_script_of_a_stored_trace_names_the_subjects_that_were_chosen(model, question, loading, tmp_path):
+    """The choice goes by the fact's relation, which a typed fact has no option for."""
+    kin = question.replace(corruption="replace", experts="none", draws=2)
+    alone = kin.replace(fact=dataclasses.replace(kin.fact, relation=None))
+    typed = kin.replace(fact=dataclasses.replace(kin.fact, case_id=0), seed=kin.seed + kin.fact.case_id)
+    known = {fact.case_id: fact for fact in facts.bundled()}
+    with Store.open(tmp_path / "store.duckdb") as store:
+        remember_identity(store, model.spec, model.identity, label=model.label)
+        expected = {request: core.trace(model, request, store=store) for request in (typed, alone)}
+        listed = StoredDesk(Holdings(store.path), store, lambda: None).traces()
+    chosen = {request: tuple(found.provenance.replacements) for request, found in expected.items()}
+    assert chosen[typed] != chosen[alone], "with and without a relation other subjects are chosen"
+    assert {one.replacements for one in listed} == set(chosen.values())
+    for shown in (listed, listed[:1], listed[1:]):
+        commands = library_script.of_traces(shown, bundled=known.get).command.splitlines()
+        assert len(commands) == len(shown)
+        for number, (command, one) in enumerate(zip(commands, shown, strict=True)):
+            out = tmp_path / f"{len(shown)} {number}.parquet"
+            assert cli.main([*shlex.split(command)[3:], "--no-cache", "--out", str(out)]) == 0
+            same = [r for r in expected if chosen[r] == one.replacements]
+            _same(pd.read_parquet(out), expected[same[0]].frame)

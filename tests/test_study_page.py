@@ -21,13 +21,13 @@ from word_facts import any_contrast, word_facts
 from cache.studies import Studies
 from core import expert_link, facts
 from core.checks import ensure_checked
+from core.formats import number
 from core.links import from_query
 from core.moe import MoeModel
 from core.requests import ModelSpec
 from core.study import archive, data, link, manage, summary
 from core.study.run import run
 from core.study.settings import preset
-from core.tooltips import number
 from core.workbench import Engine, StoreStatus, Workbench
 from pages.parts import base, pictures
 

@@ -122,7 +122,7 @@ def test_the_documented_questions_are_those_that_are_asked():
                  "specificity is +0.200 [+0.100, +0.300]",
                  "both intervals lie above 0"]),
         ({"layer_rescue": "around"}, 1, ["layer 6", "+0.100 [−0.100, +0.300]", "not above 0"]),
-        ({"drop": 40.0}, 1, ["0 % of the drop", "too little"]),
+        ({"drop": 40.0}, 1, ["0.5 % of the drop", "too little"]),
         ({"expert": None}, 2, ["none is clean-active in 32 of the 64 discovery facts"]),
         ({"specificity": "around"}, 4, ["not specific", "first 3 active experts of each fact by router weight",
                                         "+0.200 [+0.100, +0.300]", "random coalitions of that size"]),

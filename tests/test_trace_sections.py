@@ -167,7 +167,7 @@ def test_necessity_stands_beside_sufficiency(bench, engine):  # noqa: F811
         assert needed.direct[name] == pytest.approx(clean.direct[name])
     order = clean.sort_values("expert").index
     assert list(needed.zero[order]) == [1.0, 2.0] and list(needed.reroute_all[order]) == [1.0, 2.0]
-    assert f"Most needed: **{order[-1]}**, without it the clean contrast of 6.000 loses 2.000" in shown(page)
+    assert f"Most needed: **{order[-1]}**, without it the clean contrast of +6.000 loses 2.000" in shown(page)
     assert f"Most sufficient: **{clean.rescue.idxmax()}**" in shown(page)
 
 

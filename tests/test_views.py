@@ -66,7 +66,7 @@ def test_layer_cells(result):
         assert row.margin_corrupt == pytest.approx(here.margin[here.run == "corrupt"].min())
         assert row.near_tie_corrupt == here.near_tie[here.run == "corrupt"].any()
         heaviest = here[here.run == "clean"].sort_values("router_weight").iloc[-1]
-        assert row.experts_clean.startswith(f"E{heaviest.expert:03d} {heaviest.router_weight:.2f}, E")
+        assert row.experts_clean.startswith(f"E{heaviest.expert:03d} {heaviest.router_weight:.3f}, E")
 
 
 @pytest.mark.parametrize("pos", [0, 4, 5])

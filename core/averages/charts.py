@@ -12,6 +12,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from ..formats import NONE, logits, percent, restoration, weight
 from ..links import SHARED
 from ..marks import (
     TITLES,
@@ -30,7 +31,6 @@ from ..palette import LIGHT, Palette
 from ..picture import Picture, Tables, finish, unchecked
 from ..results import expert_name
 from ..roles import BEFORE, FIRST_SUBJECT, FURTHER, LAST, LAST_SUBJECT, MIDDLE_SUBJECT, ROLES
-from ..tooltips import NONE, number
 from ..views import SHARED_INDEX
 
 CELL_TIPS = ["t_cell", "t_restoration", "t_rescue", "t_mean_drop", "t_above_0_in", "t_facts"]
@@ -204,9 +204,10 @@ def interval(mean: float, low: float, high: float, sign: bool = False, unit: str
     if not np.isfinite(mean):
         return NONE
     unit = f" {unit}" if unit else ""
+    form = logits if sign else restoration
     if not np.isfinite(low):
-        return f"{number(mean, 3, sign)}{unit} (no interval)"
-    return f"{number(mean, 3, sign)} [{number(low, 3, sign)}, {number(high, 3, sign)}]{unit}"
+        return f"{form(mean)}{unit} (no interval)"
+    return f"{form(mean)} [{form(low)}, {form(high)}]{unit}"
 
 
 def _told(table: pd.DataFrame) -> pd.DataFrame:
@@ -218,8 +219,8 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
             f"layer {c.layer}, {role_label(c.role)}",
             interval(c.restoration, c.restoration_low, c.restoration_high),
             interval(c.rescue, c.rescue_low, c.rescue_high, True, "logits"),
-            f"{number(c.mean_drop, 2, True)} logits",
-            f"{number(100 * c.positive_fraction, 0)} % of the facts" if c.n else NONE,
+            f"{logits(c.mean_drop)} logits",
+            f"{percent(c.positive_fraction)} of the facts" if c.n else NONE,
             facts,
         ))  # fmt: skip
     tips = pd.DataFrame(rows, columns=CELL_TIPS)
@@ -240,9 +241,9 @@ def _expert_told(grid: pd.DataFrame, n_facts: int) -> list[tuple[str, ...]]:
             name,
             interval(c.restoration, c.restoration_low, c.restoration_high),
             f"{interval(c.rescue, c.rescue_low, c.rescue_high, True)} logits",
-            f"{number(c.rescue_active, 3, True)} logits",
+            f"{logits(c.rescue_active)} logits",
             f"{c.n_active:.0f} of {c.n:.0f} facts",
-            number(c.router_weight),
+            weight(c.router_weight),
             f"{c.n:.0f}{missing}",
         ))  # fmt: skip
     return rows

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..derived import DerivedRequest
+from ..formats import logits
 from ..moe import MoeModel
 from ..progress import SILENT, Progress
 from ..results import MIN_DROP, expert_name
@@ -30,7 +31,7 @@ def answer(
     table, clean = knockouts(model, case, layer, pos, progress=progress)
     values = {
         "layer": layer, "pos": pos, "clean_contrast": clean, "reroutable": bool(model.structure.reroutable),
-        "caption": [case.caption, f"clean contrast {clean:.3f} logits"],
+        "caption": [case.caption, f"clean contrast {logits(clean)} logits"],
     }  # fmt: skip
     return {"knockouts": table}, values
 

@@ -17,6 +17,7 @@ from ..base import BaseLayer, Run
 from ..budget import Budget
 from ..errors import InputError
 from ..fact_runs import runs_of, with_chosen_foil
+from ..formats import logits
 from ..moe import MoeModel
 from ..patches import Masked, Own, Patch, Step, Updates, Value
 from ..progress import SILENT, Progress
@@ -135,8 +136,8 @@ class Measured:
             "clean_contrast": self.clean_contrast, "corrupt_contrast": self.corrupt_contrast, "drop": drop,
             "caption": [
                 self.case.caption,
-                f"clean contrast {self.clean_contrast:.3f}, corrupt {self.corrupt_contrast:.3f}, "
-                f"drop {drop:.3f} logits",
+                f"clean contrast {logits(self.clean_contrast)}, corrupt {logits(self.corrupt_contrast)}, "
+                f"drop {logits(drop)} logits",
             ],
         }  # fmt: skip
 

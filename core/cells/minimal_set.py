@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..asking import prepare_for
 from ..derived import DerivedRequest
+from ..formats import logits, typed
 from ..minimal import Search, minimal_set
 from ..moe import MoeModel
 from ..progress import SILENT, Progress
@@ -30,7 +31,7 @@ def answer(
         "caption": [
             f"“{given.text}” · subject {given.subject} · true {prov.true_token.strip()} · foil "
             f"{prov.foil_token.strip()}",
-            f"minimal set of {found.scope}, target {found.target:g}, drop {found.drop:.3f} logits",
+            f"minimal set of {found.scope}, target {typed(found.target)}, drop {logits(found.drop)} logits",
         ],
     }  # fmt: skip
     return {"curve": found.curve, "candidates": found.candidates}, values

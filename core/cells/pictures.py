@@ -5,12 +5,12 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
+from ..formats import logit, logits, restoration
 from ..marks import rows_of, tooltip
 from ..palette import LIGHT, Palette
 from ..picture import Picture, Tables, finish, unchecked
-from ..tooltips import number, spread
+from ..tooltips import spread
 from . import tables
-from .words import logits
 
 NEEDED = {
     "rescue": "rescue (suffices)",
@@ -35,7 +35,7 @@ def effects(rows: pd.DataFrame, *, roles: dict[str, str], palette: Palette = LIG
     rows = rows.assign(
         t_what=rows.name.where(rows.name == rows.role, rows.name + ": " + rows.role),
         t_rescue=[f"{logits(value)} logits" for value in rows.rescue],
-        t_restoration=[number(value) for value in rows.restoration],
+        t_restoration=[restoration(value) for value in rows.restoration],
         t_over_draws=[spread(row) for row in rows.itertuples()],
         label=[logits(value) for value in rows.rescue],
         end=rows[["rescue", "rescue_max"]].max(axis=1).clip(lower=0.0),  # right of bar and line, also below 0
@@ -103,11 +103,11 @@ def minimal_curve(curve: pd.DataFrame, *, target: float, palette: Palette = LIGH
         label=[f"{size}: {name}" for size, name in zip(curve["size"], curve.name, strict=True)],
         t_size=[f"{size} expert{'s' if size > 1 else ''}" for size in curve["size"]],
         t_joined=[f"{name} at position {pos}" for name, pos in zip(curve.name, curve.pos, strict=True)],
-        t_restoration=[number(value) for value in curve.restoration],
+        t_restoration=[restoration(value) for value in curve.restoration],
         t_rescue=[f"{logits(value)} logits" for value in curve.rescue],
         t_random_sets=[
-            f"{number(r.random_restoration)} on average, {number(r.random_min)} to {number(r.random_max)} "
-            f"({r.random_sets} sets)"
+            f"{restoration(r.random_restoration)} on average, {restoration(r.random_min)} to "
+            f"{restoration(r.random_max)} ({r.random_sets} sets)"
             for r in curve.itertuples()
         ],
         target=target,
@@ -153,7 +153,7 @@ def draws(rows: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     means = means.assign(
         t_name=means.name + ", mean",
         t_rescue=[f"{logits(value)} logits" for value in means["mean"]],
-        t_sd=[number(value) for value in means["std"]],
+        t_sd=[logit(value) for value in means["std"]],
     )
     y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=120))
     x = alt.X("rescue:Q", title="rescue (logits)", axis=alt.Axis(grid=True, tickCount=5))

@@ -6,17 +6,12 @@ import math
 
 import pandas as pd
 
-from ..tooltips import number
+from ..formats import logit, logits, percent, restoration, typed
 from . import tables
 from .tables import LAYER, SUM, TOGETHER, Specificity
 
 CLOSE = 0.1
 """A joint rescue within this share of the sum of the singles counts as their sum."""
-
-
-def logits(value: float) -> str:
-    """A rescue or a cost."""
-    return number(value, 3, True)
 
 
 def coalition(rows: pd.DataFrame, *, floor: float = 0.0) -> str:
@@ -28,16 +23,16 @@ def coalition(rows: pd.DataFrame, *, floor: float = 0.0) -> str:
     together, total = tables.rescue_of(rows, TOGETHER), tables.rescue_of(rows, SUM)
     restored = rows.loc[rows.role == TOGETHER, "restoration"].iloc[0]
     words = f"**{members} expert{'s' if members > 1 else ''} together**: rescue **{logits(together)}** logits"
-    words += f", restoration {number(restored)}"
+    words += f", restoration {restoration(restored)}"
     if abs(whole) >= 0.01:
-        words += f", {number(100 * together / whole, 0)} % of the layer patch ({logits(whole)})"
+        words += f", {percent(together / whole)} of the layer patch ({logits(whole)})"
     if members == 1:
         return words + "."
     extra = together - total
     if abs(extra) <= max(CLOSE * abs(total), floor):
         how = "so they add up"
     else:
-        how = f"so together they do {number(abs(extra))} {'more' if extra > 0 else 'less'} than that"
+        how = f"so together they do {logit(abs(extra))} {'more' if extra > 0 else 'less'} than that"
     return f"{words}. Their single rescues sum to {logits(total)}: {how}."
 
 
@@ -54,13 +49,13 @@ def necessity(table: pd.DataFrame, *, clean_contrast: float, reroutable: bool) -
         )
     needed = alone.loc[alone.zero.idxmax()]
     said.append(
-        f"Most needed: **{needed['name']}**, without it the clean contrast of {number(clean_contrast)} loses "
-        f"{number(needed.zero)} logits."
+        f"Most needed: **{needed['name']}**, without it the clean contrast of {logits(clean_contrast)} loses "
+        f"{logit(needed.zero)} logits."
     )
     out = [" ".join(said)]
     if len(together):
         out.append(
-            f"Without all {len(alone)} clean-active experts it loses {number(together.zero.iloc[0])}. Later layers "
+            f"Without all {len(alone)} clean-active experts it loses {logit(together.zero.iloc[0])}. Later layers "
             "make up for part of a loss, so a small cost does not show that an expert does nothing."
         )
     if not reroutable:
@@ -76,7 +71,7 @@ def controls(found: Specificity, name: str) -> list[str]:
         first = f"**{name}**: rescue **{logits(found.selected)}** logits, rank {found.rank} of {found.of} clean-active"
     if math.isnan(found.controls):
         return [f"{first}. There is no other clean-active expert to compare it with."]
-    sd = "" if math.isnan(found.specificity_sd) else f" (sd {number(found.specificity_sd)} over draws)"
+    sd = "" if math.isnan(found.specificity_sd) else f" (sd {logit(found.specificity_sd)} over draws)"
     out = [
         f"{first}; active-random controls {logits(found.controls)}. Specificity for this fact: "
         f"**{logits(found.specificity)}**{sd}."
@@ -96,13 +91,13 @@ def minimal(curve: pd.DataFrame, *, scope: str, target: float, reached: bool, ca
         return f"No set was found in {scope}."
     last, n = curve.iloc[-1], len(curve)
     words = f"{n} experts of {scope} restore" if n > 1 else f"1 expert of {scope} restores"
-    words += f" {number(last.restoration)} of the drop"
-    words += f", the target of {target:g} is reached" if reached else f"; the target of {target:g} is not reached"
+    words += f" {restoration(last.restoration)} of the drop"
+    words += f"{',' if reached else ';'} the target of {typed(target)} is {'' if reached else 'not '}reached"
     if n == candidates:
         words += ". That is every clean-active expert there, so no random set of as many is another one"
     elif last.random_sets:
         words += (
-            f". {last.random_sets:.0f} random sets of {n}: {number(last.random_restoration)} on average, "
-            f"{number(last.random_min)} to {number(last.random_max)}"
+            f". {last.random_sets:.0f} random sets of {n}: {restoration(last.random_restoration)} on average, "
+            f"{restoration(last.random_min)} to {restoration(last.random_max)}"
         )
     return words + "."

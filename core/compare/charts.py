@@ -9,7 +9,9 @@ import altair as alt
 import pandas as pd
 
 from .. import views
+from ..formats import NONE, logits, overlap, percent, weight
 from ..marks import (
+    PERCENT,
     TITLES,
     dense_rows,
     diverging,
@@ -27,7 +29,7 @@ from ..marks import (
 from ..palette import LIGHT, Palette
 from ..picture import Picture, Tables, finish, limit, unchecked
 from ..remembered import remembered
-from ..tooltips import NONE, cell_tooltips, number
+from ..tooltips import cell_tooltips
 from .tables import BOTH, SIDES, Compared
 
 Cell = tuple[int, int]
@@ -164,7 +166,7 @@ def routing_map(compared: Compared, *, palette: Palette = LIGHT) -> Picture:
     """Layer × token heat map of how much the sets of experts of the two clean runs overlap (Jaccard)."""
     data, cells = Tables(), compared.routing.copy()
     cells["t_cell"] = [f"layer {r.layer} at {r.label}" for r in cells.itertuples()]
-    cells["t_jaccard"] = [number(value, 2) for value in cells.jaccard]
+    cells["t_jaccard"] = [overlap(value) for value in cells.jaccard]
     for name in ("both", "only_a", "only_b"):
         cells[f"t_{name}"] = cells[name].replace("", NONE)
     labels, subject = _columns(compared, "a")
@@ -195,12 +197,12 @@ def routing_bars(compared: Compared, *, palette: Palette = LIGHT) -> Picture:
     """Per layer: the share of positions with the same set of experts (bar) and the mean Jaccard (tick)."""
     data, table = Tables(), compared.routing_layers.copy()
     table["t_layer"] = [f"layer {layer}" for layer in table.layer]
-    table["t_same_set"] = [f"{number(100 * r.same, 0)} % of {r.positions} positions" for r in table.itertuples()]
-    table["t_mean_Jaccard"] = [number(value, 3) for value in table.jaccard]
+    table["t_same_set"] = [f"{percent(r.same)} of {r.positions} positions" for r in table.itertuples()]
+    table["t_mean_Jaccard"] = [overlap(value) for value in table.jaccard]
     tips = tooltip(["t_layer", "t_same_set", "t_mean_Jaccard"])
     n_layers = compared.a.provenance.n_layers
     y = layer_axis(n_layers)
-    axis = alt.Axis(format="%", tickCount=5, grid=True)
+    axis = alt.Axis(labelExpr=PERCENT, tickCount=5, grid=True)
     x = alt.X(
         "same:Q", title="same set of experts (bar), mean Jaccard (tick)", scale=alt.Scale(domain=[0, 1]), axis=axis
     )
@@ -256,10 +258,10 @@ def _expert_difference_tooltips(grid: pd.DataFrame) -> dict[str, list[str]]:
         "t_rescue": [_from_to(r.rescue_a, r.rescue_b, r.rescue_difference) for r in rows],
         "t_restoration": [_from_to(r.restoration_a, r.restoration_b, r.restoration_difference) for r in rows],
         "t_router_weight": [
-            f"clean: a {number(r.router_weight_clean_a)}, b {number(r.router_weight_clean_b)}" for r in rows
+            f"clean: a {weight(r.router_weight_clean_a)}, b {weight(r.router_weight_clean_b)}" for r in rows
         ],
     }
 
 
 def _from_to(a: float, b: float, difference: float) -> str:
-    return f"a {number(a, 3, True)}, b {number(b, 3, True)}, b − a {number(round(difference, 3) + 0.0, 3, True)}"
+    return f"a {logits(a)}, b {logits(b)}, b − a {logits(difference)}"

@@ -6,9 +6,9 @@ import math
 
 from .. import views
 from ..agreement import agreement
+from ..formats import bound, logits, number, overlap, percent, probability, restoration
 from ..results import MIN_DROP, TraceResult
 from ..sites import MOE, map_name
-from ..tooltips import number
 from .asked import Setting, apart
 from .tables import SIDES, Compared
 
@@ -86,27 +86,22 @@ def _numbers(compared: Compared) -> str:
     a, b = compared.a, compared.b
     parts = []
     for name, values in (("Clean contrast", (a.clean_contrast, b.clean_contrast)), ("drop", (a.drop, b.drop))):
-        left, right = (number(value, 2, True) for value in values)
-        parts.append(f"{name} {left} → {right} ({change(*values, 2)})")
+        left, right = (logits(value) for value in values)
+        parts.append(f"{name} {left} → {right} ({logits(values[1] - values[0])})")
     floors = [r.provenance.noise_floor for r in (a, b) if r.provenance.noise_floor]
     near = max(floors, default=0.0)
     moved = max(abs(b.clean_contrast - a.clean_contrast), abs(b.drop - a.drop))
-    note = f" That is within the noise floor of {near:.2g} logits." if 0 < moved < near else ""
+    note = f" That is within the noise floor of {bound(near)} logits." if 0 < moved < near else ""
     if moved == 0 and settings(compared):
         note = " Nothing changed there."
     return f"{', '.join(parts)} logits.{note}"
-
-
-def change(a: float, b: float, digits: int) -> str:
-    """b − a; what rounds to nothing has no sign of its own."""
-    return number(round(b - a, digits) + 0.0, digits, True)
 
 
 def alone(side: str, result: TraceResult, mapped: TraceResult | None) -> list[str]:
     """What there is to say of one side as long as the other has no answer. `mapped`: with the cells that its map shows,
     None as long as they are not there."""
     values = (("clean contrast", result.clean_contrast), ("drop", result.drop))
-    told = ", ".join(f"{name} {number(value, 2, True)}" for name, value in values)
+    told = ", ".join(f"{name} {logits(value)}" for name, value in values)
     out = [f"So far only {side} has an answer: {told} logits."]
     if mapped is not None and (name := best(mapped)):
         out.append(f"It restores most in {name} ({_restored(mapped)}).")
@@ -153,8 +148,8 @@ def _restored(result: TraceResult) -> str:
     cells = views.patches(result, ("layer",))
     top = cells.loc[cells.rescue.idxmax()]
     if math.isnan(top.restoration):
-        return f"rescue {number(top.rescue, 2, True)}, drop below {MIN_DROP:g}"
-    return f"restoration {number(top.restoration, 2)}"
+        return f"rescue {logits(top.rescue)}, drop below {MIN_DROP:g}"
+    return f"restoration {restoration(top.restoration)}"
 
 
 def _two_corruptions(compared: Compared) -> bool:
@@ -169,7 +164,7 @@ def _order(compared: Compared) -> str:
     correlation, n = compared.correlation
     if math.isnan(correlation):
         return ""
-    return f"The rescues of {n} cells are in an order that correlates by {number(correlation, 2)} (Spearman)."
+    return f"The rescues of {n} cells are in an order that correlates by {overlap(correlation)} (Spearman)."
 
 
 def routing(compared: Compared) -> str:
@@ -181,7 +176,7 @@ def routing(compared: Compared) -> str:
     start = f"The clean runs go to the same set of experts in {same} of {n} (layer, position) pairs"
     if same == n:
         return f"{start}.{ONE_RUN if _one_clean_run(compared) else ''}"
-    return f"{start} ({number(100 * same / n, 0)} %; mean Jaccard {number(cells.jaccard.mean(), 2)})."
+    return f"{start} ({percent(same / n)}; mean Jaccard {overlap(cells.jaccard.mean())})."
 
 
 def _one_clean_run(compared: Compared) -> bool:
@@ -198,7 +193,7 @@ def numbers(compared: Compared) -> tuple[list[str], list[list[str]], list[str]]:
     """(headings, rows, what each row means) of the table of numbers: of a, of b, and b − a."""
     values = [(r.clean_contrast, r.corrupt_contrast, r.drop, *views.p_true(r)) for r in (compared.a, compared.b)]
     rows = [
-        [name, *(number(value, 3, not name.startswith("P(")) for value in pair), change(*pair, 3)]
+        [name, *map(probability if name.startswith("P(") else logits, pair), number(pair[1] - pair[0], 3, True)]
         for name, *pair in zip(QUANTITIES, *values, strict=True)
     ]
     return ["", "a", "b", "b − a"], rows, list(QUANTITIES.values())

@@ -9,9 +9,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from ..formats import NONE, logits
 from ..palette import Palette
 from ..picture import Picture, Tables, finish
-from ..tooltips import NONE, number
 
 TOLD = ["t_what", "t_value", "t_facts"]
 TIPS = [
@@ -24,7 +24,7 @@ TIPS = [
 def told(table: pd.DataFrame, what: pd.Series, more: pd.Series) -> pd.DataFrame:
     """With tooltips: what it is, its mean and interval, of how many facts."""
     low_high = zip(table["mean"], table.ci_low, table.ci_high, strict=True)
-    value = [f"{number(m, 3, True)} [{number(low, 3, True)}, {number(high, 3, True)}]" for m, low, high in low_high]
+    value = [f"{logits(m)} [{logits(low)}, {logits(high)}]" for m, low, high in low_high]
     counts = ["" if pd.isna(n) else f"{n:.0f} facts" for n in table.n]
     missing = table.get("n_missing", pd.Series(0, index=table.index)).fillna(0)
     counts = [f"{c}, {m:.0f} missing" if m else c for c, m in zip(counts, missing, strict=True)]

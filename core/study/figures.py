@@ -12,9 +12,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from ..formats import logits, percent, restoration, typed
+from ..marks import PERCENT
 from ..palette import LIGHT, Palette
 from ..picture import Picture, Tables, finish, limit, unchecked
-from ..tooltips import number
 from .analysis import Analysis
 from .coalitions import RULE_NAMES
 from .drawing import TIPS, TOLD, colours, intervals, names_axis, part, told, zero_line
@@ -100,7 +101,7 @@ def experts(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     group best of discovery first."""
     top = table.sort_values("candidate", ascending=False, kind="stable").head(EXPERT_ROWS)
     label = [
-        f"{name} · {100 * r:.0f} %" + (" · selected" if s else "" if c else " (too rare)")
+        f"{name} · {percent(r)}" + (" · selected" if s else "" if c else " (too rare)")
         for name, r, c, s in zip(top.name, top.recurrence, top.candidate, top.selected, strict=True)
     ]
     parts = [
@@ -134,7 +135,7 @@ def coalitions(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     data = Tables()
     shown = table.dropna(subset=["mean"])
     more = [
-        f"{number(100 * share, 0)} % of the layer patch, restoration {number(ratio)}"
+        f"{percent(share)} of the layer patch, restoration {restoration(ratio)}"
         for share, ratio in zip(shown.share_of_layer_patch, shown.restoration, strict=True)
     ]
     long = told(shown, shown.meaning, pd.Series(more, index=shown.index))
@@ -170,12 +171,12 @@ def coalition_search(table: pd.DataFrame, *, share: float, palette: Palette = LI
     shown_rows = shown.assign(
         series=shown.rule.map(RULE_NAMES),
         t_what=[f"{size} by {RULE_NAMES[rule]}" for size, rule in zip(shown["size"], shown.rule, strict=True)],
-        t_value=[f"{number(100 * s, 1)} % of the layer patch" for s in shown.share],
+        t_value=[f"{percent(s)} of the layer patch" for s in shown.share],
         t_facts=[f"{n:.0f} facts" for n in shown.n],
     )
     named = data(shown_rows[["size", "share", "series", *TOLD]])
     x = alt.X("size:O", title="experts in the coalition", axis=alt.Axis(labelAngle=0))
-    y = alt.Y("share:Q", title="share of the layer patch", axis=alt.Axis(format="%"))
+    y = alt.Y("share:Q", title="share of the layer patch", axis=alt.Axis(labelExpr=PERCENT))
     color = colours("series", dict(zip(RULE_NAMES.values(), (palette.high, palette.low), strict=True)), "experts by")
     wanted = alt.Chart(data(pd.DataFrame({"share": [share]})))
     chart = alt.layer(
@@ -195,16 +196,16 @@ def joint_search(table: pd.DataFrame, *, recurrence: float, palette: Palette = L
     shown_rows = table.assign(
         t_what=table.name,
         t_value=[
-            f"discovery {number(d, 3, True)}, validation {number(v, 3, True)}"
+            f"discovery {logits(d)}, validation {logits(v)}"
             for d, v in zip(table.mean_all, table.mean_validation, strict=True)
         ],
         t_facts=[
-            f"clean-active in {n} discovery facts ({100 * r:.0f} %)"
+            f"clean-active in {n} discovery facts ({percent(r)})"
             for n, r in zip(table.n_active, table.recurrence, strict=True)
         ],
     )
     named = data(shown_rows[["layer", "expert", "recurrence", "mean_all", *TOLD]])
-    axis = alt.Axis(format="%", labelOverlap="greedy", labelSeparation=6)
+    axis = alt.Axis(labelExpr=PERCENT, labelOverlap="greedy", labelSeparation=6)
     x = alt.X("recurrence:Q", title="recurrence on discovery", axis=axis)
     y = alt.Y("mean_all:Q", title="rescue, all facts (logits)")
     color = alt.Color(
@@ -255,7 +256,7 @@ def stability(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
             f"split seed {s}, recurrence {100 * r:g} %" for s, r in zip(table.split_seed, table.recurrence, strict=True)
         ],
         t_value=[
-            f"{name}: rescue {number(rescue, 3, True)}, specificity {number(spec, 3, True)}"
+            f"{name}: rescue {logits(rescue)}, specificity {logits(spec)}"
             for name, rescue, spec in zip(table.name, table.expert_rescue, table.specificity, strict=True)
         ],
         t_facts=[
@@ -327,7 +328,7 @@ def noise(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     shown = table[table.quantity.isin(list(names)) & table["mean"].notna()]
     shown_rows = told(
         shown,
-        "noise level " + shown.noise.map("{:g}".format) + ", drop " + shown.noise.map(lambda v: number(drop[v], 3)),
+        "noise level " + shown.noise.map(typed) + ", drop " + shown.noise.map(lambda v: logits(drop[v])),
         shown.quantity.map(names),
     ).assign(series=shown.quantity.map(names))
     named = data(shown_rows[["noise", "series", "mean", "ci_low", "ci_high", *TOLD]])

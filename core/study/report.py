@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..embedding import bundle, drawable, in_script, one_line, png_with, svg_with
+from ..formats import NONE
 from ..html_tables import STYLE, folded
 from ..html_tables import table as html_table
 from ..palette import LIGHT
 from ..picture import Picture, chart_page
 from ..tables import table_bytes, write_file
-from ..tooltips import NONE
 from . import figures, tables, words
 from . import rows as table
 from .findings import Findings, Study, of_study

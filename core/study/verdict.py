@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..formats import NONE, logits, percent
 from ..results import expert_name
 from ..stats import Estimate
-from ..tooltips import NONE, number
 
 SPECIFIC_EXPERT = "specific expert"
 COALITION = "coalition"
@@ -124,14 +124,14 @@ def interval(estimate: Estimate) -> str:
     """+0.463 [+0.344, +0.590]; – where undefined."""
     if estimate.n == 0:
         return NONE
-    low, high = number(estimate.ci_low, 3, True), number(estimate.ci_high, 3, True)
-    return f"{number(estimate.mean, 3, True)} [{low}, {high}]"
+    low, high = logits(estimate.ci_low), logits(estimate.ci_high)
+    return f"{logits(estimate.mean)} [{low}, {high}]"
 
 
 def _words(e: Evidence, rule: int) -> list[str]:
     if e.layer is None or e.layer_rescue.n == 0:
         return ["Nothing was measured on validation facts, so no layer-level effect is shown."]
-    share = f", {number(100 * e.layer_rescue.mean / e.drop, 0)} % of the drop" if e.drop > 0 else ""
+    share = f", {percent(e.layer_rescue.mean / e.drop)} of the drop" if e.drop > 0 else ""
     layer = f"restoring the MoE block of layer {e.layer} rescues {interval(e.layer_rescue)} logits{share}"
     if rule == 1:
         why = "too little to speak of" if e.layer_rescue.above_zero else "an interval that is not above 0"

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 
+from ..formats import bound, logit, logits, mean_count, percent, typed
 from ..results import expert_name
-from ..tooltips import number
 from ..views import VISIBLE_ROUNDING
 from .analysis import Analysis
 from .coalitions import RULES
@@ -81,10 +81,10 @@ def rounding(found: Findings, n: int = 1) -> str:
     if mean < VISIBLE_ROUNDING:
         return ""
     if n > 1:
-        return f"Means over {n} facts below about {mean:.2g} logits are within rounding ({dtype})."
+        return f"Means over {n} facts below about {bound(mean)} logits are within rounding ({dtype})."
     return (
-        f"A single fact's rescue below {floor:.2g} logits is within rounding ({dtype}), a mean over n facts below "
-        f"about {floor:.2g} ÷ √n."
+        f"A single fact's rescue below {bound(floor)} logits is within rounding ({dtype}), a mean over n facts below "
+        f"about {bound(floor)} ÷ √n."
     )
 
 
@@ -129,13 +129,13 @@ def _layers(found: Findings) -> str:
     mean = table[table.split == "discovery"].set_index("layer")["mean"]
     found_there = a.estimates["layer_rescue"]
     text = (
-        f"Layer {a.layer} has the highest mean rescue on discovery ({number(mean[a.layer], 3, True)}); on validation "
+        f"Layer {a.layer} has the highest mean rescue on discovery ({logits(mean[a.layer])}); on validation "
         f"it rescues {interval(found_there)}, above 0 in {_share(found_there.positive_fraction)} of the facts."
     )
     validation = table[(table.split == "validation") & table["mean"].notna()].set_index("layer")["mean"]
     if len(validation) and int(validation.idxmax()) != a.layer:
         best = int(validation.idxmax())
-        text += f" On validation alone layer {best} would be higher ({number(validation[best], 3, True)})."
+        text += f" On validation alone layer {best} would be higher ({logits(validation[best])})."
     return text + " Bands are bootstrap intervals, layer by layer."
 
 
@@ -151,7 +151,7 @@ def _experts(a: Analysis) -> str:
         ranks = a.ranks.dropna()
         text += (
             f" {expert_name(a.layer, a.expert)} is selected; among the active experts of a validation fact its rescue "
-            f"is the highest in {int((ranks == 1).sum())} of {len(ranks)}, mean rank {number(ranks.mean(), 1)}."
+            f"is the highest in {int((ranks == 1).sum())} of {len(ranks)}, mean rank {mean_count(ranks.mean())}."
         )
     return text + " The percentage beside a name is its recurrence on discovery."
 
@@ -185,12 +185,12 @@ def _joint(a: Analysis) -> str:
     )
     if j.winner is None or j.discovery is None or j.validation is None:
         return text
-    share = f" ({number(100 * j.shrinkage / j.discovery.mean, 0)} %)" if j.discovery.mean > 0 else ""
+    share = f" ({percent(j.shrinkage / j.discovery.mean)})" if j.discovery.mean > 0 else ""
     same = "the two-stage selection too" if j.winner == (a.layer, a.expert) else "not the two-stage selection"
     return (
-        f"{text} The winner, {expert_name(*j.winner)} ({same}), has {number(j.discovery.mean, 3, True)} on discovery, "
+        f"{text} The winner, {expert_name(*j.winner)} ({same}), has {logits(j.discovery.mean)} on discovery, "
         f"where it was picked as the best of all, and {interval(j.validation)} on validation: it shrinks by "
-        f"{number(j.shrinkage, 3)}{share}. Only the validation number is an estimate."
+        f"{logit(j.shrinkage)}{share}. Only the validation number is an estimate."
     )
 
 
@@ -228,7 +228,7 @@ def _noise(found: Findings) -> str:
     drop = table[(table.quantity == "drop") & table["mean"].notna()] if not table.empty else table
     if drop.empty:
         return ""
-    listed = ", ".join(f"{number(m, 2)} at {level:g}" for level, m in zip(drop.noise, drop["mean"], strict=True))
+    listed = ", ".join(f"{logits(m)} at {typed(level)}" for level, m in zip(drop.noise, drop["mean"], strict=True))
     return f"Mean drop by noise level: {listed}. The facts are those that passed the filter at the study's own level."
 
 
@@ -250,7 +250,7 @@ def _count(n: int, what: str) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{number(100 * value, 0)} %"
+    return percent(value)
 
 
 def _units(by_subject: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import streamlit as st
 
+from core import formats
 from core.derived import DerivedRequest, DerivedResult
 from core.errors import ExpertScopeError, InputError, ModelRefused
 from core.jobs import CANCELLED, DONE, FAILED, Job
@@ -92,7 +93,7 @@ def _draws(request: Request) -> int:
 def _button(request: Request, slot: str) -> bool:
     """Ask before anything heavy."""
     model = base.workbench().model_state(request.model)
-    need = f" It takes about {text.size(model.memory)} of memory." if model.memory else ""
+    need = f" It takes about {formats.size(model.memory)} of memory." if model.memory else ""
     what = "trace" if isinstance(request, TraceRequest) else "compute"
     place = st.empty()
     with place.container(border=True):
@@ -154,9 +155,9 @@ def progress(job_id: str, slot: str) -> None:
     if standing is not None:
         words = waiting.words(standing)
     else:
-        words = f"{status.label or 'starting'} · {text.seconds(status.elapsed)} so far"
+        words = f"{status.label or 'starting'} · {formats.duration(status.elapsed)} so far"
         if status.seconds_left is not None:
-            words += f" · {text.seconds(status.seconds_left, about=True)} left"
+            words += f" · {formats.duration(status.seconds_left, about=True)} left"
     with st.container(border=True, horizontal=True, vertical_alignment="bottom"):
         st.progress(status.fraction, text=f"{text.plain(status.title)}: {text.plain(words)}")
         if job.stopping:

@@ -10,16 +10,17 @@ from core.averages import charts, tables
 from core.averages.link import AveragesView
 from core.averages.questions import experts_request
 from core.derived import DerivedResult
+from core.formats import logits
 from core.links import SHARED
 from core.requests import Fact
 from core.results import expert_name
-from core.tooltips import number
 from core.views import SHARED_INDEX
 
 from . import averages_facts, downloads, expert_state, numbers, pictures, present, study_columns, text
 from .answers import answer
 from .averages_maps import header
 from .averages_state import look
+from .listing import Column
 
 MAP = (
     "Each cell adds one expert's update alone in the corrupt run, at the tokens of this role, whatever the site above: "
@@ -30,21 +31,19 @@ TABLE = (
     "rescue: over all facts, 0 where the expert is not clean-active. where active: over the facts in which it is "
     "clean-active at a token of the role, with their number. Tick an expert for the facts behind it."
 )
-LOGITS = "%+.3f"
 COLUMNS = {
-    "name": ("", "", ""),
-    "rescue": ("rescue", LOGITS, "Mean over all facts, 0 where it is not clean-active, logits."),
-    "rescue_low": ("low", LOGITS, "Lower end of its interval."),
-    "rescue_high": ("high", LOGITS, "Upper end of its interval."),
-    "restoration": ("restoration", "%.3f", "Mean rescue ÷ mean drop."),
-    "rescue_active": ("where active", LOGITS, "Mean over the facts in which it is clean-active, logits."),
-    "n_active": ("active in", "%d", "Facts in which it is clean-active at a token of the role."),
-    "recurrence": ("recurrence", "percent", "The same as a share of the facts."),
-    "router_weight": ("w clean", "%.3f", "Mean router weight where it is clean-active."),
-    "n": ("facts", "%d", "Facts that have a token of the role."),
-    "n_missing": ("missing", "%d", "Facts that have none."),
+    "rescue": Column("rescue", "Mean over all facts, 0 where it is not clean-active, logits."),
+    "rescue_low": Column("low", "Lower end of its interval."),
+    "rescue_high": Column("high", "Upper end of its interval."),
+    "restoration": Column("restoration", "Mean rescue ÷ mean drop."),
+    "rescue_active": Column("where active", "Mean over the facts in which it is clean-active, logits."),
+    "n_active": Column("active in", "Facts in which it is clean-active at a token of the role."),
+    "recurrence": Column("recurrence", "The same as a share of the facts."),
+    "router_weight": Column("w clean", "Mean router weight where it is clean-active."),
+    "n": Column("facts", "Facts that have a token of the role."),
+    "n_missing": Column("missing", "Facts that have none."),
 }
-"""Column of the table → heading, number format, meaning."""
+"""Columns of the table behind the expert's name."""
 
 
 def draw(view: AveragesView, facts: tuple[Fact, ...], *, auto: bool) -> None:
@@ -98,9 +97,8 @@ def _table(view: AveragesView, result: DerivedResult, table: pd.DataFrame, exper
     st.markdown("**The experts that restore most**")
     key = f"es_averages_expert_table_{id(table)}"
     study_columns.show(
-        table[list(COLUMNS)], key=key, alt="Experts, highest mean rescue first", on_pick=pick, height=300,
-        columns={name: st.column_config.NumberColumn(label, format=form, help=help_) for name, (label, form, help_)
-                 in COLUMNS.items() if label},
+        table[["name", *COLUMNS]], key=key, alt="Experts, highest mean rescue first", on_pick=pick, height=300,
+        columns=COLUMNS,
     )  # fmt: skip
     present.caption(TABLE)
 
@@ -131,7 +129,7 @@ def _expert(
     present.sentence(
         text.plain(
             f"Mean rescue {rescue} over {row.n} fact{'s' if row.n != 1 else ''}, "
-            f"{number(row.rescue_active, 3, True)} over the {row.n_active} in which it is clean-active."
+            f"{logits(row.rescue_active)} over the {row.n_active} in which it is clean-active."
         )
     )
     averages_facts.draw(view, facts, behind, name="expert", expert=expert)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pandas as pd
-import streamlit as st
 
 from core.averages.link import AveragesView, trace_link
 from core.requests import Fact
 from core.views import SHARED_INDEX
 
-from . import base, study_columns, study_state
+from . import base, listing, study_columns, study_state
+from .listing import Column
 
 COLUMNS = (
     "trace", "subject", "true", "rescue", "restoration", "clean_active", "router_weight", "layer_rescue", "drop",
@@ -28,8 +28,8 @@ def draw(
         listed[[column for column in COLUMNS if column in listed]], height=420,
         key=f"es_averages_{name}_{view.layer}_{view.role}_{expert}", alt="The facts behind the average",
         columns={
-            "trace": st.column_config.LinkColumn("Trace", display_text="open", width=60, pinned=True, help=OPEN),
-            "prompt": st.column_config.TextColumn("prompt", width="large"),
+            "trace": listing.link("Trace", OPEN),
+            "prompt": Column("prompt", width="large"),
         },
     )  # fmt: skip
 

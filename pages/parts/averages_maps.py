@@ -9,13 +9,13 @@ from core.averages import charts, tables
 from core.averages.link import AveragesView
 from core.averages.questions import SHOWN_ROLES
 from core.derived import DerivedResult
+from core.formats import logits
 from core.links import MEASURES
 from core.requests import Fact
 from core.results import MIN_DROP
 from core.roles import ROLES
 from core.sites import NAMES
 from core.stats import CONFIDENCE, RESAMPLES
-from core.tooltips import number
 
 from . import address, averages_facts, downloads, numbers, pictures, present, text
 from .averages_state import look
@@ -168,7 +168,7 @@ def _cell(view: AveragesView, result: DerivedResult, facts: tuple[Fact, ...], ce
     missing = f", {cell.n_missing} without such a token" if cell.n_missing else ""
     present.sentence(
         text.plain(
-            f"Mean rescue {rescue} of a mean drop of {number(cell.mean_drop, 2, True)}, restoration {restored}, "
+            f"Mean rescue {rescue} of a mean drop of {logits(cell.mean_drop)}, restoration {restored}, "
             f"over {cell.n} fact{'s' if cell.n != 1 else ''}{missing}."
         )
     )

@@ -13,7 +13,7 @@ from core.derived import DerivedResult
 from core.requests import Fact, corrupt_runs
 from core.sites import MEANING
 
-from . import averages_sidebar, base, frame, present, text
+from . import averages_sidebar, base, frame, listing, present, text
 from . import averages_state as state
 from .answers import answer
 
@@ -118,4 +118,4 @@ def _what(view: AveragesView, result: DerivedResult) -> None:
     left_out = tables.left_out(result, min_drop=view.min_drop)
     if len(left_out):
         with st.expander(f"{len(left_out)} fact{'s' if len(left_out) != 1 else ''} left out"):
-            st.dataframe(left_out, hide_index=True, alt="Facts that are left out, and why")
+            listing.left_out(left_out, alt="Facts that are left out, and why")

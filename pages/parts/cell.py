@@ -8,12 +8,13 @@ import pandas as pd
 import streamlit as st
 
 from core import charts, sites, tooltips, views
+from core.formats import count, logit, logits, restoration, weight
 from core.links import SHARED, View
 from core.results import TraceResult, expert_name
-from core.tooltips import NONE, number
 from core.trace_view import members
 
-from . import address, display, downloads, expert_state, pictures, present, sections, state, text
+from . import address, display, downloads, expert_state, listing, pictures, present, sections, state, text
+from .listing import Column
 
 WHOLE_TABLE = 640
 """Pixels that the table of experts takes with all its columns."""
@@ -59,10 +60,10 @@ def _cell_of(result: TraceResult, shown: View) -> pd.Series | None:
 
 def _effect(row: pd.Series) -> str:
     """Rescue and restoration in words, and what was lifted or put down."""
-    restored = "restoration missing" if pd.isna(row.restoration) else f"restoration {number(row.restoration)}"
-    spread = "" if pd.isna(row.rescue_sd) else f", rescue sd {number(row.rescue_sd)} over {row.draws:.0f} draws"
+    restored = "restoration missing" if pd.isna(row.restoration) else f"restoration {restoration(row.restoration)}"
+    spread = "" if pd.isna(row.rescue_sd) else f", rescue sd {logit(row.rescue_sd)} over {count(row.draws)} draws"
     reading = tooltips.reading(row.true_shift, row.foil_shift)
-    return f"rescue **{number(row.rescue, sign=True)}** logits, {restored}{spread}: {reading}"
+    return f"rescue **{logits(row.rescue)}** logits, {restored}{spread}: {reading}"
 
 
 def _title(words: str) -> Any:
@@ -106,7 +107,8 @@ def _chosen_expert(row: pd.Series) -> None:
     """One sentence with the marked expert's numbers."""
     weights = ""
     if not pd.isna(row.router_weight_clean):
-        weights = f" (router weight {row.router_weight_clean:.3f} clean, {row.router_weight_corrupt:.3f} corrupt)"
+        clean, corrupt = weight(row.router_weight_clean), weight(row.router_weight_corrupt)
+        weights = f" (router weight {clean} clean, {corrupt} corrupt)"
     st.markdown(f"**{row['name']}** alone{weights}: {_effect(row)}.")
 
 
@@ -130,27 +132,24 @@ def _table(table: pd.DataFrame, at: TraceResult, shown: View, ident: str) -> Non
             state.look(layer=shown.layer, pos=shown.pos, expert=slot.picked)
 
     columns = {
-        "name": st.column_config.TextColumn("expert", pinned=True, width=display.pixels(78)),
-        "router_weight_clean": _number("w clean", "%.3f", 62, "Router weight in the clean run."),
-        "router_weight_corrupt": _number("w corrupt", "%.3f", 72, "Router weight, mean over the corrupt runs."),
-        "rescue": _number("rescue", "%+.3f", 62, "Contrast with this update put back − corrupt contrast, logits."),
-        "direct": _number("direct", "%+.3f", 62, DIRECT),
-        "restoration": _number("restoration", "%+.3f", 82, "Mean rescue ÷ mean drop."),
-        "share": _number("share", "%.0f %%", 60, "Share of the layer patch: rescue ÷ the layer patch's rescue."),
-        "rescue_sd": _number("sd", "%.3f", 55, "Sample standard deviation of the rescue over the draws."),
-        "status": st.column_config.TextColumn("routed in", width=display.pixels(130)),
+        "name": Column("expert", pinned=True, width=78),
+        "router_weight_clean": Column("w clean", "Router weight in the clean run.", width=62),
+        "router_weight_corrupt": Column("w corrupt", "Router weight, mean over the corrupt runs.", width=72),
+        "rescue": Column("rescue", "Contrast with this update put back − corrupt contrast, logits.", width=62),
+        "direct": Column("direct", DIRECT, width=62),
+        "restoration": Column("restoration", "Mean rescue ÷ mean drop.", width=82),
+        "share": Column("share", "Share of the layer patch: rescue ÷ the layer patch's rescue.", width=60),
+        "rescue_sd": Column("sd", "Sample standard deviation of the rescue over the draws.", width=55),
+        "status": Column("routed in", width=130),
     }
     if at.request.draws == 1:
         del columns["rescue_sd"]
     if shown.pos != views.last_pos(at):  # 0 there, by definition
         del columns["direct"]
-    st.dataframe(
-        table.assign(share=(100 * table.share).round() + 0.0),  # + 0.0: no −0 %
-        column_config=columns, column_order=list(columns), hide_index=True, placeholder=NONE,
-        key=slot.key, on_select=state.callback(slot.key, pick),
+    listing.show(
+        table, columns, key=slot.key, on_select=state.callback(slot.key, pick),
         selection_mode="multi-row" if building else "single-row", selection_default={"selection": {"rows": rows}},
         alt=f"Active experts of layer {shown.layer} at position {shown.pos}",
-        height=display.table_height(len(table), 400),
     )  # fmt: skip
     st.caption(
         "Tick the experts that are put back together."
@@ -179,7 +178,3 @@ def _choose(result: TraceResult, shown: View, ident: str) -> None:
                 width=display.pixels(120 if name == "layer" else 170),
                 label_visibility="collapsed",
             )  # fmt: skip
-
-
-def _number(label: str, form: str, width: int, help_: str):
-    return st.column_config.NumberColumn(label, format=form, width=display.pixels(width), help=help_)

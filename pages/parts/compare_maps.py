@@ -10,15 +10,14 @@ import streamlit as st
 
 from core import charts, sites, views
 from core.compare import charts as compare_charts
-from core.compare import words
 from core.compare.align import same_role
 from core.compare.link import SIDES, Pair
 from core.compare.tables import COMPARED, ONLY_A, ONLY_B, Compared
+from core.formats import logits, restoration
 from core.links import MEASURES, View
 from core.picture import Picture
 from core.requests import digest
 from core.results import MIN_DROP, TraceResult
-from core.tooltips import number
 
 from . import address, compare_state, downloads, map_switches, pictures, present, text
 from .answers import answer
@@ -239,12 +238,12 @@ def cell(compared: Compared, where: Place, sides: Mapping[str, str] = BOTH) -> N
             told.append(f"{name} has no such cell")
             continue
         row = values[side] = found.iloc[0]
-        restored = "missing" if pd.isna(row.restoration) else number(row.restoration, 3)
-        rescue = number(row.rescue, 3, True)
+        restored = "missing" if pd.isna(row.restoration) else restoration(row.restoration)
+        rescue = logits(row.rescue)
         told.append(f"{name} at “{text.plain(row.label)}” rescue **{rescue}**, restoration {restored}")
     if len(values) == 2 and not compared.no_cells:
         pairs = [(name, *(values[side][name] for side in SIDES)) for name in COMPARED]
-        changes = [f"{name} {words.change(a, b, 3)}" for name, a, b in pairs if not pd.isna(b - a)]
+        changes = [f"{name} {logits(b - a)}" for name, a, b in pairs if not pd.isna(b - a)]
         told.append(f"b − a {', '.join(changes)}")
     maps = [compared.site(side) for side in sides.values()]
     what = "Layer patch" if set(maps) == {(sites.MOE, 1)} else f"Patch of {sites.map_name(*maps[0])}"

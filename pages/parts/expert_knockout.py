@@ -8,43 +8,43 @@ import streamlit as st
 from core import expert_charts, expert_link, expert_tables
 from core.derived import DerivedResult
 from core.expert_link import EVERYWHERE, LAST, REROUTE, ZERO
-from core.tooltips import number
+from core.formats import logits
 
 from . import address, expert_state, numbers, pictures, present
 from .answers import answer
-from .expert_pieces import TRACE, Column, Shown, figure, header, table
+from .expert_pieces import Shown, figure, header, table, traces
+from .listing import Column
 
-LOGITS = "%+.3f"
 PLACES = {EVERYWHERE: "at every position", LAST: "at the last position"}
 ESTIMATES: dict[str, Column] = {
-    "mode": ("mode", None, "zero: its contribution is taken out; reroute: it cannot be chosen."),
-    "group": ("facts", None, "Own: the expert is clean-active at the last position. Other: it is not."),
-    "mean": ("change", LOGITS, "Mean change of the clean contrast, logits; below 0: the knockout costs."),
-    "ci_low": ("low", LOGITS, "Lower end of the 95 % bootstrap interval; the facts of a subject stay together."),
-    "ci_high": ("high", LOGITS, "Upper end of the interval."),
-    "n": ("n", "%d", "Facts."),
-    "touched": ("touched", "%d", "Facts in which it is routed at some knocked-out position; the others change by 0."),
-    "p_sign_flip": ("p", "%.4f", "Two-sided sign-flip test."),
+    "mode": Column("mode", "zero: its contribution is taken out; reroute: it cannot be chosen."),
+    "group": Column("facts", "Own: the expert is clean-active at the last position. Other: it is not."),
+    "mean": Column("change", "Mean change of the clean contrast, logits; below 0: the knockout costs."),
+    "ci_low": Column("low", "Lower end of the 95 % bootstrap interval; the facts of a subject stay together."),
+    "ci_high": Column("high", "Upper end of the interval."),
+    "n": Column("n", "Facts."),
+    "touched": Column("touched", "Facts in which it is routed at some knocked-out position; the others change by 0."),
+    "p_sign_flip": Column("p", "Two-sided sign-flip test."),
 }
 RELATIONS: dict[str, Column] = {
-    "relation": ("relation", None, ""),
-    "mode": ("mode", None, ""),
-    "mean": ("change", LOGITS, "Mean change of the clean contrast over the relation's facts, logits."),
-    "ci_low": ("low", LOGITS, "Lower end of the 95 % bootstrap interval."),
-    "ci_high": ("high", LOGITS, "Upper end of the interval."),
-    "n": ("n", "%d", "Facts."),
-    "n_own": ("own", "%d", "Facts of the relation in which it is clean-active at the last position."),
+    "relation": Column("relation"),
+    "mode": Column("mode"),
+    "mean": Column("change", "Mean change of the clean contrast over the relation's facts, logits."),
+    "ci_low": Column("low", "Lower end of the 95 % bootstrap interval."),
+    "ci_high": Column("high", "Upper end of the interval."),
+    "n": Column("n", "Facts."),
+    "n_own": Column("own", "Facts of the relation in which it is clean-active at the last position."),
 }
 FACTS: dict[str, Column] = {
-    "subject": ("subject", None, ""),
-    "change": ("change", LOGITS, "Of the clean contrast (logits); below 0: the knockout costs."),
-    "clean_contrast": ("clean contrast", "%+.2f", "Without the knockout."),
-    "contrast": ("contrast", "%+.2f", "With it."),
-    "positions": ("positions", "%d", "At how many the expert was taken out."),
-    "clean_active": ("own", None, "Clean-active at the last position."),
-    "router_weight": ("w clean", "%.3f", "Router weight at the last position."),
-    "relation": ("relation", None, ""),
-    "case_id": ("case_id", "%d", ""),
+    "subject": Column("subject"),
+    "change": Column("change", "Of the clean contrast (logits); below 0: the knockout costs."),
+    "clean_contrast": Column("clean contrast", "Without the knockout."),
+    "contrast": Column("contrast", "With it."),
+    "positions": Column("positions", "At how many the expert was taken out."),
+    "clean_active": Column("own", "Clean-active at the last position."),
+    "router_weight": Column("w clean", "Router weight at the last position."),
+    "relation": Column("relation"),
+    "case_id": Column("case_id"),
 }
 NOTE = (
     "In the clean run. Zero mode subtracts what the expert contributes there, without renormalisation; reroute mode "
@@ -103,7 +103,7 @@ def _sentence(estimates: pd.DataFrame) -> str:
     parts = []
     for group in (expert_tables.OWN, expert_tables.OTHERS):
         if zero.n[group]:
-            parts.append(f"{group} {number(zero['mean'][group], 3, True)} (n {zero.n[group]})")
+            parts.append(f"{group} {logits(zero['mean'][group])} (n {zero.n[group]})")
     return f"Mean change in zero mode, logits: {', '.join(parts)}." if parts else ""
 
 
@@ -113,4 +113,4 @@ def _facts(shown: Shown, result: DerivedResult, rows: pd.DataFrame) -> None:
     header("Fact by fact, zero mode", "knockout_facts", result, None, result.tables["knockouts"], shown.view)
     listed = rows.assign(trace=[shown.trace_address(shown.facts[fact], None) for fact in rows.fact])
     key = f"es_expert_knockout_facts_{shown.view.name}_{shown.view.place}"
-    table(listed, FACTS, key=key, alt="Knockout fact by fact", more={"trace": TRACE})
+    table(listed, FACTS, key=key, alt="Knockout fact by fact", more=traces())

@@ -8,39 +8,39 @@ import streamlit as st
 from core import expert_questions, expert_tables
 from core import expert_write_charts as charts
 from core.derived import DerivedResult
-from core.tooltips import number, percent
+from core.formats import logits, percent, small
 
 from . import expert_state, pictures, present, text
 from .answers import answer
-from .expert_pieces import TRACE, Column, Shown, figure, header, table
+from .expert_pieces import Shown, figure, header, table, traces
+from .listing import Column
 
 BARS = 12
-SHARE = "percent"
 NEURONS: dict[str, Column] = {
-    "neuron": ("neuron", "%d", "Index within the expert."),
-    "write": ("write", "%+.4f", "Direct part on true − foil at the last position, mean over own facts (logits)."),
-    "write_rank": ("rank", "%d", "By its size; 1 writes most."),
-    "in_out_cosine": ("in–out cosine", "%+.3f", "Above 0 enriching: it writes what it reads. Below 0 depleting."),
-    "gate_pos_in_pos": ("gate +, in +", SHARE, "Share of the expert's tokens with these signs."),
-    "gate_pos_in_neg": ("gate +, in −", SHARE, "The same."),
-    "gate_neg_in_pos": ("gate −, in +", SHARE, "The same."),
-    "gate_neg_in_neg": ("gate −, in −", SHARE, "The same."),
-    "mean_size": ("mean size", "%.4f", "Mean of |router weight × activation| × norm of its output column."),
-    "size_rank": ("size rank", "%d", "By that; 1 is the largest."),
-    "mean_activation": ("mean activation", "%+.4f", "Over the expert's tokens."),
-    "gate_out_cosine": ("gate–out cosine", "%+.3f", ""),
-    "gate_in_cosine": ("gate–in cosine", "%+.3f", ""),
-    "output_norm": ("column norm", "%.3f", "Norm of its output column."),
+    "neuron": Column("neuron", "Index within the expert."),
+    "write": Column("write", "Direct part on true − foil at the last position, mean over own facts (logits)."),
+    "write_rank": Column("rank", "By its size; 1 writes most."),
+    "in_out_cosine": Column("in–out cosine", "Above 0 enriching: it writes what it reads. Below 0 depleting."),
+    "gate_pos_in_pos": Column("gate +, in +", "Share of the expert's tokens with these signs."),
+    "gate_pos_in_neg": Column("gate +, in −", "The same."),
+    "gate_neg_in_pos": Column("gate −, in +", "The same."),
+    "gate_neg_in_neg": Column("gate −, in −", "The same."),
+    "mean_size": Column("mean size", "Mean of |router weight × activation| × norm of its output column."),
+    "size_rank": Column("size rank", "By that; 1 is the largest."),
+    "mean_activation": Column("mean activation", "Over the expert's tokens."),
+    "gate_out_cosine": Column("gate–out cosine"),
+    "gate_in_cosine": Column("gate–in cosine"),
+    "output_norm": Column("column norm", "Norm of its output column."),
 }
 WRITES: dict[str, Column] = {
-    "subject": ("subject", None, ""),
-    "true_token": ("true", None, ""),
-    "foil_token": ("foil", None, ""),
-    "neuron": ("neuron", "%d", ""),
-    "rank": ("rank", "%d", "By size of its write in this fact."),
-    "write": ("write", "%+.4f", "Direct part on true − foil (logits)."),
-    "direct": ("whole expert", "%+.4f", "Direct part of the expert's whole contribution there."),
-    "case_id": ("case_id", "%d", ""),
+    "subject": Column("subject"),
+    "true_token": Column("true"),
+    "foil_token": Column("foil"),
+    "neuron": Column("neuron"),
+    "rank": Column("rank", "By size of its write in this fact."),
+    "write": Column("write", "Direct part on true − foil (logits)."),
+    "direct": Column("whole expert", "Direct part of the expert's whole contribution there."),
+    "case_id": Column("case_id"),
 }
 COMBINATIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 MAP = (
@@ -94,7 +94,7 @@ def draw(shown: Shown) -> None:
         header("The neurons that write most, fact by fact", "neuron_writes", result, None, writes, view)
         table(
             shown.with_traces(writes), WRITES, key=f"es_expert_neuron_writes_{view.name}",
-            alt="Writes of neurons, fact by fact", more={"trace": TRACE},
+            alt="Writes of neurons, fact by fact", more=traces(),
         )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def _carried(result: DerivedResult, neurons: pd.DataFrame) -> list[str]:
     if direct is None or not few:
         return []
     return [
-        f"The whole expert writes {number(direct, 3, True)} logits to true − foil (direct part, mean over {n} own "
+        f"The whole expert writes {logits(direct)} logits to true − foil (direct part, mean over {n} own "
         f"fact{'' if n == 1 else 's'}); of what its neurons write, all taken as positive, {few} of {len(neurons)} "
         f"write{'s' if few == 1 else ''} half."
     ]
@@ -150,5 +150,5 @@ def _rows(shown: Shown, rows: pd.DataFrame) -> list[tuple[str, str, str, str, st
         before, after = ("", "") if known is None else ("".join(known[: row.pos]), "".join(known[row.pos + 1 :]))
         fact = shown.by_key.get((row.case_id, row.subject))
         link = "" if fact is None else shown.trace_address(fact, int(row.pos))
-        out.append((before, row.token, after, f"{row.activation:+.3f}".replace("-", "−"), "", link))
+        out.append((before, row.token, after, small(row.activation), "", link))
     return out

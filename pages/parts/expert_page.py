@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core import catalog, expert_link
@@ -19,7 +18,7 @@ from core.expert_link import SECTIONS, ExpertView
 from core.requests import Fact, corrupt_runs
 from core.results import expert_name
 
-from . import address, base, expert_sidebar, expert_state, frame, present, text
+from . import address, base, expert_sidebar, expert_state, frame, listing, present, text
 from .answers import answer
 from .expert_state import look
 
@@ -199,4 +198,4 @@ def _left_out(result: DerivedResult) -> None:
         return
     n = len(left_out)
     with st.expander(f"{n} of {n + len(result.tables['facts'])} facts left out: the model cannot take them"):
-        st.dataframe(pd.DataFrame(left_out), hide_index=True, alt="Facts left out and why")
+        listing.left_out(left_out, alt="Facts left out and why")

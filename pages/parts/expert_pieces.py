@@ -16,21 +16,16 @@ from core.expert_tables import Rescue
 from core.links import Link, View
 from core.picture import Picture
 from core.requests import Fact
-from core.tooltips import NONE
 
-from . import address, base, display, downloads, pictures, present, study_state, text
+from . import address, base, downloads, listing, pictures, present, study_state, text
+from .listing import Column
 
 if TYPE_CHECKING:
     from .expert_routing import Counted
 
-Column = tuple[str, str | None, str]
-"""Heading, number format (None: text), what it means."""
-
-
-TRACE = st.column_config.LinkColumn(
-    "Trace", display_text="open", width=60, pinned=True, help="Opens this fact on the Trace page, the expert marked."
-)
-"""The column `trace` of addresses."""
+def traces() -> dict[str, object]:
+    """The column `trace` of addresses."""
+    return {"trace": listing.link("Trace", "Opens this fact on the Trace page, the expert marked.")}
 
 
 @dataclass(frozen=True)
@@ -121,14 +116,8 @@ def table(
     more: dict[str, object] | None = None,
     height: int = 400,
 ) -> None:
-    """The named columns of a table. A ticked row calls `on_pick` with its number; `more`: other column settings."""
-    config: dict[str, object] = {}
-    for name, (label, form, meaning) in columns.items():
-        if form is None:
-            config[name] = st.column_config.TextColumn(label, help=meaning or None)
-        else:
-            config[name] = st.column_config.NumberColumn(label, format=form, help=meaning or None)
-    config |= more or {}
+    """The named columns of a table. A ticked row calls `on_pick` with its number; `more`: columns that come
+    first."""
     options: dict[str, object] = {}
     if on_pick is not None:
 
@@ -138,9 +127,4 @@ def table(
                 on_pick(rows[0])
 
         options = {"on_select": address.callback(key, pick), "selection_mode": "single-row"}
-    ticks = {name: frame[name].map({True: "✓", False: ""}) for name in frame if frame[name].dtype == bool}
-    order = [name for name in (*(more or {}), *columns) if name in frame]
-    st.dataframe(
-        frame.assign(**ticks), hide_index=True, column_order=list(dict.fromkeys(order)), column_config=config,
-        placeholder=NONE, key=key, alt=alt, height=display.table_height(len(frame), height), **options,
-    )  # fmt: skip
+    listing.show(frame, (more or {}) | columns, key=key, alt=alt, most=height, **options)

@@ -9,55 +9,56 @@ from core import expert_charts, expert_tables
 from core.derived import DerivedResult
 from core.expert_link import ExpertView
 from core.expert_tables import Rescue
+from core.formats import bound
 from core.views import PAPER_CLEAN, PAPER_DROP
 
 from . import expert_state, numbers, pictures, present, study_state, text
-from .expert_pieces import TRACE, Column, Shown, figure, header, table
+from .expert_pieces import Shown, figure, header, table, traces
+from .listing import Column
 
-LOGITS = "%+.3f"
 EVERYONE: dict[str, Column] = {
-    "name": ("expert", None, "Layer and expert."),
-    "mean_all": ("rescue", LOGITS, "Mean rescue of its patch at the last position, 0 where it is not clean-active."),
-    "mean_active": ("where active", LOGITS, "Mean rescue over the facts where it is clean-active."),
-    "n_active": ("active in", "%d", "Facts in which it is clean-active at the last position."),
-    "recurrence": ("recurrence", "percent", "Their share of all facts."),
-    "mean_weight": ("w clean", "%.3f", "Mean router weight where it is clean-active."),
+    "name": Column("expert", "Layer and expert."),
+    "mean_all": Column("rescue", "Mean rescue of its patch at the last position, 0 where it is not clean-active."),
+    "mean_active": Column("where active", "Mean rescue over the facts where it is clean-active."),
+    "n_active": Column("active in", "Facts in which it is clean-active at the last position."),
+    "recurrence": Column("recurrence", "Their share of all facts."),
+    "mean_weight": Column("w clean", "Mean router weight where it is clean-active."),
 }
 ESTIMATES: dict[str, Column] = {
-    "meaning": ("quantity", None, ""),
-    "mean": ("mean", LOGITS, "Mean over the facts, logits."),
-    "ci_low": ("low", LOGITS, "Lower end of the 95 % bootstrap interval; the facts of a subject stay together."),
-    "ci_high": ("high", LOGITS, "Upper end of the interval."),
-    "n": ("n", "%d", "Facts with a value."),
-    "n_missing": ("missing", "%d", "Facts without a value: not clean-active, or no other expert to compare with."),
-    "positive_fraction": ("positive", "percent", "Share of the facts in which it is above 0."),
-    "p_sign_flip": ("p", "%.4f", "Two-sided sign-flip test."),
+    "meaning": Column("quantity"),
+    "mean": Column("mean", "Mean over the facts, logits."),
+    "ci_low": Column("low", "Lower end of the 95 % bootstrap interval; the facts of a subject stay together."),
+    "ci_high": Column("high", "Upper end of the interval."),
+    "n": Column("n", "Facts with a value."),
+    "n_missing": Column("missing", "Facts without a value: not clean-active, or no other expert to compare with."),
+    "positive_fraction": Column("positive", "Share of the facts in which it is above 0."),
+    "p_sign_flip": Column("p", "Two-sided sign-flip test."),
 }
 RELATIONS: dict[str, Column] = {
-    "relation": ("relation", None, ""),
-    "n": ("n", "%d", "Facts."),
-    "n_active": ("active in", "%d", "Facts in which it is clean-active at the last position."),
-    "expert_rescue": ("rescue", LOGITS, "Mean over all facts of the relation, 0 where it is not clean-active."),
-    "expert_rescue_low": ("low", LOGITS, "Lower end of the 95 % bootstrap interval."),
-    "expert_rescue_high": ("high", LOGITS, "Upper end of the interval."),
-    "expert_rescue_active_only": ("where active", LOGITS, "Mean over the facts where it is clean-active."),
-    "expert_rescue_active_only_low": ("low", LOGITS, "Lower end of its interval."),
-    "expert_rescue_active_only_high": ("high", LOGITS, "Upper end of its interval."),
-    "specificity": ("specificity", LOGITS, "Rescue minus the mean of its active-random controls, all facts."),
+    "relation": Column("relation"),
+    "n": Column("n", "Facts."),
+    "n_active": Column("active in", "Facts in which it is clean-active at the last position."),
+    "expert_rescue": Column("rescue", "Mean over all facts of the relation, 0 where it is not clean-active."),
+    "expert_rescue_low": Column("low", "Lower end of the 95 % bootstrap interval."),
+    "expert_rescue_high": Column("high", "Upper end of the interval."),
+    "expert_rescue_active_only": Column("where active", "Mean over the facts where it is clean-active."),
+    "expert_rescue_active_only_low": Column("low", "Lower end of its interval."),
+    "expert_rescue_active_only_high": Column("high", "Upper end of its interval."),
+    "specificity": Column("specificity", "Rescue minus the mean of its active-random controls, all facts."),
 }
 FACTS: dict[str, Column] = {
-    "subject": ("subject", None, ""),
-    "true": ("true", None, "True object."),
-    "rescue": ("rescue", LOGITS, "Of the expert patch at the last position; 0 where it is not clean-active."),
-    "clean_active": ("active", None, "Clean-active at the last position."),
-    "rank": ("rank", "%d", "Of its rescue among the fact's clean-active experts of this layer."),
-    "router_weight": ("w clean", "%.3f", "Router weight in the clean run."),
-    "specificity": ("specificity", LOGITS, "Rescue minus the mean of the active-random controls."),
-    "gate_matched_specificity": ("gate-matched", LOGITS, "Rescue minus that of the expert with the nearest weight."),
-    "drop": ("drop", "%+.2f", "Clean minus corrupt contrast."),
-    "relation": ("relation", None, ""),
-    "prompt": ("prompt", None, ""),
-    "case_id": ("case_id", "%d", ""),
+    "subject": Column("subject"),
+    "true": Column("true", "True object."),
+    "rescue": Column("rescue", "Of the expert patch at the last position; 0 where it is not clean-active."),
+    "clean_active": Column("active", "Clean-active at the last position."),
+    "rank": Column("rank", "Of its rescue among the fact's clean-active experts of this layer."),
+    "router_weight": Column("w clean", "Router weight in the clean run."),
+    "specificity": Column("specificity", "Rescue minus the mean of the active-random controls."),
+    "gate_matched_specificity": Column("gate-matched", "Rescue minus that of the expert with the nearest weight."),
+    "drop": Column("drop", "Clean minus corrupt contrast."),
+    "relation": Column("relation"),
+    "prompt": Column("prompt"),
+    "case_id": Column("case_id"),
 }
 STRIP = (
     "One dot per fact. Pink tick: mean of the relation, with 0 where the expert is not clean-active. Click a dot for "
@@ -131,7 +132,7 @@ def _rounding(result: DerivedResult) -> str:
     where = result.provenance
     if (where["noise_floor"] or 0.0) < VISIBLE_ROUNDING:
         return ""
-    return f"Rescues of one fact below {where['noise_floor']:.2g} logits are within rounding ({where['dtype']})."
+    return f"Rescues of one fact below {bound(where['noise_floor'])} logits are within rounding ({where['dtype']})."
 
 
 def _facts(shown: Shown, found: Rescue) -> None:
@@ -157,7 +158,7 @@ def _facts(shown: Shown, found: Rescue) -> None:
 
     table(
         listed, FACTS, key=f"es_expert_facts_{view.name}_{view.relation}", alt="Facts and the rescue of the expert",
-        on_pick=pick, height=460, more={"trace": TRACE},
+        on_pick=pick, height=460, more=traces(),
     )  # fmt: skip
     mine = rows[rows.case_id == view.fact]
     if view.fact is None or mine.empty:

@@ -12,20 +12,22 @@ from core import expert_charts
 from core import expert_routing as counting
 from core.derived import DerivedResult
 from core.expert_link import ExpertView
+from core.formats import weight
 from core.requests import Fact
 from core.routing_kinds import routed_of, routing_request
 
 from . import numbers, pictures, present, text
 from .answers import answer
-from .expert_pieces import Column, Shown, figure, header, table
+from .expert_pieces import Shown, figure, header, table
+from .listing import Column
 
 TOKENS: dict[str, Column] = {
-    "token": ("token", None, "The decoded piece."),
-    "token_id": ("id", "%d", "Its token id."),
-    "routed": ("routed", "%d", "How often it is routed to this expert."),
-    "occurrences": ("of", "%d", "How often it occurs."),
-    "share": ("share", "percent", "Share of its occurrences that are routed here."),
-    "mean_weight": ("w clean", "%.3f", "Mean router weight where it is routed here."),
+    "token": Column("token", "The decoded piece."),
+    "token_id": Column("id", "Its token id."),
+    "routed": Column("routed", "How often it is routed to this expert."),
+    "occurrences": Column("of", "How often it occurs."),
+    "share": Column("share", "Share of its occurrences that are routed here."),
+    "mean_weight": Column("w clean", "Mean router weight where it is routed here."),
 }
 BARS = "Clean runs. The dashed line is the share of each expert if all were chosen alike."
 MOST_TOKENS = 200
@@ -109,5 +111,5 @@ def _rows(shown: Shown, prompts: pd.DataFrame) -> list[tuple[str, str, str, str,
     for line in prompts.itertuples():
         fact = shown.by_key.get((line.case_id, line.subject))
         where = "" if fact is None else shown.trace_address(fact, int(line.pos))
-        rows.append((line.before, line.token, line.after, f"{line.router_weight:.3f}", str(line.role), where))
+        rows.append((line.before, line.token, line.after, weight(line.router_weight), str(line.role), where))
     return rows

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from core.expert_tables import SHORT, Rescue
-from core.tooltips import NONE, number, percent
+from core.formats import NONE, count, logits, mean_count, percent
 
 from . import (
     expert_knockout,
@@ -28,7 +28,8 @@ def cards(shown: Shown) -> list[str]:
     tokens = shown.tokens
     if tokens is not None:
         n, all_tokens = tokens.routed, tokens.n
-        rows.append(("routed", _percent(n, all_tokens), f"{n:,} of {all_tokens:,} tokens", "Tokens of the clean runs."))
+        of_all = f"{count(n)} of {count(all_tokens)} tokens"
+        rows.append(("routed", _percent(n, all_tokens), of_all, "Tokens of the clean runs."))
         for name, (active, of) in tokens.clean_active.items():
             words = "last position" if name == "last" else "last subject token"
             below = f"{active} of {of} facts"
@@ -38,7 +39,7 @@ def cards(shown: Shown) -> list[str]:
         rows += [_estimate(found, name) for name in _SHOWN]
         values = found.values
         first = f"{values['first']} of {values['n_active']} times first" if values["n_active"] else "missing"
-        rows.append(("mean rank among active", number(values["mean_rank"], 1), first, "1: the highest rescue."))
+        rows.append(("mean rank among active", mean_count(values["mean_rank"]), first, "1: the highest rescue."))
     if rows:
         st.html(text.cards(rows))
     return [f"{name}: {value} ({below})" for name, value, below, _ in rows]
@@ -51,8 +52,8 @@ def _estimate(found: Rescue, name: str) -> tuple[str, str, str, str]:
     words, row = SHORT[name], found.estimates.set_index("quantity").loc[name]
     if row.n == 0:
         return words, NONE, "missing", row.meaning
-    ends = f"[{number(row.ci_low, 3, True)}, {number(row.ci_high, 3, True)}] · n {row.n}"
-    return words, number(row["mean"], 3, True), ends, row.meaning
+    ends = f"[{logits(row.ci_low)}, {logits(row.ci_high)}] · n {row.n}"
+    return words, logits(row["mean"]), ends, row.meaning
 
 
 def _percent(part: int, whole: int) -> str:

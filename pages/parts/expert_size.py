@@ -7,28 +7,29 @@ import streamlit as st
 from core import expert_questions
 from core import expert_write_charts as charts
 from core.expert_link import MEASURES
-from core.tooltips import number
+from core.formats import count, norm
 
 from . import address, expert_state, pictures, present
 from .answers import answer
-from .expert_pieces import TRACE, Column, Shown, figure, header, table
+from .expert_pieces import Shown, figure, header, table, traces
+from .listing import Column
 
 HELP = (
     "y is the block output, c the expert's contribution. Output norm: ‖c‖ ÷ router weight. Magnitude ratio: "
     "‖y‖ ÷ ‖y − c‖. Angle and cosine: between y and y − c. At every token of the clean runs."
 )
 TOKENS: dict[str, Column] = {
-    "token": ("token", None, ""),
-    "subject": ("subject", None, "Of the prompt."),
-    "role": ("position class", None, ""),
-    "output_norm": ("output norm", "%.3f", "‖c‖ ÷ router weight."),
-    "contribution_norm": ("‖c‖", "%.3f", "Norm of its contribution."),
-    "magnitude_ratio": ("magnitude ratio", "%.3f", "‖y‖ ÷ ‖y − c‖: above 1 it makes the block output longer."),
-    "angle": ("angle", "%.1f°", "Between the block output with and without it."),
-    "cosine": ("cosine", "%.3f", "The same as a cosine."),
-    "router_weight": ("w clean", "%.3f", "Router weight."),
-    "pos": ("pos", "%d", ""),
-    "case_id": ("case_id", "%d", ""),
+    "token": Column("token"),
+    "subject": Column("subject", "Of the prompt."),
+    "role": Column("position class"),
+    "output_norm": Column("output norm", "‖c‖ ÷ router weight."),
+    "contribution_norm": Column("‖c‖", "Norm of its contribution."),
+    "magnitude_ratio": Column("magnitude ratio", "‖y‖ ÷ ‖y − c‖: above 1 it makes the block output longer."),
+    "angle": Column("angle", "Between the block output with and without it."),
+    "cosine": Column("cosine", "The same as a cosine."),
+    "router_weight": Column("w clean", "Router weight."),
+    "pos": Column("pos"),
+    "case_id": Column("case_id"),
 }
 MOST_TOKENS = 500
 """Listed on the page; the download has all."""
@@ -54,7 +55,7 @@ def draw(shown: Shown) -> None:
     row = sizes[(sizes.measure == view.measure) & (sizes.expert == shown.expert)].iloc[0]
     rank, of = ranks[view.measure]
     said = (
-        f"Median of {view.name} {number(row['median'])}, rank {rank} of {of} experts of its layer, over {row.tokens} "
+        f"Median of {view.name} {norm(row['median'])}, rank {rank} of {of} experts of its layer, over {row.tokens} "
         "tokens. Thin line 5–95 %, bar the middle half, tick the median. Click an expert to open its page."
     )
 
@@ -69,8 +70,8 @@ def draw(shown: Shown) -> None:
     header("Token by token", "size_tokens", result, None, tokens, view)
     ordered = tokens.sort_values(view.measure, ascending=view.measure == "cosine")
     if len(ordered) > MOST_TOKENS:
-        present.caption(f"The first {MOST_TOKENS} of {len(ordered):,}; the download has all.")
+        present.caption(f"The first {MOST_TOKENS} of {count(len(ordered))}; the download has all.")
     table(
         shown.with_traces(ordered.head(MOST_TOKENS)), TOKENS, key=f"es_expert_size_{view.name}",
-        alt="Sizes token by token", more={"trace": TRACE},
+        alt="Sizes token by token", more=traces(),
     )  # fmt: skip

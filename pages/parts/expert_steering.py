@@ -6,8 +6,8 @@ import streamlit as st
 
 from core import expert_questions
 from core.expert_questions import LEAST_FACTOR, MOST_FACTOR, PLACES
+from core.formats import logits, typed
 from core.requests import Fact
-from core.tooltips import number
 
 from . import address, downloads, expert_state, facts_panel, present, text
 from .answers import answer
@@ -45,7 +45,7 @@ def draw(shown: Shown) -> None:
 
 def _say(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.DerivedResult
     view, row, tokens = shown.view, result.tables["facts"].iloc[0], result.tables["tokens"]
-    times = f"× {view.factor:g}".replace("-", "−")
+    times = f"× {typed(view.factor)}"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"##### {view.name} {times}", width="content")
         downloads.menu(f"{view.name}_steering_tokens", "Next tokens", result, None, tokens)
@@ -60,10 +60,10 @@ def _say(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.Derived
                 mine = tokens[tokens.run == run].sort_values("rank")
                 pairs = list(zip(mine.token, mine.probability, strict=True))
                 st.html(text.next_tokens(f"next token, {name}", pairs, **options))
-                contrast = number(row[f"{run}_contrast"], 3, True)
+                contrast = logits(row[f"{run}_contrast"])
                 st.markdown(f"contrast **{contrast}** logits")
                 st.html(text.continuation(row.prompt, str(row[f"{run}_continuation"])))
-    change = number(row.scaled_contrast - row.clean_contrast, 3, True)
+    change = logits(row.scaled_contrast - row.clean_contrast)
     n = row.scaled_positions
     scaled = "1 position of the prompt is" if n == 1 else f"{n} positions of the prompt are"
     present.caption(

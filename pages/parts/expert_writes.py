@@ -7,13 +7,13 @@ import streamlit as st
 from core import expert_questions
 from core import expert_write_charts as charts
 from core.expert_link import WRITTEN
-from core.tooltips import number
+from core.formats import logits, norm
 
 from . import address, expert_state, pictures, present, text
 from .answers import answer
-from .expert_pieces import TRACE, Column, Shown, figure, header, table
+from .expert_pieces import Shown, figure, header, table, traces
+from .listing import Column
 
-LOGITS = "%+.3f"
 NAMES = {
     "contribution_all": "contribution, every position",
     "contribution_last_subject": "contribution, last subject token",
@@ -26,23 +26,23 @@ HELP = (
     "an expert patch adds. Means over the tokens that are routed to it."
 )
 VECTORS: dict[str, Column] = {
-    "vector": ("mean of its", None, ""),
-    "tokens": ("tokens", "%d", "Over how many tokens the mean is."),
-    "norm": ("norm of the mean", "%.3f", "‖mean vector‖."),
-    "mean_norm": ("mean norm", "%.3f", "Mean of the tokens' norms; equal to the other where all point the same way."),
+    "vector": Column("mean of its"),
+    "tokens": Column("tokens", "Over how many tokens the mean is."),
+    "norm": Column("norm of the mean", "‖mean vector‖."),
+    "mean_norm": Column("mean norm", "Mean of the tokens' norms; equal to the other where all point the same way."),
 }
 FACTS: dict[str, Column] = {
-    "subject": ("subject", None, ""),
-    "true_token": ("true", None, "Token of the true object."),
-    "foil_token": ("foil", None, "Token of the foil."),
-    "direct": ("direct", LOGITS, "Direct part of its contribution on the clean contrast (direct logit attribution)."),
-    "direct_update": ("direct of update", LOGITS, "Direct part of its update on the corrupt contrast."),
-    "router_weight": ("w clean", "%.3f", "Router weight at the last position."),
-    "contribution_norm": ("‖c‖", "%.3f", "Norm of its contribution at the last position."),
-    "update_norm": ("‖δ‖", "%.3f", "Norm of its update there, mean over the draws."),
-    "clean_contrast": ("clean contrast", "%+.2f", ""),
-    "relation": ("relation", None, ""),
-    "case_id": ("case_id", "%d", ""),
+    "subject": Column("subject"),
+    "true_token": Column("true", "Token of the true object."),
+    "foil_token": Column("foil", "Token of the foil."),
+    "direct": Column("direct", "Direct part of its contribution on the clean contrast (direct logit attribution)."),
+    "direct_update": Column("direct of update", "Direct part of its update on the corrupt contrast."),
+    "router_weight": Column("w clean", "Router weight at the last position."),
+    "contribution_norm": Column("‖c‖", "Norm of its contribution at the last position."),
+    "update_norm": Column("‖δ‖", "Norm of its update there, mean over the draws."),
+    "clean_contrast": Column("clean contrast"),
+    "relation": Column("relation"),
+    "case_id": Column("case_id"),
 }
 
 
@@ -76,7 +76,7 @@ def _tokens(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.Deri
         st.info(f"No token is routed to {view.name} there: choose another mean, or more facts.")
     else:
         picture = charts.written_tokens(tokens, palette=pictures.theme())
-        said = f"Mean over {mean.tokens} tokens, norm {number(mean.norm)}. Effects with {result.values['reference']}."
+        said = f"Mean over {mean.tokens} tokens, norm {norm(mean.norm)}. Effects with {result.values['reference']}."
         figure("Tokens promoted and suppressed", view.written, result, picture, tokens, view, caption=said)
     named = vectors.assign(vector=(vectors.what + "_" + vectors["where"]).map(NAMES))
     header("The mean vectors", "vectors", result, None, vectors, view)
@@ -95,11 +95,11 @@ def _direct(shown: Shown, result) -> None:  # noqa: ANN001
     picture = charts.direct_strip(own, value, palette=pictures.theme())
     said = (
         "True − foil, what reaches the logits from the last position without a later layer. Facts where it is clean-"
-        f"active: mean {number(own[value].mean(), 3, True)} logits (n {len(own)}). Pink tick: mean of the relation."
+        f"active: mean {logits(own[value].mean())} logits (n {len(own)}). Pink tick: mean of the relation."
     )
     figure(f"Direct part of its {words}, fact by fact", value, result, picture, own, view, caption=said)
     own = own.sort_values(value, ascending=False)
     table(
         shown.with_traces(own), FACTS, key=f"es_expert_direct_{view.name}", alt="Direct parts by fact",
-        more={"trace": TRACE},
+        more=traces(),
     )  # fmt: skip

@@ -66,7 +66,7 @@ def tokens(
             fact, model, special_tokens=special_tokens, object_tokens=object_tokens, first_token=first_token
         )
     except ExpertScopeError as error:
-        st.caption(text.plain(str(error)))
+        st.caption(text.error(error))
         return bool(fact.prompt.strip() and fact.subject.strip() and fact.true.strip())
     if read.tokens:
         st.html(text.tokens_row([(t.token, t.subject, t.special) for t in read.tokens]))

@@ -6,15 +6,17 @@ from collections.abc import Iterable
 
 import streamlit as st
 
+from core import formats
+
 from . import address, base, present, store_panel, text
 
 
 def problems(sentences: Iterable[str]) -> None:
     """What is wrong with the link, all of it in one box, and with what was typed last."""
-    if said := "  \n".join(text.plain(sentence) for sentence in sentences):
+    if said := "  \n".join(text.plain(text.on_page(sentence)) for sentence in sentences):
         st.warning(said)
     if problem := st.session_state.pop("es_input_error", None):
-        st.error(text.plain(problem))
+        st.error(text.plain(text.on_page(problem)))
 
 
 def came_from(created: str, fresh: bool) -> None:
@@ -22,8 +24,8 @@ def came_from(created: str, fresh: bool) -> None:
     if fresh:
         st.badge("computed just now", color="green", icon=":material/bolt:")
     else:
-        when = created.replace("T", " ")[:16]
-        st.badge("from the store", color="gray", icon=":material/inventory_2:", help=f"Computed {when} (UTC).")
+        when = f"Computed {formats.moment(created)} UTC."
+        st.badge("from the store", color="gray", icon=":material/inventory_2:", help=when)
 
 
 def foot(said: Iterable[str] = ()) -> None:

@@ -8,6 +8,7 @@ import streamlit as st
 
 from core import views
 from core.errors import InputError
+from core.formats import bound, logits, probability, rough, typed
 from core.prompts import subject_span
 from core.requests import Fact
 from core.results import MIN_DROP, TraceResult
@@ -53,10 +54,10 @@ def draw(result: TraceResult) -> Any:
     )
     clean, corrupt = views.p_true(result)
     with st.grid(4, min_column_width=display.pixels(210), gap="small"):
-        st.metric("clean contrast", _signed(result.clean_contrast), help=CONTRAST, border=True)
-        st.metric("corrupt contrast", _signed(result.corrupt_contrast), help=CORRUPT, border=True)
-        st.metric("drop", _signed(result.drop), help=DROP, border=True)
-        st.metric("P(true)", f"{text.probability(clean)} → {text.probability(corrupt)}", help=P_TRUE, border=True)
+        st.metric("clean contrast", logits(result.clean_contrast), help=CONTRAST, border=True)
+        st.metric("corrupt contrast", logits(result.corrupt_contrast), help=CORRUPT, border=True)
+        st.metric("drop", logits(result.drop), help=DROP, border=True)
+        st.metric("P(true)", f"{probability(clean)} → {probability(corrupt)}", help=P_TRUE, border=True)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.caption(UNITS, width="content")
         place = st.container(width="content")
@@ -83,7 +84,7 @@ def _settings(result: TraceResult) -> list[tuple[str, ...]]:
     request, prov = result.request, result.provenance
     rows = [
         ("draws", str(request.draws)),
-        ("noise level", f"{request.noise:g} (σ = {prov.noise_sigma:.3g})"),
+        ("noise level", f"{typed(request.noise)} (σ = {rough(prov.noise_sigma)})"),
         ("seed + case_id", f"{request.seed} + {request.fact.case_id}"),
         ("tokens", f"special {request.special_tokens}, objects {request.object_tokens}"),
         ("model", f"{prov.model.split('/')[-1]}, {prov.dtype} on {prov.device}"),
@@ -97,7 +98,7 @@ def _settings(result: TraceResult) -> list[tuple[str, ...]]:
     if prov.quantisation:
         rows.append(("weights", prov.quantisation))
     if prov.noise_floor is not None:
-        floor = f"{prov.noise_floor:.2g} logits"
+        floor = f"{bound(prov.noise_floor)} logits"
         rows.append(("noise floor", floor, f"{NOISE_FLOOR} Here {views.rounding(prov)}."))
     return rows
 
@@ -120,10 +121,6 @@ def _warnings(result: TraceResult) -> None:
         st.warning("The drop is within rounding of this model and dtype: its maps say nothing about this fact.")
     for note in result.provenance.notes:
         st.caption(text.plain(note))
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 UNITS = (

@@ -7,12 +7,23 @@ import json
 import pandas as pd
 import streamlit as st
 
-from core import health
+from core import formats, health
 
-from . import base, display, frame, navigation, text
+from . import base, display, frame, listing, navigation, text
+from .listing import Column
 
 EVERY = 2.0
 """Seconds between two looks."""
+JOBS = {
+    "job": Column("job"),
+    "queue": Column("queue"),
+    "state": Column("state"),
+    "model": Column("model"),
+    "done": Column("done", form=formats.progress),
+    "seconds": Column("so far", form=formats.duration),
+    "seconds_left": Column("left", "An estimate.", formats.duration),
+}
+"""Columns of the table of jobs."""
 
 
 def draw() -> None:
@@ -43,18 +54,18 @@ def _look() -> None:
             "beside them.",
         )  # fmt: skip
         st.metric("studies", str(now.studies), border=True, help="Running or waiting.")
-        st.metric("up", text.seconds(now.up), border=True, help="Since the process began.")
-        st.metric("memory", text.size(now.memory), border=True, help="Resident memory of this process.")
-        free = f"{text.size(now.memory_free)} of {text.size(now.memory_total)}"
+        st.metric("up", formats.duration(now.up), border=True, help="Since the process began.")
+        st.metric("memory", formats.size(now.memory), border=True, help="Resident memory of this process.")
+        free = f"{formats.size(now.memory_free)} of {formats.size(now.memory_total)}"
         st.metric("memory free", free, border=True, help="Of the machine.")
         st.metric(
-            "store", f"{text.size(now.store['contents'])} of {text.size(now.store['limit'])}", border=True,
-            help=f"The file takes {text.size(now.store['file'])}.",
+            "store", f"{formats.size(now.store['contents'])} of {formats.size(now.store['limit'])}", border=True,
+            help=f"The file takes {formats.size(now.store['file'])}.",
         )  # fmt: skip
         ended = ", ".join(f"{count} {state}" for state, count in sorted(now.ended.items())) or "none"
         st.metric("ended of late", ended, border=True, help="The last jobs, by how they ended.")
     if now.jobs:
-        st.dataframe(pd.DataFrame(now.jobs), hide_index=True, alt="Unfinished jobs")
+        listing.show(pd.DataFrame(now.jobs), JOBS, alt="Unfinished jobs")
     st.download_button(
         "As JSON", json.dumps(now.to_dict(), indent=1), file_name="expertscope_health.json", mime="application/json",
         icon=":material/download:", type="tertiary", on_click="ignore", key="es_health_json",

@@ -11,10 +11,10 @@ from core import library_script
 from core.fact_sets import BUNDLED
 from core.library_link import LibraryView
 from core.requests import Fact
-from core.tooltips import NONE
 
-from . import address, base, display, fact_fields, library_lists, library_state, present, study_state, text
+from . import address, base, fact_fields, library_lists, library_state, listing, present, study_state, text
 from .library_state import doing, look
+from .listing import Column
 
 MOST = 2000
 """Rows that are shown at once; filters and search narrow them down."""
@@ -78,18 +78,19 @@ def table(
     first = list(more) if more is not None else []
     if more is not None:
         frame = pd.concat([frame.drop(columns=first, errors="ignore"), more.iloc[: len(frame)]], axis=1)
-    link = st.column_config.LinkColumn("Trace", display_text="open", width=60, pinned=True, help=HELP["trace"])
     columns = {
-        "trace": link,
-        "prompt": st.column_config.TextColumn("prompt", width="large", help=HELP["prompt"]),
-        "true": st.column_config.TextColumn("true object", help=HELP["true"]),
-        "foil": st.column_config.TextColumn("foil", help=HELP["foil"]),
-        "case_id": st.column_config.TextColumn("case_id", help=HELP["case_id"]),
-    }
+        "trace": listing.link("Trace", HELP["trace"]),
+        "subject": Column("subject"),
+        "true": Column("true object", HELP["true"]),
+        "foil": Column("foil", HELP["foil"]),
+        "relation": Column("relation"),
+        "case_id": Column("case_id", HELP["case_id"]),
+        "prompt": Column("prompt", HELP["prompt"], width="large"),
+    } | (config or {})
     order = ["trace", "subject", *first, *(name for name in COLUMNS[2:] if name not in first)]
-    st.dataframe(
-        frame, hide_index=True, column_order=order, column_config=columns | (config or {}), key=key, placeholder=NONE,
-        on_select="rerun", selection_mode="multi-row", alt="Facts", height=display.table_height(len(frame), 460),
+    listing.show(
+        frame, {name: columns[name] for name in order}, key=key, on_select="rerun", selection_mode="multi-row",
+        most=460, alt="Facts",
     )  # fmt: skip
     return frame[[name for name in order if name != "trace"]]
 

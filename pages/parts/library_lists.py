@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from core import facts
+from core import facts, formats
 from core.errors import ExpertScopeError
 from core.fact_files import FORMATS
 from core.fact_lists import FactList, to_file
@@ -210,8 +210,8 @@ def head(view: LibraryView, shown: Sequence[Fact]) -> None:
             if found is not None:
                 _manage(found)
     if found is not None:
-        size = text.size(found.bytes)
-        st.caption(text.plain(f"{found.note} Changed {text.moment(found.updated)}. {size} in the store.".strip()))
+        size, changed = formats.size(found.bytes), formats.moment(found.updated)
+        st.caption(text.plain(f"{found.note} Changed {changed} UTC. {size} in the store.".strip()))
         _repeats(found, known_facts(view))
 
 

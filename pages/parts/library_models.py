@@ -5,19 +5,29 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core import catalog, library_script
+from core import catalog, formats, library_script
 from core.catalog import CatalogEntry
 from core.jobs import DONE, FAILED
 from core.library_link import LibraryView
 from core.requests import ModelSpec
-from core.tooltips import NONE
 
-from . import answers, base, display, library_state, model_panel, present, text, viewer
+from . import answers, base, library_state, listing, model_panel, present, text, viewer
 from .library_state import doing
+from .listing import Column
 
 STATES = {catalog.HERE: "on this machine", catalog.PARTLY: "incomplete", catalog.ABSENT: "not here"}
 _JOB, _LEFT = "es_library_model_job", "es_library_model_left"
 HELP_MEMORY = "About what tracing takes: the weights as the checkpoint stores them, and working space."
+COLUMNS = {
+    "model": Column("model"),
+    "state": Column("state", width=115),
+    "layers × experts": Column("layers × experts", "MoE layers × routed experts of each."),
+    "top-k": Column("top-k", "Experts that a token is routed to.", width=60),
+    "parameters": Column("parameters", form=formats.parameters),
+    "size on disk": Column("size on disk", form=formats.size),
+    "memory": Column("memory", HELP_MEMORY, formats.size),
+    "weights": Column("weights"),
+}
 
 
 def draw(view: LibraryView) -> None:
@@ -30,7 +40,7 @@ def draw(view: LibraryView) -> None:
     for number, spec in enumerate(there):
         with st.container(horizontal=True, vertical_alignment="center"):
             state = bench.model_state(spec)
-            memory = f" About {text.size(state.memory)} of memory." if state.memory else ""
+            memory = f" About {formats.size(state.memory)} of memory." if state.memory else ""
             st.markdown(f"**{text.plain(spec.name)}** is loaded. {text.plain(state.detail)}{memory}", width="content")
             key = f"es_library_unload{number or ''}"
             st.button("Unload", icon=":material/eject:", on_click=_unload, args=(spec,), key=key, disabled=working)
@@ -57,38 +67,24 @@ def _table(entries: list[CatalogEntry], there: list[ModelSpec]) -> None:
             "state": [_state(entry, there) for entry in entries],
             "layers × experts": [entry.shape for entry in entries],
             "top-k": pd.array([entry.top_k for entry in entries], dtype="Int64"),
-            "parameters": [_parameters(entry) for entry in entries],
-            "size on disk": [text.size(entry.size) if entry.size else None for entry in entries],
-            "memory": [text.size(entry.memory()) if entry.memory() else None for entry in entries],
+            "parameters": pd.array([entry.parameters for entry in entries], dtype="Int64"),
+            "size on disk": pd.array([entry.size or None for entry in entries], dtype="Int64"),
+            "memory": pd.array([entry.memory() or None for entry in entries], dtype="Int64"),
             "weights": [entry.quantisation or None for entry in entries],
         }
     )
     if table.weights.isna().all():
         table = table.drop(columns="weights")
-    present.note("library-models", "Models", None, table, None)
+    forms = {name: column.form for name, column in COLUMNS.items() if column.form is not None}
+    present.note("library-models", "Models", None, table.assign(**{n: table[n].map(f) for n, f in forms.items()}), None)
     library_state.offer(library_script.MODELS)
-    st.dataframe(
-        table, hide_index=True, alt="Models", placeholder=NONE, height=display.table_height(len(table), 460),
-        column_config={
-            "state": st.column_config.TextColumn(width=display.pixels(115)),
-            "layers × experts": st.column_config.TextColumn(help="MoE layers × routed experts of each."),
-            "top-k": st.column_config.NumberColumn(help="Experts that a token is routed to.", width=display.pixels(60)),
-            "memory": st.column_config.TextColumn(help=HELP_MEMORY),
-        },
-    )  # fmt: skip
+    listing.show(table, COLUMNS, most=460, alt="Models")
 
 
 def _state(entry: CatalogEntry, there: list[ModelSpec]) -> str:
     if any(entry.id == spec.name for spec in there):
         return "loaded"
     return STATES.get(entry.state, entry.state)
-
-
-def _parameters(entry: CatalogEntry) -> str | None:
-    if entry.parameters is None:
-        return None
-    n = entry.parameters
-    return f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"
 
 
 def _working(spec: ModelSpec) -> bool:

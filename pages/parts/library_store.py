@@ -9,17 +9,20 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core import formats
 from core.derived import KINDS
 from core.errors import ExpertScopeError
 from core.library_link import LibraryView
 from core.stored import StoredDerived
-from core.tooltips import NONE
 from core.workbench import StoreStatus
 
-from . import address, base, display, library_state, present, text
+from . import address, base, display, library_state, listing, present, text
 from .library_state import doing, ticked
+from .listing import Column
 
 _MB = 10**6
+SIZE = Column("size", form=formats.size)
+"""The column of bytes."""
 
 
 def draw(view: LibraryView) -> None:
@@ -44,19 +47,19 @@ def draw(view: LibraryView) -> None:
 def _size(status: StoreStatus) -> None:
     share = status.contents / status.limit if status.limit else 0.0
     with st.grid(3, min_column_width=display.pixels(170), gap="small"):
-        st.metric("contents", text.size(status.contents), border=True, help="What is counted against the limit.")
-        st.metric("limit", text.size(status.limit), border=True, help="More is evicted, least recently used first.")
-        st.metric("file on the disk", text.size(status.size), border=True, help="Freed space is used again.")
+        st.metric("contents", formats.size(status.contents), border=True, help="What is counted against the limit.")
+        st.metric("limit", formats.size(status.limit), border=True, help="More is evicted, least recently used first.")
+        st.metric("file on the disk", formats.size(status.size), border=True, help="Freed space is used again.")
     present.say([
-        f"The store holds {text.size(status.contents)} of at most {text.size(status.limit)} ({share:.0%}); its file "
-        f"takes {text.size(status.size)} on the disk."
+        f"The store holds {formats.size(status.contents)} of at most {formats.size(status.limit)} "
+        f"({formats.progress(share)}); its file takes {formats.size(status.size)} on the disk."
     ])  # fmt: skip
-    st.progress(min(share, 1.0), text=f"{share:.0%} of the limit")
+    st.progress(min(share, 1.0), text=f"{formats.progress(share)} of the limit")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         key = address.key(f"library limit {status.limit}")
         limit = st.number_input("Limit (MB)", 10, 10**7, max(round(status.limit / _MB), 10), 100, key=key, width=180)
         if limit * _MB < status.contents:
-            over = text.size(status.contents - limit * _MB)
+            over = formats.size(status.contents - limit * _MB)
             library_state.confirm(
                 "Set limit", f"Delete what was not used for longest, about {over}", lambda: _limit(key), key="limit",
                 icon=":material/compress:",
@@ -77,14 +80,14 @@ def _models(status: StoreStatus) -> None:
     if not status.models:
         st.caption("Nothing is stored yet.")
         return
-    table = pd.DataFrame({"model": [m for m, _ in status.models], "size": [text.size(b) for _, b in status.models]})
+    table = pd.DataFrame({"model": [m for m, _ in status.models], "size": [formats.size(b) for _, b in status.models]})
     present.note("store-models", "The store by model", None, table, None)
     library_state.offer()
     key = address.key(f"library store models {hash(tuple(table.model))}")
     above = st.container()
-    st.dataframe(
-        table, hide_index=True, key=key, on_select="rerun", selection_mode="single-row", alt="The store by model",
-        height=display.table_height(len(table), 300), width="content",
+    listing.show(
+        pd.DataFrame(status.models, columns=list(table)), {"model": Column("model"), "size": SIZE}, key=key,
+        on_select="rerun", selection_mode="single-row", alt="The store by model", most=300, width="content",
     )  # fmt: skip
     with above:
         rows = ticked(key, len(table))
@@ -106,7 +109,8 @@ def _derived(found: Sequence[StoredDerived]) -> None:
     for one in found:
         kinds.setdefault(one.kind, []).append(one)
     summary = ", ".join(
-        f"{_title(kind)}: {len(ones):,} ({text.size(sum(one.bytes for one in ones))})" for kind, ones in kinds.items()
+        f"{_title(kind)}: {formats.count(len(ones))} ({formats.size(sum(one.bytes for one in ones))})"
+        for kind, ones in kinds.items()
     )
     st.caption(text.plain(f"{summary}. The latest first."))
     table = pd.DataFrame(
@@ -115,21 +119,25 @@ def _derived(found: Sequence[StoredDerived]) -> None:
             "model": [one.model for one in found],
             "facts": [one.facts for one in found],
             "settings": [_settings(one.settings) for one in found],
-            "computed": [one.created.replace("T", " ")[:16] for one in found],
-            "size": [text.size(one.bytes) for one in found],
+            "computed": [formats.moment(one.created) for one in found],
+            "size": [formats.size(one.bytes) for one in found],
         }
     )
     present.note("store-derived", "Answers that are more than one trace", None, table, None, caption=f"{summary}.")
     library_state.offer()
     key = address.key(f"library derived {hash(tuple(one.key for one in found))}")
     above = st.container()
-    st.dataframe(
-        table, hide_index=True, key=key, on_select="rerun", selection_mode="multi-row", alt="Derived answers",
-        height=display.table_height(len(table), 400), placeholder=NONE,
-        column_config={
-            "computed": st.column_config.TextColumn("computed (UTC)"),
-            "settings": st.column_config.TextColumn("settings", width="large"),
-        },
+    columns = {
+        "kind": Column("kind"),
+        "model": Column("model"),
+        "facts": Column("facts"),
+        "settings": Column("settings", width="large"),
+        "computed": Column("computed (UTC)"),
+        "size": SIZE,
+    }
+    listing.show(
+        table.assign(size=[one.bytes for one in found]), columns, key=key, on_select="rerun",
+        selection_mode="multi-row", alt="Derived answers",
     )  # fmt: skip
     with above, st.container(horizontal=True, vertical_alignment="center"):
         chosen = [found[row] for row in ticked(key, len(found))]

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from core import facts, library_script
+from core import facts, formats, library_script
 from core.errors import ExpertScopeError
 from core.library_link import LibraryView
 from core.links import Link, View
 from core.requests import SEPARATOR
 from core.stored import StoredTrace
-from core.tooltips import NONE
 from core.trace_archive import MAX_LABEL, SUFFIX
 
-from . import address, base, display, library_state, present, study_state, text
+from . import address, base, library_state, listing, present, study_state, text
 from .library_state import doing, look
+from .listing import Column
 
 MOST = 2000
 """Rows that are shown at once."""
@@ -47,11 +47,11 @@ def draw(view: LibraryView) -> None:
     above = st.container()
     listed = _table(shown[:MOST], key)
     more = f"; the first {MOST:,} are listed" if len(shown) > MOST else ""
-    of = f"{len(shown):,}" if len(shown) == len(traces) else f"{len(shown):,} of {len(traces):,}"
+    of = formats.count(len(shown)) if len(shown) == len(traces) else f"{len(shown):,} of {len(traces):,}"
     said = f"{of} traces{more}, the latest first."
     present.note("library-traces", "Stored traces", None, listed, None, caption=said)
     known = base.bundled().get
-    library_state.offer(library_script.of_traces([trace.request for trace in shown], bundled=known))
+    library_state.offer(library_script.of_traces(shown, bundled=known))
     st.caption(f"{said} Tick rows for what can be done with them.")
     rows = library_state.ticked(key, min(len(shown), MOST))
     with above, st.container(horizontal=True, vertical_alignment="center"):
@@ -128,38 +128,38 @@ def _table(shown: Sequence[StoredTrace], key: str) -> pd.DataFrame:
             "corruption": [_corruption(t) for t in shown],
             "draws": [t.request.draws for t in shown],
             "experts": [_experts(t) for t in shown],
-            "computed": [t.created.replace("T", " ")[:16] for t in shown],
-            "size": [text.size(t.bytes) for t in shown],
+            "computed": [formats.moment(t.created) for t in shown],
+            "size": [t.bytes for t in shown],
             "relation": [(t.request.fact.relation or "").replace("_", " ") for t in shown],
             "prompt": [t.request.fact.text for t in shown],
             "remark": [_remark(t) for t in shown],
         }
     )
     frame = frame.drop(columns=[name for name in ("name", "remark") if frame[name].isna().all()])
-    st.dataframe(
-        frame, hide_index=True, key=key, placeholder=NONE, on_select="rerun", selection_mode="multi-row",
-        alt="Stored traces", height=display.table_height(len(frame), 500),
-        column_config={
-            "open": st.column_config.LinkColumn(
-                "Trace", display_text="open", width=60, pinned=True, help="Opens it on the Trace page, in another tab."
-            ),
-            "model": st.column_config.TextColumn("model", width=135),
-            "corruption": st.column_config.TextColumn("corruption", width=115),
-            "fact": st.column_config.TextColumn("fact", width=190),
-            "prompt": st.column_config.TextColumn("prompt", width="large"),
-            "draws": st.column_config.NumberColumn("draws", width=60),
-            "experts": st.column_config.TextColumn("experts at", help=HELP_EXPERTS, width=75),
-            "computed": st.column_config.TextColumn("computed (UTC)", width=125),
-            "size": st.column_config.TextColumn("size", help=HELP_SIZE, width=70),
-        },
+    columns = {
+        "open": listing.link("Trace", "Opens it on the Trace page, in another tab."),
+        "name": Column("name"),
+        "fact": Column("fact", width=190),
+        "model": Column("model", width=135),
+        "corruption": Column("corruption", width=115),
+        "draws": Column("draws", width=60),
+        "experts": Column("experts at", HELP_EXPERTS, width=75),
+        "computed": Column("computed (UTC)", width=125),
+        "size": Column("size", HELP_SIZE, formats.size, width=70),
+        "relation": Column("relation"),
+        "prompt": Column("prompt", width="large"),
+        "remark": Column("remark"),
+    }
+    listing.show(
+        frame, columns, key=key, on_select="rerun", selection_mode="multi-row", most=500, alt="Stored traces"
     )  # fmt: skip
-    return frame.drop(columns="open")
+    return frame.drop(columns="open").assign(size=frame["size"].map(formats.size))
 
 
 def _corruption(trace: StoredTrace) -> str:
     request = trace.request
     if request.corruption == "noise":
-        return f"noise {request.noise:g}, seed {request.seed}"
+        return f"noise {formats.typed(request.noise)}, seed {request.seed}"
     return f"other subject: {SEPARATOR.join(request.replacement) or f'chosen, seed {request.seed}'}"
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from core.derived import DerivedResult
+from core.formats import count, percent
 from core.library_link import LibraryView
 from core.requests import OBJECT_TOKENS, SPECIAL_TOKENS, Fact
 from core.validation import OUTCOMES, USABLE
@@ -27,6 +28,7 @@ from . import (
 )
 from .answers import answer
 from .library_state import look
+from .listing import Column
 from .study_columns import MEANS
 
 HELP_MEASURE = (
@@ -40,7 +42,7 @@ HELP_LEAST = {
 _EVERY = ""
 _AUTO = 4096
 """Up to so many facts a quick model begins by itself."""
-_LOGITS = {name: MEANS[name][1] for name in ("clean_contrast", "drop")}
+_LOGITS = {name: MEANS[name] for name in ("clean_contrast", "drop")}
 
 
 def draw(view: LibraryView) -> None:
@@ -119,10 +121,10 @@ def _result(view: LibraryView, facts: Sequence[Fact], result: DerivedResult) -> 
     n, usable = result.values["facts"], result.values["usable"]
     title = "Validation of facts"
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        share = f" ({usable / n:.0%})" if n else ""
-        st.markdown(f"##### {usable:,} of {n:,} facts are usable{share}", width="content")
+        share = f" ({percent(usable / n)})" if n else ""
+        st.markdown(f"##### {count(usable)} of {count(n)} facts are usable{share}", width="content")
         downloads.menu("validation", title, result, None, table)
-    present.say([f"{usable:,} of {n:,} facts are usable{share}."])
+    present.say([f"{count(usable)} of {count(n)} facts are usable{share}."])
     steps = [(row.meaning, int(row.facts), row.outcome == USABLE) for row in counts.itertuples()]
     st.html(text.funnel(steps, n))
     present.note("validation-counts", "How many are usable, and why not the others", None, counts, None)
@@ -138,7 +140,7 @@ def _result(view: LibraryView, facts: Sequence[Fact], result: DerivedResult) -> 
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.selectbox(
             "Listed below", options, index=options.index(wanted or _EVERY), key=key, width=420,
-            format_func=lambda o: f"all ({n:,})" if o == _EVERY else f"{OUTCOMES[o]} ({numbers[o]:,})",
+            format_func=lambda o: f"all ({count(n)})" if o == _EVERY else f"{OUTCOMES[o]} ({count(numbers[o])})",
             on_change=address.callback(key, change),
         )  # fmt: skip
         good = [fact for fact, outcome in zip(facts, table.outcome, strict=True) if outcome == USABLE]
@@ -153,12 +155,12 @@ def _table(view: LibraryView, facts: Sequence[Fact], table: pd.DataFrame, wanted
     contrasts = ["clean_contrast", "corrupt_contrast", "drop"] if view.measure else []
     more = table.loc[mine, ["outcome", "reason", *contrasts, "foil"]].reset_index(drop=True)
     more["outcome"] = more.outcome.map(lambda name: "✓" if name == USABLE else "✗")
-    more["reason"] = more.reason.where(more.reason != "", None)
+    more["reason"] = more.reason.map(text.on_page).where(more.reason != "", None)
     config = {
-        "outcome": st.column_config.TextColumn("usable", width=60, alignment="center"),
-        "reason": st.column_config.TextColumn("why not", width=300),
+        "outcome": Column("usable", width=60, alignment="center"),
+        "reason": Column("why not", width=300),
         **{
-            name: st.column_config.NumberColumn(name.replace("_", " "), format="%+.2f", width=112, help=help_)
+            name: Column(name.replace("_", " "), help_, width=112)
             for name, help_ in (_LOGITS | {"corrupt_contrast": "The same in the corrupt run."}).items()
         },
     }

@@ -11,6 +11,7 @@ from core import charts, sites, views
 from core.cells import tables
 from core.cells.asking import ask
 from core.derived import DerivedResult
+from core.formats import bound
 from core.links import SHARED, View
 from core.requests import digest
 from core.results import MIN_DROP, TraceResult
@@ -230,4 +231,4 @@ def _rounding_note(result: TraceResult) -> str:
     floor = result.provenance.noise_floor or 0.0
     if floor < views.VISIBLE_ROUNDING:
         return ""
-    return f" Rescues below {floor:.2g} logits are within rounding ({result.provenance.dtype})."
+    return f" Rescues below {bound(floor)} logits are within rounding ({result.provenance.dtype})."

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from core import formats
 from core.quantisation import QUANTISATIONS
 from core.queueing import model_names
 from core.requests import DEVICES, DTYPES, PLACEMENTS, ModelSpec
@@ -55,7 +56,7 @@ def draw(spec: ModelSpec, *, place: str, changed: Callable[[ModelSpec], None]) -
         help="A model of the list, or type a Hugging Face id (`org/name`) or the path of a local folder.",
     )
     now = base.workbench().model_state(spec)
-    memory = f" · needs about {text.size(now.memory)} of memory" if now.memory and spec.name != "demo" else ""
+    memory = f" · needs about {formats.size(now.memory)} of memory" if now.memory and spec.name != "demo" else ""
     badge = STATE_BADGES.get(now.state, ":orange-badge[not here]")
     st.markdown(f"{badge} :small[{now.detail}{memory}]", width="stretch")
     if note := in_its_place(spec):

@@ -10,6 +10,7 @@ from typing import Any
 
 import streamlit as st
 
+from core import formats
 from core.derived import DerivedResult
 from core.errors import ExpertScopeError
 from core.jobs import FAILED, Job
@@ -55,5 +56,5 @@ def _counting(job: Job) -> None:
         address.rerun()
         return
     status = job.status()
-    words = f"Counting {status.title} · {text.seconds(status.elapsed)} so far"
+    words = f"Counting {status.title} · {formats.duration(status.elapsed)} so far"
     st.progress(status.fraction, text=text.plain(words if status.elapsed else f"Counting {status.title}"))

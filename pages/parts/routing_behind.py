@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from core.derived import DerivedResult
+from core.formats import NONE, count, percent
 from core.links import Link
 from core.prompt_forms import DIRECT
 from core.requests import Fact
@@ -16,10 +17,10 @@ from core.roles import ALL
 from core.routing_kinds import routed_of
 from core.routing_link import CHANGE
 from core.routing_sets import of_expert
-from core.tooltips import NONE
 from core.views import visible
 
-from . import address, downloads, expert_state, numbers, pictures, routing_state, study_state, text
+from . import address, downloads, expert_state, listing, numbers, pictures, routing_state, study_state, text
+from .listing import Column
 from .routing_shown import CLASS_WORDS, Shown
 from .routing_state import look
 
@@ -64,7 +65,7 @@ def _sentence(shown: Shown, name: str) -> str:
         if position_class == ALL:
             continue
         by_run = mine[mine.position_class == position_class].set_index("run").frequency
-        shares = [f"{100 * by_run[run]:.1f} %" if run in by_run else NONE for run in ("clean", "corrupt")]
+        shares = [f"{percent(by_run[run])}" if run in by_run else NONE for run in ("clean", "corrupt")]
         said = shares[0] if not shown.has_corrupt else f"{shares[0]} clean, {shares[1]} corrupt"
         parts.append(f"{CLASS_WORDS[position_class]} **{said}**")
     return f"Frequency: {'; '.join(parts)}."
@@ -132,16 +133,14 @@ def _list(shown: Shown, table: pd.DataFrame) -> None:
     top = table.head(MOST_ROWS)
     facts = shown.result.request.facts
     columns = {
-        "open": st.column_config.LinkColumn("open", display_text="open", width=50, help="On the Trace page, new tab."),
-        "router_weight": st.column_config.NumberColumn(
-            "weight", format="%.3f", width=60, help="Router weight: what multiplies the expert's output."
-        ),
-        "context": st.column_config.TextColumn("token in its prompt", width="large"),
-        "token": st.column_config.TextColumn("token", width=80),
-        "pos": st.column_config.NumberColumn("pos", width=40),
-        "relation": st.column_config.TextColumn("relation", width=110),
-        "run": st.column_config.TextColumn("run", width=60),
-        "position_class": st.column_config.TextColumn("positions", width=90),
+        "open": listing.link("open", "On the Trace page, new tab."),
+        "router_weight": Column("weight", "Router weight: what multiplies the expert's output.", width=60),
+        "context": Column("token in its prompt", width="large"),
+        "token": Column("token", width=80),
+        "pos": Column("pos", width=40),
+        "relation": Column("relation", width=110),
+        "run": Column("run", width=60),
+        "position_class": Column("positions", width=90),
     }
     if view.run != CHANGE:
         del columns["run"]
@@ -159,12 +158,9 @@ def _list(shown: Shown, table: pd.DataFrame) -> None:
         look(fact=int(top.fact[rows[0]]) if rows else None)
 
     options = {"on_select": address.callback(slot.key, pick), "selection_mode": "single-row"} if facts else {}
-    st.dataframe(
-        top, hide_index=True, column_order=list(columns), column_config=columns, key=slot.key, placeholder=NONE,
-        height=min(38 + 35 * len(top), 330), alt="Tokens routed to the expert", **options,
-    )  # fmt: skip
-    more = f" The first {MOST_ROWS} of {len(table):,}; the download has all." if len(table) > MOST_ROWS else ""
-    st.caption(f"{len(table):,} token{'s' if len(table) > 1 else ''}, largest router weight first.{more}")
+    listing.show(top, columns, key=slot.key, most=330, alt="Tokens routed to the expert", **options)
+    more = f" The first {MOST_ROWS} of {count(len(table))}; the download has all." if len(table) > MOST_ROWS else ""
+    st.caption(f"{count(len(table))} token{'s' if len(table) > 1 else ''}, largest router weight first.{more}")
     if facts:
         _one(shown, top)
     else:

@@ -10,13 +10,15 @@ import streamlit as st
 
 from core import routing_charts as charts
 from core.derived import DerivedResult
+from core.formats import bits, p_value
 from core.picture import Picture
 from core.prompt_forms import CONTEXT, DIRECT, PARAPHRASED
 from core.routing_kinds import PERMUTATIONS, comparison_request
 from core.routing_link import FACTS, PROMPTS, PromptSet
 
-from . import address, pictures, present, routing_sidebar, routing_state, text
+from . import address, listing, pictures, present, routing_sidebar, routing_state, text
 from .answers import answer
+from .listing import Column
 from .routing_shown import CLASS_WORDS, Shown, chosen_expert, divergence_words, header
 from .routing_state import choose
 
@@ -83,7 +85,7 @@ def _left_out(result: DerivedResult) -> None:
     for name in "ab":
         if missing := result.values[f"left_out_{name}"]:
             with st.expander(f"Set {name.upper()}: {len(missing)} prompts left out: the model cannot take them"):
-                st.dataframe(pd.DataFrame(missing), hide_index=True, alt="Prompts left out and why")
+                listing.left_out(missing, alt="Prompts left out and why")
 
 
 def _layer_table(result: DerivedResult, run: str, position_class: str) -> pd.DataFrame:
@@ -137,17 +139,14 @@ def _differences(shown: Shown, result: DerivedResult, names: tuple[str, str]) ->
         + (f"; the {charts.MOST_PARTS} largest are drawn" if len(parts) > charts.MOST_PARTS else "")
         + ". The tick is what chance gives the expert. Click a bar to see the tokens of both sets behind it."
     )
-    st.dataframe(
-        parts, hide_index=True, height=250, column_order=["name", "part", "part_baseline", "share_a", "share_b"],
-        alt="Parts of the divergence by expert",
-        column_config={
-            "name": st.column_config.TextColumn("expert"),
-            "part": st.column_config.NumberColumn("part (bits)", format="%.4f"),
-            "part_baseline": st.column_config.NumberColumn("by chance", format="%.4f"),
-            "share_a": st.column_config.NumberColumn("share of A's load", format="percent"),
-            "share_b": st.column_config.NumberColumn("share of B's load", format="percent"),
-        },
-    )  # fmt: skip
+    columns = {
+        "name": Column("expert"),
+        "part": Column("part (bits)"),
+        "part_baseline": Column("by chance"),
+        "share_a": Column("share of A's load"),
+        "share_b": Column("share of B's load"),
+    }
+    listing.show(parts, columns, most=250, alt="Parts of the divergence by expert")
 
 
 def _verdict(layers: pd.DataFrame) -> str:
@@ -158,5 +157,5 @@ def _verdict(layers: pd.DataFrame) -> str:
     top = layers.loc[layers.above_baseline.idxmax()]
     return (
         f"The divergence goes beyond the 95th percentile of chance in {len(beyond)} of {len(layers)} layers; most in "
-        f"layer {top.layer}: **{top.divergence:.4f}** bits, by chance {top.baseline:.4f} (p {top.p:.3f})."
+        f"layer {top.layer}: **{bits(top.divergence)}** bits, by chance {bits(top.baseline)} (p {p_value(top.p)})."
     )

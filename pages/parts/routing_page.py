@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import pandas as pd
 import streamlit as st
 
 from core.derived import DerivedResult
 from core.requests import Fact, corrupt_runs
 from core.routing_link import FACTS, SECTIONS, RoutingView, check
 
-from . import address, base, frame, present, routing_sidebar, routing_state, text
+from . import address, base, frame, listing, present, routing_sidebar, routing_state, text
 from .answers import answer
 from .routing_state import look
 
@@ -109,6 +108,6 @@ def _left_out(result: DerivedResult) -> None:
     if left_out:
         whole = len(left_out) + result.values["n_prompts"]
         with st.expander(f"{len(left_out)} of {whole} prompts left out: the model cannot take them"):
-            st.dataframe(pd.DataFrame(left_out), hide_index=True, alt="Prompts left out and why")
+            listing.left_out(left_out, alt="Prompts left out and why")
 
 

@@ -10,13 +10,15 @@ import streamlit as st
 
 from core import routing_charts as charts
 from core.derived import DerivedResult
+from core.formats import bits, bits_change, count, mean_count
+from core.formats import lift as as_lift
 from core.picture import Picture
 from core.routing_kinds import PERMUTATIONS, routed_of
 from core.routing_link import CHANGE, CORRUPT
 from core.routing_sets import co_activation_table, expected_unused, random_lift, relation_table, wide_table
-from core.tooltips import number
 
-from . import address, numbers, pictures, present, text
+from . import address, listing, numbers, pictures, present, text
+from .listing import Column
 from .routing_shown import CLASS_WORDS, Shown, chosen_expert, divergence_words, header
 from .routing_state import look
 
@@ -96,20 +98,20 @@ def _load(shown: Shown) -> None:
     present.caption(
         "Entropy of the layer's load ÷ log₂(experts): 1 if all experts share alike, 0 if one takes everything. "
         f"Unused: routed for no token of the class. With {text.amount(tokens, 'token')} and "
-        f"{text.amount(k, 'expert')} each, even random choices would leave about {number(chance, 1)} of "
+        f"{text.amount(k, 'expert')} each, even random choices would leave about {mean_count(chance)} of "
         f"{shown.n_experts} unused."
     )
-    order = ["layer", "run", "load_entropy", "unused", "unused_names", "busiest", "busiest_frequency", "tokens"]
-    st.dataframe(
-        load, hide_index=True, column_order=order, height=min(38 + 35 * len(load), 330), alt="Load of every layer",
-        column_config={
-            "load_entropy": st.column_config.NumberColumn("load entropy", format="%.3f"),
-            "unused": st.column_config.NumberColumn("unused experts", format="%d", help="Routed for no token."),
-            "unused_names": st.column_config.TextColumn("which", width="medium"),
-            "busiest": st.column_config.TextColumn("busiest expert"),
-            "busiest_frequency": st.column_config.NumberColumn("its frequency", format="percent"),
-        },
-    )  # fmt: skip
+    columns = {
+        "layer": Column("layer"),
+        "run": Column("run"),
+        "load_entropy": Column("load entropy"),
+        "unused": Column("unused experts", "Routed for no token."),
+        "unused_names": Column("which", width="medium"),
+        "busiest": Column("busiest expert"),
+        "busiest_frequency": Column("its frequency"),
+        "tokens": Column("tokens"),
+    }
+    listing.show(load, columns, most=330, alt="Load of every layer")
 
 
 def _changed(shown: Shown) -> None:
@@ -138,12 +140,12 @@ def _information_map(result: DerivedResult, run: str, position_class: str, n_lay
     table = _information(result, run, position_class)
     tips = pd.DataFrame({
         "t_expert": table["name"],
-        "t_information": [f"{number(v, 4)} bits" for v in table.information],
+        "t_information": [f"{bits(v)} bits" for v in table.information],
         "t_permutation_baseline": [
-            f"{number(mean, 4)} on average, 95 % below {number(high, 4)}"
+            f"{bits(mean)} on average, 95 % below {bits(high)}"
             for mean, high in zip(table.baseline, table.high, strict=True)
         ],
-        "t_above_the_baseline": [f"{number(v, 4, True)} bits" for v in table.above_baseline],
+        "t_above_the_baseline": [f"{bits_change(v)} bits" for v in table.above_baseline],
     })  # fmt: skip
     return charts.expert_map(
         pd.concat([table.assign(value=table.above_baseline), tips], axis=1), n_layers=n_layers,
@@ -187,26 +189,25 @@ def _informed(shown: Shown, table: pd.DataFrame) -> None:
     above = int((table.information > table.high).sum())
     token = "one of the fact's other tokens" if shown.view.position_class == "others" else "the fact's token"
     present.caption(
-        f"Mutual information between the relation ({kinds} of them, {facts:,} facts) and whether {token} is routed to "
-        "the expert, minus its permutation baseline. Counting alone finds some information in pure chance: the "
-        f"baseline is the mean of {PERMUTATIONS} random permutations of the relations. {above} of {len(table):,} "
-        f"experts lie above the 95th percentile of theirs; about {0.05 * len(table):.0f} would by chance."
+        f"Mutual information between the relation ({kinds} of them, {count(facts)} facts) and whether {token} is "
+        "routed to the expert, minus its permutation baseline. Counting alone finds some information in pure chance: "
+        f"the baseline is the mean of {PERMUTATIONS} random permutations of the relations. {above} of "
+        f"{count(len(table))} experts lie above the 95th percentile of theirs; about {count(0.05 * len(table))} would "
+        "by chance."
         + (" Of the corrupt runs the first draw counts." if shown.view.run == CORRUPT else "")
     )
     top = table.sort_values("above_baseline", ascending=False, kind="stable", ignore_index=True)
     slot = pictures.slot("routing-informed", (shown.result.request, shown.view.run, shown.view.position_class), None)
-    bits = "%.4f"
-    st.dataframe(
-        top, hide_index=True, height=250, key=slot.key, alt="Experts by what they say about the relation",
-        column_order=["name", "information", "baseline", "high", "above_baseline"],
+    columns = {
+        "name": Column("expert"),
+        "information": Column("information", "Bits, from the counts."),
+        "baseline": Column("baseline", "Mean over the permutations."),
+        "high": Column("95 % of chance", "Their 95th percentile."),
+        "above_baseline": Column("above the baseline", "Bits."),
+    }
+    listing.show(
+        top, columns, most=250, key=slot.key, alt="Experts by what they say about the relation",
         on_select=address.callback(slot.key, lambda: _ticked(slot, top)), selection_mode="single-row",
-        column_config={
-            "name": st.column_config.TextColumn("expert"),
-            "information": st.column_config.NumberColumn("information", format=bits, help="Bits, from the counts."),
-            "baseline": st.column_config.NumberColumn("baseline", format=bits, help="Mean over the permutations."),
-            "high": st.column_config.NumberColumn("95 % of chance", format=bits, help="Their 95th percentile."),
-            "above_baseline": st.column_config.NumberColumn("above the baseline", format="%+.4f"),
-        },
     )  # fmt: skip
 
 
@@ -243,22 +244,21 @@ def co_activation(shown: Shown) -> None:
     lift = random_lift(shown.n_experts, k)
     present.caption(
         "Lift = tokens routed to both ÷ expected, where expected = frequency × frequency × tokens. A token's choices "
-        f"exclude each other, so random choices of {k} among {shown.n_experts} have lift {number(lift, 2)}: blue pairs "
+        f"exclude each other, so random choices of {k} among {shown.n_experts} have lift {as_lift(lift)}: blue pairs "
         "serve the same tokens more often than that, orange ones less. Blank: fewer than one token expected. Click a "
         "cell to look at its column's expert."
     )
-    columns = ["name", "other_name", "together", "expected", "lift", "frequency", "other_frequency", "tokens"]
-    st.dataframe(
-        table, hide_index=True, height=320, column_order=columns, alt="Pairs of experts",
-        column_config={
-            "name": st.column_config.TextColumn("expert"), "other_name": st.column_config.TextColumn("and"),
-            "together": st.column_config.NumberColumn("tokens with both", format="%d"),
-            "expected": st.column_config.NumberColumn("expected", format="%.1f", help="If chosen independently."),
-            "lift": st.column_config.NumberColumn("lift", format="%.2f", help="Tokens with both ÷ expected."),
-            "frequency": st.column_config.NumberColumn("its frequency", format="percent"),
-            "other_frequency": st.column_config.NumberColumn("the other's", format="percent"),
-        },
-    )  # fmt: skip
+    columns = {
+        "name": Column("expert"),
+        "other_name": Column("and"),
+        "together": Column("tokens with both"),
+        "expected": Column("expected", "If chosen independently."),
+        "lift": Column("lift", "Tokens with both ÷ expected."),
+        "frequency": Column("its frequency"),
+        "other_frequency": Column("the other's"),
+        "tokens": Column("tokens"),
+    }
+    listing.show(table, columns, most=320, alt="Pairs of experts")
     chosen_expert(shown)
 
 

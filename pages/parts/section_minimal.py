@@ -11,8 +11,9 @@ from core.links import View
 from core.results import TraceResult
 from core.trace_view import SCOPES, members
 
-from . import display, downloads, pictures, present, sections, state, text
+from . import display, downloads, listing, pictures, present, sections, state, text
 from .answers import answer
+from .listing import Column
 
 AT_ONCE = 3
 """Up to this many draws the whole demo model is searched without a click."""
@@ -85,15 +86,10 @@ def _choose(shown: View) -> None:
 def _table(found) -> None:  # noqa: ANN001 - a DerivedResult
     curve = found.tables["curve"]
     form = {
-        "size": st.column_config.NumberColumn("size", width=50),
-        "name": st.column_config.TextColumn("joins", width=78),
-        "pos": st.column_config.NumberColumn("pos", width=50, help="Position of the token."),
-        "restoration": st.column_config.NumberColumn("restoration", format="%.3f", help="Mean rescue ÷ mean drop."),
-        "random_restoration": st.column_config.NumberColumn(
-            "random sets", format="%.3f", help="Mean restoration of random sets of the same size."
-        ),
+        "size": Column("size", width=50),
+        "name": Column("joins", width=78),
+        "pos": Column("pos", "Position of the token.", width=50),
+        "restoration": Column("restoration", "Mean rescue ÷ mean drop."),
+        "random_restoration": Column("random sets", "Mean restoration of random sets of the same size."),
     }
-    st.dataframe(
-        curve, column_config=form, column_order=list(form), hide_index=True, alt="Steps of the minimal set",
-        height=display.table_height(len(curve), 320),
-    )  # fmt: skip
+    listing.show(curve, form, alt="Steps of the minimal set", most=320)

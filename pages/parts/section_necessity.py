@@ -10,10 +10,10 @@ from core.cells import tables, words
 from core.cells.asking import ask_clean
 from core.links import View
 from core.results import TraceResult
-from core.tooltips import NONE
 
-from . import display, downloads, pictures, present, sections
+from . import display, downloads, listing, pictures, present, sections
 from .answers import answer
+from .listing import Column
 
 WHOLE_TABLE = 600
 """Pixels that the table takes with all its columns."""
@@ -52,23 +52,17 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
 
 
 def _table(table, *, reroutable: bool, last: bool) -> None:  # noqa: ANN001 - a data frame
-    def column(label: str, help_: str):  # noqa: ANN202
-        return st.column_config.NumberColumn(label, format="%+.3f", help=help_)
-
     columns = {
-        "name": st.column_config.TextColumn("expert", pinned=True),
-        "rescue": column("rescue", "Contrast with this update put back − corrupt contrast, logits."),
-        "direct": column("direct", "The part of the rescue that reaches the logits without a later layer."),
-        "zero": column("zero", "Clean contrast − contrast without the expert at this token, logits."),
-        "zero_all": column("zero, all tokens", "The same with the expert taken out of this layer at every token."),
-        "reroute": column("reroute", "The same at this token, another expert chosen in its place."),
-        "reroute_all": column("reroute, all tokens", "The same at every token."),
+        "name": Column("expert", pinned=True),
+        "rescue": Column("rescue", "Contrast with this update put back − corrupt contrast, logits."),
+        "direct": Column("direct", "The part of the rescue that reaches the logits without a later layer."),
+        "zero": Column("zero", "Clean contrast − contrast without the expert at this token, logits."),
+        "zero_all": Column("zero, all tokens", "The same with the expert taken out of this layer at every token."),
+        "reroute": Column("reroute", "The same at this token, another expert chosen in its place."),
+        "reroute_all": Column("reroute, all tokens", "The same at every token."),
     }
     if not reroutable:
         del columns["reroute"], columns["reroute_all"]
     if not last:  # 0 there, by definition
         del columns["direct"]
-    st.dataframe(
-        table, column_config=columns, column_order=list(columns), hide_index=True, placeholder=NONE,
-        height=display.table_height(len(table), 400), alt="Rescue and knockout costs",
-    )  # fmt: skip
+    listing.show(table, columns, alt="Rescue and knockout costs")

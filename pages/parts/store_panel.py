@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core import formats
 from core.errors import ExpertScopeError
 
 from . import address, base, study_state, text
@@ -25,11 +26,11 @@ def _size() -> None:
         st.caption(f"Nothing is stored: {text.plain(status.error)}")
         return
     with st.popover(
-        f"Store: {text.size(status.contents)} of {text.size(status.limit)}", type="tertiary", width="stretch"
+        f"Store: {formats.size(status.contents)} of {formats.size(status.limit)}", type="tertiary", width="stretch"
     ):
         st.caption(
             f"What was computed is kept, so that it appears at once when asked again. The file takes "
-            f"{text.size(status.size)}; beyond the limit the least recently used goes first."
+            f"{formats.size(status.size)}; beyond the limit the least recently used goes first."
         )
         limit = st.number_input("Limit (MB)", 10, 10**7, round(status.limit / _MB), 100, key="es_store_limit")
         sure = st.checkbox("Unlock what deletes", key="es_store_sure", help="What is deleted has to be computed again.")
@@ -40,7 +41,7 @@ def _size() -> None:
             )  # fmt: skip
         for i, (model, size) in enumerate(status.models):
             st.button(
-                f"Forget {text.plain(model.split(' ')[0])} ({text.size(size)})", on_click=_do, args=("clear", model),
+                f"Forget {text.plain(model.split(' ')[0])} ({formats.size(size)})", on_click=_do, args=("clear", model),
                 key=f"es_forget_{i}", width="stretch", disabled=not sure,
             )  # fmt: skip
         st.button(
@@ -60,4 +61,4 @@ def _do(what: str, value: int | str | None) -> None:
         else:
             bench.clear_store(value)
     except ExpertScopeError as error:
-        st.session_state["es_store_problem"] = str(error)
+        st.session_state["es_store_problem"] = text.on_page(str(error))

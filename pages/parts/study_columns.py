@@ -6,57 +6,54 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-import streamlit as st
 
-from core.tooltips import NONE
-
-from . import address, display
+from . import address, listing
+from .listing import Column
 
 _END = "End of the percentile-bootstrap interval."
-LOGITS, SHARE, P, COUNT = "%+.3f", "percent", "%.4f", "%d"
 MEANS = {
-    "mean": (LOGITS, "Mean over the facts, logits."),
-    "ci_low": (LOGITS, "Lower end of the percentile-bootstrap interval."),
-    "ci_high": (LOGITS, "Upper end of the percentile-bootstrap interval."),
-    "positive_fraction": (SHARE, "Share of the facts in which it is above 0."),
-    "p_sign_flip": (P, "Two-sided sign-flip test."),
-    "n": (COUNT, "Facts with a value."),
-    "n_missing": (COUNT, "Facts without a value."),
-    "facts": (COUNT, "How many."),
-    "recurrence": (SHARE, "Share of the discovery facts in which it is clean-active."),
-    "v_recurrence": (SHARE, "The same of the validation facts."),
-    "mean_all": (LOGITS, "Mean rescue over all discovery facts, 0 where it is not active."),
-    "mean_active": (LOGITS, "Mean rescue over the discovery facts where it is active."),
-    "v_mean_all": (LOGITS, "Mean rescue over all validation facts, 0 where it is not active."),
-    "v_mean_active": (LOGITS, "Mean rescue over the validation facts where it is active."),
-    "v_specificity": (LOGITS, "Rescue minus the mean of its active-random controls, validation."),
-    "mean_validation": (LOGITS, "Mean rescue over all validation facts."),
-    "n_active": (COUNT, "Discovery facts in which it is clean-active."),
-    "active": (COUNT, "Of the n facts that it was selected on, those in which it is clean-active."),
-    "needed": (COUNT, "A candidate is clean-active in so many of them."),
-    "candidates": (COUNT, "Experts that are."),
-    "n_validation": (COUNT, "Facts that it is evaluated on, which had no part in the selection."),
-    "v_n_active": (COUNT, "Validation facts in which it is clean-active."),
-    "candidate": ("", "Clean-active in enough discovery facts."),
-    "rescue": (LOGITS, "Contrast of the patched run − corrupt contrast, logits."),
-    "rescue_active": (LOGITS, "Mean over the facts in which it is clean-active."),
-    "tokens": ("", "The fact's tokens of this role."),
-    "restoration": ("%.3f", "Mean rescue ÷ mean drop."),
-    "share": (SHARE, "Share of the layer patch's rescue."),
-    "mean_rescue": (LOGITS, "Mean rescue on discovery, logits."),
-    "noise": ("%g", "Noise level, × embedding std."),
-    "clean_contrast": ("%+.2f", "logit(true) − logit(foil) in the clean run."),
-    "drop": ("%+.2f", "Clean minus corrupt contrast."),
-    "layer_rescue": (LOGITS, "Rescue of the layer patch, logits."),
-    "expert_rescue": (LOGITS, "Rescue of the expert patch, logits; 0 where the expert is not clean-active."),
-    "specificity": (LOGITS, "Rescue of the expert minus the mean of its active-random controls."),
-    "clean_active": ("", "Whether the expert is routed at the last position in the clean run."),
-    "router_weight": ("%.3f", "Weight that multiplies the expert's output in the clean run."),
-    "ours": (LOGITS, "This study."),
-    "published": (LOGITS, "The paper."),
-    "marker": ("", "Whether our mean lies inside the published interval; for layer and expert, whether they agree."),
+    "mean": "Mean over the facts, logits.",
+    "ci_low": "Lower end of the percentile-bootstrap interval.",
+    "ci_high": "Upper end of the percentile-bootstrap interval.",
+    "positive_fraction": "Share of the facts in which it is above 0.",
+    "p_sign_flip": "Two-sided sign-flip test.",
+    "n": "Facts with a value.",
+    "n_missing": "Facts without a value.",
+    "facts": "How many.",
+    "recurrence": "Share of the discovery facts in which it is clean-active.",
+    "v_recurrence": "The same of the validation facts.",
+    "mean_all": "Mean rescue over all discovery facts, 0 where it is not active.",
+    "mean_active": "Mean rescue over the discovery facts where it is active.",
+    "v_mean_all": "Mean rescue over all validation facts, 0 where it is not active.",
+    "v_mean_active": "Mean rescue over the validation facts where it is active.",
+    "v_specificity": "Rescue minus the mean of its active-random controls, validation.",
+    "mean_validation": "Mean rescue over all validation facts.",
+    "n_active": "Discovery facts in which it is clean-active.",
+    "active": "Of the n facts that it was selected on, those in which it is clean-active.",
+    "needed": "A candidate is clean-active in so many of them.",
+    "candidates": "Experts that are.",
+    "n_validation": "Facts that it is evaluated on, which had no part in the selection.",
+    "v_n_active": "Validation facts in which it is clean-active.",
+    "candidate": "Clean-active in enough discovery facts.",
+    "rescue": "Contrast of the patched run − corrupt contrast, logits.",
+    "rescue_active": "Mean over the facts in which it is clean-active.",
+    "tokens": "The fact's tokens of this role.",
+    "restoration": "Mean rescue ÷ mean drop.",
+    "share": "Share of the layer patch's rescue.",
+    "mean_rescue": "Mean rescue on discovery, logits.",
+    "noise": "Noise level, × embedding std.",
+    "clean_contrast": "logit(true) − logit(foil) in the clean run.",
+    "drop": "Clean minus corrupt contrast.",
+    "layer_rescue": "Rescue of the layer patch, logits.",
+    "expert_rescue": "Rescue of the expert patch, logits; 0 where the expert is not clean-active.",
+    "specificity": "Rescue of the expert minus the mean of its active-random controls.",
+    "clean_active": "Whether the expert is routed at the last position in the clean run.",
+    "router_weight": "Weight that multiplies the expert's output in the clean run.",
+    "ours": "This study.",
+    "published": "The paper.",
+    "marker": "Whether our mean lies inside the published interval; for layer and expert, whether they agree.",
 }
-"""Column → number format, meaning. Columns that end in _low and _high are the ends of an interval."""
+"""Column → meaning. Columns that end in _low and _high are the ends of an interval."""
 NAMES = {
     "name": "expert", "n_active": "active (disc.)", "mean_all": "all (disc.)", "mean_active": "where active (disc.)",
     "v_n_active": "active (val.)", "v_recurrence": "recurrence (val.)", "v_mean_all": "all (val.)",
@@ -98,7 +95,7 @@ def show(
     order.sort(key=lambda name: name in late)
     if "name" in order:
         order.sort(key=lambda name: 0 if name in ("layer", "name") else 1 if name in FIRST else 2)
-    config = {name: _column(name, table[name]) for name in order} | (columns or {})
+    shown = {name: _column(name, table[name]) for name in order} | (columns or {})
     options: dict[str, Any] = {}
     if on_pick is not None:
 
@@ -108,31 +105,16 @@ def show(
                 on_pick(rows[0])
 
         options = {"on_select": address.callback(key, pick), "selection_mode": "single-row"}
-    ticks = {name: _ticks(table[name]) for name in order if pd.api.types.is_bool_dtype(table[name])}
     if "marker" in table:
-        ticks["marker"] = table.marker.map(MARKERS)
-        config["quantity"] = st.column_config.TextColumn("quantity", width=235)
-    st.dataframe(
-        table.assign(**ticks), hide_index=True, column_order=order, column_config=config, placeholder=NONE, key=key,
-        alt=alt, height=display.table_height(len(table), height), **options,
-    )  # fmt: skip
+        table = table.assign(marker=table.marker.map(MARKERS))
+        shown["quantity"] = Column("quantity", width=235)
+    listing.show(table, {name: shown[name] for name in order}, key=key, alt=alt, most=height, **options)
 
 
-def _column(name: str, values: pd.Series) -> Any:
+def _column(name: str, values: pd.Series) -> Column:
     label = NAMES.get(name, name.replace("_", " "))
     stem = name.removesuffix("_low").removesuffix("_high")
-    form, meaning = MEANS.get(name) or (MEANS.get(stem, (None, ""))[0], _END if name != stem else "")
-    if pd.api.types.is_bool_dtype(values):
-        return st.column_config.TextColumn(label, help=meaning or None, alignment="center")
-    if not pd.api.types.is_numeric_dtype(values):
-        return st.column_config.TextColumn(label, help=meaning or None, width=WIDTHS.get(name))
-    if form is None:
-        form = COUNT if pd.api.types.is_integer_dtype(values) else "%.3f"
-    return st.column_config.NumberColumn(
-        label, help=meaning or None, format=form, width=NARROW if len(label) < 10 else None
-    )
-
-
-def _ticks(values: pd.Series) -> pd.Series:
-    """Yes as ✓, no as nothing; missing stays missing."""
-    return values.astype("boolean").map({True: "✓", False: ""})
+    meaning = MEANS.get(name) or (_END if name != stem else "")
+    narrow = len(label) < 10 and pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    width = NARROW if narrow else WIDTHS.get(name)
+    return Column(label, meaning, width=width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from core.formats import NONE, logits
 from core.links import Link
 from core.requests import Fact
 from core.results import expert_name
@@ -13,9 +14,9 @@ from core.study.behind import behind
 from core.study.findings import Findings
 from core.study.link import SPLITS, StudyView, expert_view, trace_request, trace_view
 from core.study.settings import StudySettings
-from core.tooltips import NONE, number
 
-from . import address, base, downloads, expert_state, pictures, study_columns, study_state, text
+from . import address, base, downloads, expert_state, listing, pictures, study_columns, study_state, text
+from .listing import Column
 
 COLUMNS = (
     "trace", "subject", "true", "layer_rescue", "expert_rescue", "clean_active", "router_weight", "drop",
@@ -53,10 +54,8 @@ def draw(found: Findings, view: StudyView, *, chosen: bool = False) -> None:
     study_columns.show(
         listed[[name for name in COLUMNS if name in listed]], key=key, alt=f"Facts{where}", on_pick=pick, height=460,
         columns={
-            "trace": st.column_config.LinkColumn(
-                "Trace", display_text="open", width=60, pinned=True, help="Opens this fact on the Trace page."
-            ),
-            "prompt": st.column_config.TextColumn("prompt", width="large"),
+            "trace": listing.link("Trace", "Opens this fact on the Trace page."),
+            "prompt": Column("prompt", width="large"),
         },
     )  # fmt: skip
     _one(found, shown, view.fact, layer, expert)
@@ -135,7 +134,7 @@ def _sentence(shown: pd.DataFrame, expert: int | None) -> None:
         mine = shown.loc[shown.split == half, name]
         if len(mine):
             missing = int(mine.isna().sum())
-            said = number(mine.mean(), 3, True) if missing < len(mine) else NONE
+            said = logits(mine.mean()) if missing < len(mine) else NONE
             parts.append(f"{half} **{said}** (n {len(mine) - missing}" + (f", {missing} missing)" if missing else ")"))
     st.markdown(f"Mean rescue of what is listed: {', '.join(parts)} logits.")
 

@@ -99,7 +99,7 @@ def start(name: str, settings: StudySettings, listed: list[Fact]) -> None:
     try:
         begun = base.workbench().studies.start(name, settings, listed)
     except ExpertScopeError as error:
-        st.session_state[_PROBLEM] = (getattr(error, "field", ""), str(error))
+        st.session_state[_PROBLEM] = (getattr(error, "field", ""), text.on_page(str(error)))
     else:
         study_state.look(study=begun)
     address.rerun()
@@ -204,7 +204,7 @@ def _fields(
                     try:
                         settings = settings.replace(**{name: raw})
                     except InputError as found:
-                        error = str(found)
+                        error = text.on_page(str(found))
                 if error:
                     st.error(text.plain(error))
                     wrong.append(error)

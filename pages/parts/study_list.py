@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
+from core import formats
 from core.study.desk import StudyStatus
 from core.study.link import StudyView
 
-from . import address, base, display, study_state
+from . import address, base, listing, study_state
+from .listing import Column
 
 WHAT = """
 A **study** asks what one fact cannot tell: whether an expert carries a relation, or only this fact. It is the paper's
@@ -96,17 +97,19 @@ def table(studies: list[StudyStatus], *, key: str, on_select: Any) -> pd.DataFra
             "facts": [f"{(s.progress.get('funnel') or {}).get('kept', 0)} of {s.settings['n']}" for s in studies],
             "list": [str(s.settings["facts"]) for s in studies],
             "preset": [str(s.settings["preset"]) for s in studies],
-            "begun": [datetime.datetime.fromtimestamp(s.created / 1e6) for s in studies],
+            "begun": [formats.moment(s.created) for s in studies],
         }
     )
-    st.dataframe(
-        shown, hide_index=True, key=key, on_select=on_select, selection_mode="single-row",
-        column_config={
-            "name": st.column_config.TextColumn("study", pinned=True),
-            "facts": st.column_config.TextColumn("facts kept"),
-            "list": st.column_config.TextColumn("list of facts"),
-            "begun": st.column_config.DatetimeColumn("begun", format="YYYY-MM-DD HH:mm"),
-        },
-        alt="All studies", height=display.table_height(len(shown), 360),
+    columns = {
+        "name": Column("study", pinned=True),
+        "state": Column("state"),
+        "model": Column("model"),
+        "facts": Column("facts kept"),
+        "list": Column("list of facts"),
+        "preset": Column("preset"),
+        "begun": Column("begun (UTC)"),
+    }
+    listing.show(
+        shown, columns, key=key, on_select=on_select, selection_mode="single-row", alt="All studies", most=360
     )  # fmt: skip
     return shown

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
-
 import streamlit as st
 
+from core import formats
 from core.errors import ExpertScopeError
 from core.study.desk import StudyStatus
 
@@ -43,7 +42,7 @@ def draw() -> None:
     for sentence in view.problems:
         st.warning(text.plain(sentence))
     if said := st.session_state.pop("es_study_said", None):
-        st.error(text.plain(said))
+        st.error(text.plain(text.on_page(said)))
     chosen = next((status for status in studies if status.name == view.study), None)
     if problem is not None:
         st.error(text.error(problem))
@@ -77,7 +76,7 @@ def _study(status: StudyStatus) -> None:
 def _head(status: StudyStatus) -> None:
     said, color, icon = STATES[status.state]
     settings = status.settings
-    when = datetime.datetime.fromtimestamp(status.created / 1e6).strftime("%Y-%m-%d %H:%M")
+    when = f"{formats.moment(status.created)} UTC"
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             st.subheader(text.plain(status.name), anchor=False, width="content")
@@ -85,7 +84,7 @@ def _head(status: StudyStatus) -> None:
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             study_keep.draw(status)
     spent = status.progress.get("seconds")
-    took = f" · {'took' if status.state == 'done' else 'so far'} {text.seconds(spent)}" if spent else ""
+    took = f" · {'took' if status.state == 'done' else 'so far'} {formats.duration(spent)}" if spent else ""
     st.caption(
         f"{text.plain(status.model)} · {text.plain(str(settings['facts']))} facts · preset {settings['preset']} · "
         f"begun {when}{'' if status.active else took}"
@@ -96,7 +95,7 @@ def _ended(status: StudyStatus) -> None:
     """Why there is no end yet, and the way on."""
     with st.container(horizontal=True, vertical_alignment="center"):
         if status.state == "failed":
-            st.error(text.plain(status.note or "This study failed."), icon=":material/error:")
+            st.error(text.plain(text.on_page(status.note) or "This study failed."), icon=":material/error:")
         else:
             begun = status.progress or status.state != "interrupted"
             st.info(ENDED[status.state] if begun else NOT_BEGUN, icon=":material/pause:")

@@ -13,6 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from core.errors import ExpertScopeError
+from core.formats import NONE, count, logit, logits, percent
 from core.jobs import FAILED
 from core.picture import Picture
 from core.results import expert_name
@@ -22,9 +23,8 @@ from core.study.desk import StudyStatus
 from core.study.findings import Findings
 from core.study.link import SECTIONS, StudyView
 from core.study.settings import StudySettings
-from core.tooltips import NONE, number
 
-from . import address, base, downloads, pictures, study_columns, study_facts, study_state, study_watch, text
+from . import address, base, downloads, listing, pictures, study_columns, study_facts, study_state, study_watch, text
 
 PATIENCE = 3.0
 """Seconds that the page waits for what was found before it shows that it is being read."""
@@ -111,10 +111,10 @@ def _verdict(found: Findings) -> None:
         estimate = e[quantity]
         if estimate.n == 0:
             return name, NONE, "missing", title
-        return name, number(estimate.mean, 3, True), _ends(estimate), title
+        return name, logits(estimate.mean), _ends(estimate), title
 
     recurrence = summary["recurrence"]
-    recurs = "no recurrent expert" if recurrence is None else f"clean-active in {100 * recurrence:.0f} % of discovery"
+    recurs = "no recurrent expert" if recurrence is None else f"clean-active in {percent(recurrence)} of discovery"
     select = "The layer with the highest mean rescue of the layer patch on discovery."
     rows = [
         ("selected layer", NONE if layer is None else f"L{layer}", "by discovery", select),
@@ -130,7 +130,7 @@ def _verdict(found: Findings) -> None:
 
 
 def _ends(estimate: Estimate) -> str:
-    low, high = number(estimate.ci_low, 3, True), number(estimate.ci_high, 3, True)
+    low, high = logits(estimate.ci_low), logits(estimate.ci_high)
     return f"[{low}, {high}] · n {estimate.n}"
 
 
@@ -239,16 +239,16 @@ def _shrinkage(found: Findings) -> None:
     st.html(
         text.cards(
             [
-                ("pairs searched", f"{joint.n_pairs:,}", f"in {len(joint.layers)} layers", "(layer, expert) pairs."),
-                ("candidates", f"{joint.n_candidates:,}", "recur often enough", "Pairs that recur often enough."),
+                ("pairs searched", count(joint.n_pairs), f"in {len(joint.layers)} layers", "(layer, expert) pairs."),
+                ("candidates", count(joint.n_candidates), "recur often enough", "Pairs that recur often enough."),
                 (
                     "winner on discovery",
                     expert_name(*joint.winner),
-                    number(joint.discovery.mean, 3, True),
+                    logits(joint.discovery.mean),
                     "Best of all on discovery.",
                 ),
-                ("on validation", number(joint.validation.mean, 3, True), _ends(joint.validation), "The estimate."),
-                ("shrinkage", number(joint.shrinkage, 3), "discovery − validation", "The price of picking the best."),
+                ("on validation", logits(joint.validation.mean), _ends(joint.validation), "The estimate."),
+                ("shrinkage", logit(joint.shrinkage), "discovery − validation", "The price of picking the best."),
             ]
         )
     )
@@ -268,9 +268,9 @@ def _settings(shown: Shown) -> None:
     st.markdown("##### All settings")
     flat = {name: value for name, value in found.settings.items() if name != "model"}
     flat |= {f"model {name}": value for name, value in found.settings["model"].items() if value is not None}
-    st.dataframe(
+    listing.plain(
         pd.DataFrame({"setting": list(flat), "value": [explain.shown(v) for v in flat.values()]}),
-        hide_index=True, height=38 + 35 * len(flat), alt="All settings",
+        most=38 + 35 * len(flat), alt="All settings",
     )  # fmt: skip
     with st.expander("Where these numbers come from"):
         st.json(report.origin(found), expanded=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core import formats
 from core.errors import ExpertScopeError
 from core.study.desk import StudyStatus
 from core.study.reporting import STAGES
@@ -71,8 +72,8 @@ def _panel(status: StudyStatus) -> None:
         st.metric(
             "facts per minute", "–" if not rate else f"{rate:,.0f}", border=True, help="That this stage is done with."
         )
-        st.metric("spent", text.seconds(progress.get("seconds", 0.0)), border=True)
-        st.metric("left", "–" if left is None else text.seconds(left, about=True), border=True)
+        st.metric("spent", formats.duration(progress.get("seconds", 0.0)), border=True)
+        st.metric("left", formats.duration(left, about=True), border=True)
     if funnel:
         st.html(funnel_bars(funnel, status.settings))
     st.caption("You can close this tab: the study goes on, and can be looked at from anywhere. Each batch is stored.")

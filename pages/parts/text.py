@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import datetime
 import html
 import re
 from collections.abc import Sequence
 
 from core.errors import ExpertScopeError
+from core.formats import count as counted
+from core.formats import probability
 from core.views import visible
 
 _CAUTION = "light-dark(#b45309, #f59e4b)"
 _ON_PAGES = {
+    " (--foil auto for all of them)": "",
     "--foil auto": "the switch below a typed fact's objects",
     "--first-token": "“First token of a longer object” under Tokens in the sidebar",
     "--occurrence": "occurrence",
     "--replacement": "“Other subject” in the sidebar",
+    "--cases scan": "the case set scan",
+    "--no-by-subject": "“by subject” among the settings",
 }
-"""An option that a message names → where that is on a page."""
+"""An option of the command line that a message names → where that is on a page."""
+_ASIDE = re.compile(r" \(--[a-z][^()]*\)")
+"""An option in brackets that no page has."""
 _MARK = "background:rgba(33,102,172,.18);border-bottom:2px solid #3f83c4;border-radius:4px;padding:.05em .25em"
 
 
@@ -38,10 +44,15 @@ def amount(n: int, what: str) -> str:
 
 def error(problem: ExpertScopeError) -> str:
     """What happened, and what to do next, as Markdown."""
-    step = problem.next
+    step = on_page(problem.next)
+    return plain(on_page(problem.what)) + (f"  \n{plain(step)}" if step else "")
+
+
+def on_page(sentence: str) -> str:
+    """A message as a page says it: the place of what is an option on the command line."""
     for option, place in _ON_PAGES.items():
-        step = step.replace(option, place)
-    return plain(problem.what) + (f"  \n{plain(step)}" if step else "")
+        sentence = sentence.replace(option, place)
+    return _ASIDE.sub("", sentence)
 
 
 def marked_prompt(text: str, span: tuple[int, int] | None) -> str:
@@ -103,13 +114,6 @@ def next_tokens(title: str, rows: Sequence[tuple[str, float]], *, true: str, foi
     )
 
 
-def probability(p: float) -> str:
-    """A probability for people; what rounds to 0 or 1 without being it is said to lie beside it."""
-    if 0 < p < 0.0005:
-        return "<0.001"
-    return ">0.999" if 0.9995 <= p < 1 else f"{p:.3f}"
-
-
 def prompts_table(rows: Sequence[tuple[str, str, str, str, str, str]]) -> str:
     """Prompts with one token marked: (before, token, after, value, where, address of a link or empty)."""
     table = "width:100%;border-collapse:collapse;font-size:.9rem;line-height:1.5"
@@ -134,31 +138,6 @@ def continuation(prompt: str, more: str) -> str:
     """A prompt and what a model goes on with, which is marked."""
     style = "font-size:.95rem;line-height:1.6;overflow-wrap:anywhere;white-space:pre-wrap"
     return f'<div style="{style}">{escape(prompt)}<mark style="{_MARK};color:inherit">{escape(more)}</mark></div>'
-
-
-def size(n_bytes: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000 or unit == "GB":
-            return f"{n_bytes:.0f} {unit}" if n_bytes >= 10 or unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return ""
-
-
-def moment(microseconds: int) -> str:
-    """A time, microseconds since 1970, for people: local, to the minute."""
-    return datetime.datetime.fromtimestamp(microseconds / 1e6).strftime("%Y-%m-%d %H:%M")
-
-
-def seconds(value: float, *, about: bool = False) -> str:
-    """A duration for people; `about`: an estimate."""
-    if value < 1:
-        return "under 1 s"
-    if value < 90:
-        shown = f"{value:.0f} s"
-    else:
-        shown = f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
-    return f"about {shown}" if about else shown
 
 
 def object_token(role: str, token: str, token_id: int, note: str) -> str:
@@ -241,7 +220,8 @@ def funnel(steps: Sequence[tuple[str, int, bool]], largest: int) -> str:
             f'<span style="flex:0 0 46%">{escape(what)}</span>'
             f'<span style="flex:1"><span style="display:block;height:.8em;border-radius:3px;width:{width:.2f}%;'
             f'background:{color}"></span></span>'
-            f'<span style="flex:0 0 3.5rem;text-align:right;font-variant-numeric:tabular-nums">{count:,}</span></div>'
+            '<span style="flex:0 0 3.5rem;text-align:right;font-variant-numeric:tabular-nums">'
+            f"{counted(count)}</span></div>"
         )
     return f"<div>{''.join(lines)}</div>"
 

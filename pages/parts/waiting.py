@@ -5,9 +5,8 @@ Of others it says the kind of work and the model, nothing that they typed (see `
 
 from __future__ import annotations
 
+from core import formats
 from core.queueing import MODEL, QUESTION, STUDY, Inside, Standing
-
-from . import text
 
 
 def words(standing: Standing) -> str:
@@ -15,7 +14,7 @@ def words(standing: Standing) -> str:
     inside = standing.inside
     parts = [f"waits for {_whose(inside)}" if inside else "about to begin"]
     if inside is not None and inside.seconds_left is not None:
-        parts.append(f"{text.seconds(inside.seconds_left, about=True)} left")
+        parts.append(f"{formats.duration(inside.seconds_left, about=True)} left")
     if inside is not None and inside.pauses:
         parts.append("which lets others in between its steps" if not standing.comes else "which gives way soon")
     line = ", ".join(parts)
