@@ -112,7 +112,7 @@ def test_a_cold_deep_link_a_cell_and_an_expert_show_the_right_numbers(server, ne
     expect(page.locator('[data-testid="stException"]')).to_have_count(0)
     clean, corrupt = known.contrasts
     shown = page.locator('[data-testid="stMetricValue"]').all_inner_texts()
-    expected = [f"{value:+.2f}".replace("-", "−") for value in (clean, corrupt, clean - corrupt)]
+    expected = [f"{value:+.3f}".replace("-", "−") for value in (clean, corrupt, clean - corrupt)]
     assert shown[:3] == expected
     layer_patch = known.effect(lambda draw: known.runs.layer_patch(draw, layer, pos))
     assert numbers(page, "The whole layer patch here") == pytest.approx(layer_patch, abs=2e-3)

@@ -51,7 +51,7 @@ def _trace(place: Place, screen: Screen, answers: Answers, _: tuple[Fact, ...]) 
     yield from _sidebar(request, screen)
     shown = screen.metrics
     contrasts = {"clean contrast": one.clean, "corrupt contrast": one.corrupt, "drop": one.drop}
-    expected = {name: f"{value:+.2f}".replace("-", "−") for name, value in contrasts.items()}
+    expected = {name: f"{value:+.3f}".replace("-", "−") for name, value in contrasts.items()}
     expected["P(true)"] = "{:.2f} → {:.2f}".format(*one.p_true)
     if any(not _same_number(shown.get(name, ""), value) for name, value in expected.items()):
         yield f"the head says {shown}, not {expected}"
