@@ -126,8 +126,8 @@ def _differences(shown: Shown, result: DerivedResult, names: tuple[str, str]) ->
            view.position_class, table=layers, expert=None, result=result)  # fmt: skip
     present.caption(
         divergence_words(
-            f"if the prompts were dealt to the two sets at random ({PERMUTATIONS} times; a fact that is in both in two "
-            "forms trades places with itself, and of prompts that are in both there are as many)"
+            f"if the prompts were dealt to the two sets at random ({PERMUTATIONS} times; a fact that is there in two "
+            "forms trades places with itself, and as many prompts as now are in both sets)"
         )
     )
     parts = pictures.kept(_part_table, result, view.run, view.position_class, shown.layer)
