@@ -58,9 +58,9 @@ def draw(result: TraceResult) -> Any:
         st.metric("corrupt contrast", logits(result.corrupt_contrast), help=CORRUPT, border=True)
         st.metric("drop", logits(result.drop), help=DROP, border=True)
         st.metric("P(true)", f"{probability(clean)} → {probability(corrupt)}", help=P_TRUE, border=True)
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.caption(UNITS, width="content")
-        place = st.container(width="content")
+    left, right = st.columns([9, 1], gap=None)
+    left.caption(UNITS)
+    place = right.container(horizontal=True, horizontal_alignment="right")
     tops = views.next_tokens(result)
     options = {"true": prov.true_token, "foil": prov.foil_token}
     mean = "" if request.draws == 1 else f", mean of {request.draws} draws"
