@@ -14,7 +14,7 @@ from pathlib import Path
 from .identity import DEMO, locate
 from .jobs import Job
 from .requests import ModelSpec
-from .turns import LONG, PAUSED, Asked
+from .turns import LONG, PAUSED, SHORT, Asked
 
 TRACE, QUESTION, MODEL, STUDY = "trace", "question", "model", "study"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -23,8 +23,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 @dataclass(frozen=True)
 class Inside:
     """Whose turn it is. `kind`: TRACE, QUESTION, MODEL (loading by hand) or STUDY; `title`: of a question its kind's,
-    of one's own work what it is about, else empty; `mine`: the viewer's own; `pauses`: it lets traces in between two
-    steps; `seconds_left`: where something honest can be said."""
+    of one's own work what it is about, else empty; `mine`: the viewer's own; `pauses`: it lets who waits in between
+    two steps; `seconds_left`: where something honest can be said."""
 
     kind: str
     title: str
@@ -96,6 +96,7 @@ def standing(
     job, None for a study; `there`: the models in memory, `most` of which may stay."""
     jobs = [asked for asked in waiting if asked.rank != LONG]
     place = next((i for i, asked in enumerate(jobs, 1) if asked.key == job.id), 1)
+    rank = next((asked.rank for asked in jobs if asked.key == job.id), SHORT)
     needs = job.needs if isinstance(job.needs, ModelSpec) else None
     wanted = None if inside is None or not isinstance(inside.wanted, ModelSpec) else inside.wanted
     comes = needs is not None and needs not in (*there, wanted)
@@ -103,17 +104,18 @@ def standing(
     return Standing(
         place=place,
         waiting=max(len(jobs), place),
-        inside=None if inside is None else _inside(inside, inside_job, viewer, names.get(wanted, "")),
+        inside=None if inside is None else _inside(inside, inside_job, viewer, names.get(wanted, ""), rank=rank),
         model=names.get(needs, ""),
         goes=tuple(names[spec] for spec in there) if comes and most == 1 else (),
         comes=comes,
     )
 
 
-def _inside(asked: Asked, job: Job | None, viewer: Hashable, model: str) -> Inside:
+def _inside(asked: Asked, job: Job | None, viewer: Hashable, model: str, *, rank: int) -> Inside:
+    """`rank`: of who waits."""
     if job is None:
         return Inside(STUDY, "", False, model, True, None)
     mine = viewer in job.owners
     kind = QUESTION if asked.rank == PAUSED else MODEL if job.lane == "models" else TRACE
     title = job.title if mine or kind == QUESTION else ""
-    return Inside(kind, title, mine, model, asked.rank == PAUSED, job.status().seconds_left)
+    return Inside(kind, title, mine, model, rank < asked.rank, job.status().seconds_left)
