@@ -135,6 +135,7 @@ class Place:
 
 TRACE = f"{FACTS[0].subject} → {FACTS[0].true}"
 FACT = {"fact": str(FACTS[0].case_id)}
+COMPARED = {"a.fact": FACT["fact"]}
 CELL = FACT | {"layer": "1", "pos": "3"}
 AVERAGES = averages_link.to_query(AveragesView(min_drop=None))
 TWO_SETS = routing_link.to_query(RoutingView(section="compare", b=PromptSet(PROMPTS, prompts=("Rome is",))))
@@ -166,9 +167,8 @@ PLACES = {
     "size": Place("Expert", "Size of an expert's output", expert(section="size"), "expert_size"),
     "neurons": Place("Expert", "Neurons of an expert", expert(section="neurons"), "expert_neurons"),
     "steering": Place("Expert", "Steering an expert", expert(section="steering"), "steering"),
-    "compare b": Place("Compare", TRACE, {"a.fact": FACT["fact"], "b.noise": "1"}, {"noise": 1.0}),
-    "compare maps": Place("Compare", "Layer × token at another site", {"a.fact": FACT["fact"], "b.site": "residual"},
-                          "site_map"),
+    "compare b": Place("Compare", TRACE, COMPARED | {"b.noise": "1"}, {"noise": 1.0}),
+    "compare map": Place("Compare", "b · Layer × token at another site", COMPARED | {"b.site": "residual"}, "site_map"),
     "validation": Place("Library", "Validation of facts", {"show": "validation"}, "validation"),
 }
 
@@ -305,7 +305,7 @@ def test_who_cancels_a_question_leaves_it_to_those_who_wait_for_it_too(bench, ho
 
 def test_two_places_of_a_page_wait_for_one_question_and_one_of_them_asks_another(bench, hold):
     hold.reset(waits_for(3.2))
-    page = opened("Compare", {"a.fact": FACT["fact"], "a.noise": "3.2"})
+    page = opened("Compare", COMPARED | {"a.noise": "3.2"})
     until(page, bench, hold, lambda: any(HELD in box for box in boxes(page)))
     assert [box.split(" · ")[0] for box in boxes(page)] == [f"{TRACE}: {HELD}"] * 2
     (job,) = [job for job in bench.jobs.all() if job.status().active]

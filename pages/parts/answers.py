@@ -28,14 +28,18 @@ PATIENCE = 0.3
 
 
 @overload
-def answer(request: TraceRequest, slot: str, *, auto: bool = True) -> tuple[TraceResult | None, bool]: ...
+def answer(
+    request: TraceRequest, slot: str, *, auto: bool = True, place: str = ""
+) -> tuple[TraceResult | None, bool]: ...
 @overload
-def answer(request: DerivedRequest, slot: str, *, auto: bool = True) -> tuple[DerivedResult | None, bool]: ...
-def answer(request: Request, slot: str, *, auto: bool = True) -> tuple[Any, bool]:
+def answer(
+    request: DerivedRequest, slot: str, *, auto: bool = True, place: str = ""
+) -> tuple[DerivedResult | None, bool]: ...
+def answer(request: Request, slot: str, *, auto: bool = True, place: str = "") -> tuple[Any, bool]:
     """(the result, computed just now), or (None, False) after showing why there is none and what can be done.
 
     `slot` names the place on the page: a new question in the same place lets go of the old one's job. `auto`: what is
-    quick starts by itself; False: nothing does.
+    quick starts by itself; False: nothing does. `place`: what a person calls it, where a page has two for one thing.
     """
     bench = base.workbench()
     jobs: dict[str, str] = st.session_state.setdefault("es_jobs", {})
@@ -62,9 +66,9 @@ def answer(request: Request, slot: str, *, auto: bool = True) -> tuple[Any, bool
     if job is None or not mine:
         return None, False
     if job.state in (FAILED, CANCELLED) or given_up(job):
-        _ended(job, request, slot)
+        _ended(job, request, slot, place)
     else:
-        progress(job.id, slot)
+        progress(job.id, slot, place)
     return None, False
 
 
@@ -114,14 +118,14 @@ def _button(request: Request, slot: str) -> bool:
     return clicked
 
 
-def _ended(job: Job, request: Request, slot: str) -> None:
+def _ended(job: Job, request: Request, slot: str, place: str) -> None:
     """There is no answer, and why; `job`: it failed, was cancelled, or goes on for others only."""
     if job.state == FAILED:
         _problem(job.error)
         if isinstance(job.error, InputError | ModelRefused):
             return  # the same question would end in the same way
     else:
-        cancelled(job)
+        cancelled(job, place)
     if st.button("Try again", key=f"es_again_{slot}", on_click=state.touch, icon=":material/refresh:"):
         if _submit(request, slot) is not None:
             state.rerun()
@@ -132,10 +136,14 @@ def given_up(job: Job) -> bool:
     return job.status().active and not job.stopping and viewer.me() not in job.owners
 
 
-def cancelled(job: Job) -> None:
+def cancelled(job: Job, place: str = "") -> None:
     """Say that there is no answer because this tab, or everybody, wants none."""
     more = "Another viewer waits for it too, so it goes on." if given_up(job) else "What was finished before is kept."
-    st.info(f"Cancelled: {text.plain(job.title)}. {more}", icon=":material/cancel:")
+    st.info(f"Cancelled: {text.plain(_called(job, place))}. {more}", icon=":material/cancel:")
+
+
+def _called(job: Job, place: str) -> str:
+    return f"{place} · {job.title}" if place else job.title
 
 
 def _problem(error: ExpertScopeError) -> None:
@@ -143,9 +151,9 @@ def _problem(error: ExpertScopeError) -> None:
 
 
 @st.fragment(run_every=0.5)
-def progress(job_id: str, slot: str) -> None:
-    """A job's progress with time left and cancel; the whole page is drawn again when it ends. `slot`: the place on the
-    page, for one job may be waited for in two of them."""
+def progress(job_id: str, slot: str, place: str = "") -> None:
+    """A job's progress with time left and cancel; the whole page is drawn again when it ends. `slot`, `place`: see
+    `answer`; one job may be waited for in two places."""
     bench = base.workbench()
     job = bench.jobs.get(job_id)
     if job is None or not job.status().active:
@@ -159,7 +167,7 @@ def progress(job_id: str, slot: str) -> None:
         if status.seconds_left is not None:
             words += f" · {formats.duration(status.seconds_left, about=True)} left"
     with st.container(border=True, horizontal=True, vertical_alignment="bottom"):
-        st.progress(status.fraction, text=f"{text.plain(status.title)}: {text.plain(words)}")
+        st.progress(status.fraction, text=text.plain(f"{_called(job, place)}: {words}"))
         if job.stopping:
             st.button("Stopping…", disabled=True, key=f"es_stop_{slot}_{job_id}")
         elif st.button("Cancel", key=f"es_cancel_{slot}_{job_id}"):

@@ -292,7 +292,7 @@ def _with_experts(result: TraceResult, pos: int, side: str) -> TraceResult | Non
     """The result that has the expert patches of `pos`: this one, or another request's, asked for when needed."""
     if pos in views.expert_positions(result):
         return result
-    return answer(result.request.replace(experts=(pos,)), f"compare experts {side}")[0]
+    return answer(result.request.replace(experts=(pos,)), f"compare experts {side}", place=side)[0]
 
 
 def _routing(compared: Compared) -> None:

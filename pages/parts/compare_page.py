@@ -154,7 +154,7 @@ def _map(side: str, link: Link, result: TraceResult) -> DerivedResult | None:
         return None
     if view.window > n_layers:
         st.warning(f"{side}: a window of {view.window} layers is more than the model has; {n_layers} are used.")
-    return answer(ask_map(link.request, view.site, view.window, n_layers), f"compare map {side}")[0]
+    return answer(ask_map(link.request, view.site, view.window, n_layers), f"compare map {side}", place=side)[0]
 
 
 def _changed(compared: Compared, pair: Pair, *, maps: bool) -> None:

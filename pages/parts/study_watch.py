@@ -72,7 +72,7 @@ def _panel(status: StudyStatus) -> None:
         st.metric(
             "facts per minute", "–" if not rate else f"{rate:,.0f}", border=True, help="That this stage is done with."
         )
-        st.metric("spent", formats.duration(progress.get("seconds", 0.0)), border=True)
+        st.metric("spent", formats.duration(progress.get("seconds")), border=True)
         st.metric("left", formats.duration(left, about=True), border=True)
     if funnel:
         st.html(funnel_bars(funnel, status.settings))
