@@ -94,7 +94,8 @@ def draw(shown: Shown) -> None:
     figure("Rescue and its controls", "rescue_estimates", shown.rescue, picture, found.estimates, view, caption=said)
     table(found.estimates, ESTIMATES, key=f"es_expert_estimates_{view.name}", alt="Estimates of the expert")
     if n := found.values["n_active"]:
-        rest = f"{n} facts where it is clean-active; in the other {found.values['n'] - n} its rescue counts as 0."
+        mine = text.amount(n, "fact")
+        rest = f"{mine} where it is clean-active; in the other {found.values['n'] - n} its rescue counts as 0."
         picture = expert_charts.rescue_histogram(found.facts, palette=palette)
         figure(
             "How the rescue is distributed", "rescue_histogram", shown.rescue, picture, found.facts, view, caption=rest
