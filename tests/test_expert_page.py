@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import pandas as pd
 import pytest
 from page_on_model import drawn, open_page, params_of, shown, small_model, workbench_for
 from streamlit.testing.v1 import AppTest
@@ -20,7 +22,7 @@ from core.formats import number
 from core.moe import MoeModel
 from core.routing_kinds import routed_of, routing_request
 from core.workbench import Workbench
-from pages.parts import present
+from pages.parts import expert_sections, present
 
 WAIT = 60.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -95,6 +97,14 @@ def test_the_numbers_above_the_sections_are_those_of_the_expert(bench, model, re
     assert f"{tokens.routed.sum()} of {len(tokens)} tokens" in text
     active, of = expert_routing.clean_active(tokens)["last"]
     assert f"{active} of {of} facts" in text
+
+
+def test_what_one_fact_says_has_no_interval():
+    row = {"quantity": "expert_rescue", "mean": 0.25, "ci_low": math.nan, "ci_high": math.nan, "n": 1, "meaning": "m"}
+    rows = [row, row | {"quantity": "specificity", "ci_low": -0.5, "ci_high": 1.0, "n": 7}]
+    found = expert_tables.Rescue(pd.DataFrame(), pd.DataFrame(rows), pd.DataFrame(), {})
+    assert expert_sections._estimate(found, "expert_rescue")[1:3] == ("+0.250", "no interval · n 1")
+    assert expert_sections._estimate(found, "specificity")[2] == "[−0.500, +1.000] · n 7"
 
 
 def test_what_takes_longer_is_asked_when_its_section_is_opened(bench, some):

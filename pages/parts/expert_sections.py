@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan
 
 import streamlit as st
 
@@ -52,7 +53,8 @@ def _estimate(found: Rescue, name: str) -> tuple[str, str, str, str]:
     words, row = SHORT[name], found.estimates.set_index("quantity").loc[name]
     if row.n == 0:
         return words, NONE, "missing", row.meaning
-    ends = f"[{logits(row.ci_low)}, {logits(row.ci_high)}] · n {row.n}"
+    interval = "no interval" if isnan(row.ci_low) else f"[{logits(row.ci_low)}, {logits(row.ci_high)}]"
+    ends = f"{interval} · n {row.n}"
     return words, logits(row["mean"]), ends, row.meaning
 
 
