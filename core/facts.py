@@ -280,7 +280,7 @@ def _text(row: Row, file: str, columns: tuple[str, ...], *, required: bool = Tru
     what = f"column {empty}, is empty" if empty else f"there is no column {named}"
     raise InputError(
         f"{file}: {row}: {what}." if not empty else f"{file}: {row}, {what}.",
-        f"Its columns are: {have}.",
+        ("Write it in, or take the row out of the file. " if empty else "") + f"Its columns are: {have}.",
         field="facts",
     )
 

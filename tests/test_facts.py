@@ -341,7 +341,7 @@ def test_no_foil_and_no_relation_offers_the_automatic_foil():
         (b"x", "f.xlsx", ["f.xlsx", "format"]),
         (b"x", "facts", ["facts", "format"]),
         (as_json([FRANCE, {"case_id": 1}]), "f.json", ["f.json", "row 1", "subject"]),
-        (as_json([counterfact(1, "{}", "", "x", "y")]), "f.json", ["row 0", "subject", "empty"]),
+        (as_json([counterfact(1, "{}", "", "x", "y")]), "f.json", ["row 0", "subject", "empty", "take the row out"]),
         (as_json([counterfact(1, "{}", "a", "  ", "y")]), "f.json", ["row 0", "target_true", "empty"]),
         (as_json([counterfact(1, None, "a", "x", "y")]), "f.json", ["row 0", "prompt"]),
         (as_json([counterfact(1, ["{}"], "a", "x", "y")]), "f.json", ["row 0", "prompt", "['{}']"]),
