@@ -52,7 +52,7 @@ def explain(error: BaseException, path: Path) -> StoreError:
         )
     if name == "full":
         return StoreError(
-            f"The disk with the store {path} is full; the answer was not stored.",
+            f"The disk with the store {path} is full; nothing was stored.",
             "Free some space, lower the store's limit and compact it, or set EXPERTSCOPE_HOME to another disk.",
         )
     if name == "denied" or isinstance(error, PermissionError):
