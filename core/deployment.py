@@ -1,8 +1,10 @@
 """What whoever runs a shared dashboard fixes for its viewers: which models and folders may be loaded.
 
 `EXPERTSCOPE_MODELS` lists them, separated by commas: `demo`, hub ids (`org/name`, or `org/*` for all of one owner), and
-folders (absolute; every model in or below one). Not set: anything may be loaded. `EXPERTSCOPE_MODELS_IN_MEMORY`: how
-many models may stay loaded at once, as far as memory allows; 1 unless given. The command line is not bound by either.
+folders (absolute; every model in or below one). Of a hub id the hub's own revision is meant, for anybody may propose
+another one there: `org/name@v1` names one, `@*` allows all. Not set: anything may be loaded.
+`EXPERTSCOPE_MODELS_IN_MEMORY`: how many models may stay loaded at once, as far as memory allows; 1 unless given. The
+command line is not bound by either.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ def allowed(environ: Mapping[str, str] = os.environ) -> tuple[str, ...] | None:
     return None if text is None else tuple(entry.strip() for entry in text.split(",") if entry.strip())
 
 
-def is_allowed(name: str, entries: tuple[str, ...] | None) -> bool:
-    """Whether a model may be loaded under this name. What counts of a folder is where it really lies."""
-    if entries is None or name in entries:
+def is_allowed(name: str, entries: tuple[str, ...] | None, *, revision: str | None = None) -> bool:
+    """Whether a model may be loaded under this name. What counts of a folder is where it really lies; of a hub model
+    its revision too."""
+    if entries is None or (name == DEMO and DEMO in entries):
         return True
     try:
         folder = Path(name).expanduser()
@@ -37,9 +40,14 @@ def is_allowed(name: str, entries: tuple[str, ...] | None) -> bool:
     if is_folder:
         real = folder.resolve()
         roots = [root for entry in entries if (root := Path(entry).expanduser()).is_absolute()]
-        return any(real.is_relative_to(root.resolve()) for root in roots)
-    owner, slash, rest = name.partition("/")
-    return bool(slash and rest) and f"{owner}/*" in entries
+        return name in entries or any(real.is_relative_to(root.resolve()) for root in roots)
+    for entry in entries:
+        model, _, revisions = entry.partition("@")
+        if revision in (None, revisions) or revisions == "*":
+            owner, slash, rest = name.partition("/")
+            if model == name or (slash and rest and model == f"{owner}/*"):
+                return True
+    return False
 
 
 def listed(entries: tuple[str, ...]) -> list[str]:
@@ -48,7 +56,8 @@ def listed(entries: tuple[str, ...]) -> list[str]:
     for entry in entries:
         folder = Path(entry).expanduser()
         if not folder.is_absolute():
-            out += [] if entry.endswith("/*") else [entry]
+            model = entry.partition("@")[0]
+            out += [] if model.endswith("/*") or model in out else [model]
         elif (folder / "config.json").is_file():
             out.append(entry)
         elif folder.is_dir():
@@ -67,8 +76,9 @@ def models_in_memory(environ: Mapping[str, str] = os.environ) -> int:
 def check_allowed(spec: ModelSpec, environ: Mapping[str, str] = os.environ) -> None:
     """Raises ModelError for a model that this dashboard does not load."""
     entries = allowed(environ)
-    if is_allowed(spec.name, entries):
+    if is_allowed(spec.name, entries, revision=spec.revision):
         return
     named = [entry for entry in entries or () if entry == DEMO or not Path(entry).expanduser().is_absolute()]
     choose = f"Choose one of: {', '.join(named)}." if named else "Ask whoever runs it."
-    raise ModelError(f"This dashboard does not load {spec.name}.", choose)
+    name = spec.name if spec.revision is None else f"{spec.name} at the revision {spec.revision}"
+    raise ModelError(f"This dashboard does not load {name}.", choose)

@@ -325,7 +325,7 @@ class Workbench:
 
     def model_state(self, spec: ModelSpec) -> ModelState:
         """Where the model is; reads folders only."""
-        if not is_allowed(spec.name, allowed()):
+        if not is_allowed(spec.name, allowed(), revision=spec.revision):
             return ModelState(NOT_HERE, "This dashboard does not load it.", None)
         entry = catalog.entry(spec.name, revision=spec.revision)
         memory = entry.memory(INT8_BYTES if spec.quantisation == INT8 else None)

@@ -71,6 +71,19 @@ def test_a_section_of_the_trace_with_experts_that_are_not_there(bench, engine, s
     assert any("no expert 999999" in text for text in said(page))
 
 
+def test_of_a_model_that_may_not_be_loaded_not_even_its_shape_is_told(bench, engine, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 7, "num_experts": 13}')
+
+    def told() -> bool:
+        page = finished(at("pages/Expert.py", {"model": str(tmp_path), "place": "L2E001"}), bench)
+        checked(page)
+        return any("7 × 13" in element.help for element in page.text_input)
+
+    assert told()
+    monkeypatch.setenv("EXPERTSCOPE_MODELS", "demo")
+    assert not told()
+
+
 @pytest.mark.parametrize("kind", ["html", "markdown"])
 def test_a_typed_fact_of_tags_is_text_everywhere(bench, engine, kind):  # noqa: F811
     text = VALUES[kind].replace("{}", "")

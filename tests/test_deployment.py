@@ -13,7 +13,7 @@ import pytest
 from fake_results import FRANCE, fake_result
 
 from core import logs
-from core.deployment import VARIABLE, allowed, is_allowed
+from core.deployment import VARIABLE, allowed, check_allowed, is_allowed, listed
 from core.errors import InputError, ModelError
 from core.jobs import JobRegistry
 from core.progress import SILENT
@@ -56,6 +56,32 @@ def test_a_model_is_loaded_only_if_it_is_named_or_lies_in_a_named_folder(tmp_pat
         name = name.replace(mark, path)
     entries = allowed({} if setting is None else {VARIABLE: setting})
     assert is_allowed(name, entries) is expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "revision", "expected"),
+    [
+        ("org/name", None, True),
+        ("org/name", "refs/pr/1", False),
+        ("org/*", "v1", False),
+        ("org/name@v1", "v1", True),
+        ("org/name@v1", None, True),
+        ("org/name@v1", "v2", False),
+        ("org/name@*", "anything", True),
+        ("org/*@*", "anything", True),
+        ("other/name@*", "v1", False),
+        (None, "refs/pr/1", True),
+    ],
+)
+def test_of_a_hub_model_only_the_named_revisions_are_loaded(monkeypatch, setting, revision, expected):
+    entries = allowed({} if setting is None else {VARIABLE: setting})
+    assert is_allowed("org/name", entries, revision=revision) is expected
+    if expected:
+        check_allowed(ModelSpec("org/name", revision), {} if setting is None else {VARIABLE: setting})
+    else:
+        with pytest.raises(ModelError, match=f"does not load org/name at the revision {revision}"):
+            check_allowed(ModelSpec("org/name", revision), {VARIABLE: setting})
+    assert listed(("org/name", "org/name@v1", "org/*@*")) == ["org/name"]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import streamlit as st
 
 from core import catalog, expert_link
+from core.deployment import allowed, is_allowed
 from core.derived import DerivedResult
 from core.expert_link import SECTIONS, ExpertView
 from core.requests import Fact, corrupt_runs
@@ -157,7 +158,9 @@ def _pickers(view: ExpertView, shape: Shape | None) -> None:
 
 def _by_name(view: ExpertView) -> None:
     key = address.key("expert name")
-    known = catalog.entry(view.model.name, revision=view.model.revision).shape
+    model = view.model
+    may = is_allowed(model.name, allowed(), revision=model.revision)
+    known = catalog.entry(model.name, revision=model.revision).shape if may else "?"
     st.text_input(
         "Expert", view.name, key=key, width=110, label_visibility="collapsed", placeholder="L6E005", max_chars=14,
         help=f"Layer and expert, as L6E005; layers × experts of this model: {known}.",
