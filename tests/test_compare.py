@@ -380,7 +380,31 @@ def test_the_sentences_say_contrasts_best_cells_and_order(compared):
     assert f"correlates by {compared.correlation[0]:.3f} (Spearman)".replace("-", "−") in told
     headings, rows, titles = words.numbers(compared)
     assert headings == ["", "a", "b", "b − a"] and len(rows) == len(titles) == 5
-    assert rows[2] == ["drop", "+5.000", "+3.000", "−2.000"]
+    b = compared.b
+    of_draws = b.frame[b.frame.kind == "corrupt"].contrast.to_list()
+    sd = np.std(of_draws, ddof=1)
+    assert len(of_draws) == b.request.draws > 1
+    p_true = b.runs[b.runs.run == "corrupt"].p_true.to_list()
+    spread = f" (sd {sd:.3f})"
+    assert rows[2] == ["drop", f"+5.000 (sd {np.std(drops_of(compared.a), ddof=1):.3f})", f"+3.000{spread}", "−2.000"]
+    assert rows[1][2].endswith(spread) and rows[0][2] == "+4.500"
+    assert rows[4][2].endswith(f" (sd {np.std(p_true, ddof=1):.3f})")
+
+
+def drops_of(result) -> list[float]:
+    """The drop of each draw."""
+    rows = result.frame
+    clean = float(rows[rows.kind == "clean"].contrast.iloc[0])
+    return [clean - contrast for contrast in rows[rows.kind == "corrupt"].contrast]
+
+
+def test_a_small_probability_is_told_from_none_and_one_draw_has_no_spread():
+    a = fake_result(request=BASE.replace(draws=1))
+    b = dataclasses.replace(a, runs=a.runs.assign(p_true=2e-5))
+    _, rows, _ = words.numbers(Compared(a, b))
+    assert [row[2] for row in rows[3:]] == ["<0.001", "<0.001"]
+    assert not any("sd" in value for row in rows for value in row)
+    assert rows[0][3] == "0.000", "no signed zero"
 
 
 # -- maps at other sites -----------------------------------------------------------------------------------------------

@@ -167,6 +167,11 @@ def test_the_maps_are_those_of_another_site_on_both_sides_or_on_one(bench, engin
     assert (params_of(page)["a.site"], params_of(page)["b.site"]) == ("attention", "moe")
     assert "layer × token map attention → MoE output" in shown(page) and len(engine.derived) == 2
     assert any("b.site=moe" in code.value and code.value.startswith("python -m core") for code in page.code)
+    next(b for b in page.sidebar.selectbox if b.label == "In a window of").select(2).run()
+    page = finished(finished(page, bench), bench)
+    params = params_of(page)
+    assert [params.get(f"{side}.window", "1") for side in "ab"] == ["1", "2"] and params["a.site"] == "attention"
+    assert engine.derived[2:] == [ask("site_map", requests[1], site="moe", window=2)]
 
 
 def test_a_window_of_more_layers_than_there_are_is_the_whole_model(bench, engine):  # noqa: F811

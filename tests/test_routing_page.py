@@ -121,6 +121,30 @@ def test_an_expert_shows_the_tokens_behind_it_and_where_they_lead(bench, result)
     assert view_of(drawn(page)).expert is None and "tokens behind" not in shown(page)
 
 
+@pytest.mark.parametrize(("section", "names"), [("frequency", ["routing-frequency", "routing-bars"]),
+                                                ("relations", ["routing-information", "routing-relations"]),
+                                                ("co-activation", ["routing-pairs"])])  # fmt: skip
+def test_a_file_shows_the_mark_that_is_on_the_screen(bench, result, section, names):
+    """A click is a mark of the widget's own: the picture it was drawn from stays as it was."""
+    layer = result.values["layers"][1]
+    page = opened(RoutingView(section=section, layer=layer, position_class="last token"))
+    slots = page.session_state["es_slots"]
+    keys = {name: slots[name].key for name in names}
+    for name in names:
+        assert slots[name].preset == (layer, None)
+        slots[name].picked = (layer, 2)
+    control(page, "selectbox", "Expert").set_value(2).run()
+    parts = {name: noted.part for name, noted in drawn(page).session_state["es_noted"].items()}
+    for name in names:
+        spec = parts[name].picture.spec
+        if section == "co-activation":  # the chosen expert's column is framed
+            framed = [list(table.column) for table in parts[name].picture.tables.values() if list(table) == ["column"]]
+            assert framed == [["2"]] and slots[name].preset == (layer, 2)
+        else:
+            assert slots[name].key == keys[name], "drawn anew, the click would be lost"
+            assert [p["value"] for p in spec["params"]] == [[{"layer": layer, "expert": 2}]], name
+
+
 def test_relations_and_pairs(bench, result):
     page = opened(RoutingView(section="relations", run="corrupt"))
     table = result.tables["information"]

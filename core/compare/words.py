@@ -6,7 +6,7 @@ import math
 
 from .. import views
 from ..agreement import agreement
-from ..formats import bound, logits, number, overlap, percent, probability, restoration
+from ..formats import bound, logit, logits, number, overlap, percent, probability, restoration
 from ..results import MIN_DROP, TraceResult
 from ..sites import MOE, map_name
 from .asked import Setting, apart
@@ -191,19 +191,32 @@ def _lower(sentence: str) -> str:
 
 def numbers(compared: Compared) -> tuple[list[str], list[list[str]], list[str]]:
     """(headings, rows, what each row means) of the table of numbers: of a, of b, and b − a."""
-    values = [(r.clean_contrast, r.corrupt_contrast, r.drop, *views.p_true(r)) for r in (compared.a, compared.b)]
-    rows = [
-        [name, *map(probability if name.startswith("P(") else logits, pair), number(pair[1] - pair[0], 3, True)]
-        for name, *pair in zip(QUANTITIES, *values, strict=True)
-    ]
+    results = compared.a, compared.b
+    values = [(r.clean_contrast, r.corrupt_contrast, r.drop, *views.p_true(r)) for r in results]
+    spreads = [_over_draws(r) for r in results]
+    rows = []
+    for i, name in enumerate(QUANTITIES):
+        form = probability if name.startswith("P(") else logits
+        a, b = (f"{form(value[i])}{spread.get(name, '')}" for value, spread in zip(values, spreads, strict=True))
+        rows.append([name, a, b, number(values[1][i] - values[0][i], 3, True)])
     return ["", "a", "b", "b − a"], rows, list(QUANTITIES.values())
+
+
+def _over_draws(result: TraceResult) -> dict[str, str]:
+    """How far the draws lie apart, as it stands behind a mean: the sample standard deviation. Empty of one draw."""
+    if result.request.draws == 1:
+        return {}
+    contrast = result.frame[result.frame.kind == "corrupt"].contrast.std()
+    p_true = result.runs[result.runs.run == "corrupt"].p_true.std()
+    told = {"corrupt contrast": contrast, "drop": contrast, "P(true), corrupt": p_true}
+    return {name: f" (sd {logit(value)})" for name, value in told.items()}
 
 
 QUANTITIES = {
     "clean contrast": "logit(true object) − logit(foil) at the last position of the prompt as it is.",
-    "corrupt contrast": "The same with the subject corrupted; mean over the draws.",
-    "drop": "Clean minus corrupt contrast: what there is to restore.",
+    "corrupt contrast": "The same with the subject corrupted; mean over the draws, with their standard deviation.",
+    "drop": "Clean minus corrupt contrast: what there is to restore. It spreads as the corrupt contrast.",
     "P(true), clean": "Probability of the true object's token in the clean run.",
-    "P(true), corrupt": "The same in the corrupt runs; mean over the draws.",
+    "P(true), corrupt": "The same in the corrupt runs; mean over the draws, with their standard deviation.",
 }
 """Rows of the table of numbers, and what they mean."""

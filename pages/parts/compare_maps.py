@@ -13,7 +13,7 @@ from core.compare import charts as compare_charts
 from core.compare.align import same_role
 from core.compare.link import SIDES, Pair
 from core.compare.tables import COMPARED, ONLY_A, ONLY_B, Compared
-from core.formats import logits, restoration
+from core.formats import count, logit, logits, restoration
 from core.links import MEASURES, View
 from core.picture import Picture
 from core.requests import digest
@@ -240,7 +240,8 @@ def cell(compared: Compared, where: Place, sides: Mapping[str, str] = BOTH) -> N
         row = values[side] = found.iloc[0]
         restored = "missing" if pd.isna(row.restoration) else restoration(row.restoration)
         rescue = logits(row.rescue)
-        told.append(f"{name} at “{text.plain(row.label)}” rescue **{rescue}**, restoration {restored}")
+        spread = "" if pd.isna(row.rescue_sd) else f" (sd {logit(row.rescue_sd)} over {count(row.draws)} draws)"
+        told.append(f"{name} at “{text.plain(row.label)}” rescue **{rescue}**{spread}, restoration {restored}")
     if len(values) == 2 and not compared.no_cells:
         pairs = [(name, *(values[side][name] for side in SIDES)) for name in COMPARED]
         changes = [f"{name} {logits(b - a)}" for name, a, b in pairs if not pd.isna(b - a)]

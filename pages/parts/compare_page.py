@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from core import sites
@@ -22,6 +24,7 @@ from . import (
     compare_state,
     facts_panel,
     frame,
+    map_switches,
     model_panel,
     navigation,
     present,
@@ -113,6 +116,13 @@ def _map_of(side: str, view: View) -> None:
             format_func=sites.NAMES.__getitem__,
             on_change=address.callback(key, lambda: compare_state.show(side, site=st.session_state[key])),
         )  # fmt: skip
+
+        def window(key: str) -> Callable[[], None]:
+            return address.callback(key, lambda: compare_state.show(side, window=st.session_state[key] or 1))
+
+        map_switches.window(
+            view.window, n_layers=None, key=address.key(f"window of {side} {view.window}"), callback=window
+        )
 
 
 def _head(pair: Pair) -> None:

@@ -72,11 +72,11 @@ def draw(shown: Shown) -> None:
         slot.picked = mark["neuron"]
         expert_state.look(neuron=mark["neuron"])
 
+    picture = charts.neuron_map(neurons, neuron=slot.preset, palette=palette)
     figure(
-        "Input–output cosine and write", "neurons", result,
-        charts.neuron_map(neurons, neuron=slot.preset, palette=palette), neurons, view,
-        caption=" ".join([MAP, *_carried(result, neurons)]),
-        selection="neuron", on_pick=pick, key=slot.key,
+        "Input–output cosine and write", "neurons", result, picture, neurons, view,
+        caption=" ".join([MAP, *_carried(result, neurons)]), selection="neuron", on_pick=pick, key=slot.key,
+        seen=pictures.as_seen(picture, slot, neuron=view.neuron),
     )  # fmt: skip
     table(
         neurons, NEURONS, key=f"es_expert_neurons_{view.name}", alt="Neurons of the expert",

@@ -94,9 +94,11 @@ def figure(
     selection: str = "",
     on_pick: Callable[[dict[str, int]], None] | None = None,
     key: str = "",
+    seen: Picture | None = None,
 ) -> None:
-    """A picture with its heading, downloads and what it shows. `key`: of the widget, where it has a slot."""
-    header(title, name, result, picture, table, view)
+    """A picture with its heading, downloads and what it shows. `key`: of the widget, where it has a slot, and then
+    `seen`: the picture as it stands on the screen."""
+    header(title, name, result, picture if seen is None else seen, table, view)
     key = key or f"es_expert_{name}_{view.name}_{pictures.theme().name}"
     if on_pick is None:
         pictures.still(picture, key=key, alt=f"{title} of {view.name}. {caption}")

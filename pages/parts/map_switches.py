@@ -29,9 +29,11 @@ def site(current: str | None, *, key: str, callback: Callable[[str], Callable[[]
     )  # fmt: skip
 
 
-def window(current: int | None, *, n_layers: int, key: str, callback: Callable[[str], Callable[[], None]]) -> None:
-    """The same for the number of layers at once."""
-    options = sorted({w for w in WINDOWS if w <= n_layers} | ({current} if current else set()))
+def window(
+    current: int | None, *, n_layers: int | None, key: str, callback: Callable[[str], Callable[[], None]]
+) -> None:
+    """The same for the number of layers at once. `n_layers`: of the model, None where it is not known yet."""
+    options = sorted({w for w in WINDOWS if n_layers is None or w <= n_layers} | ({current} if current else set()))
     st.selectbox(
         "In a window of", options, index=None if current is None else options.index(current), key=key,
         width=display.pixels(140), on_change=callback(key), help=HELP_WINDOW, placeholder="not the same",

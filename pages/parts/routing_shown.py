@@ -172,17 +172,22 @@ def header(
     palette = pictures.theme()
     wanted = (shown.layer, expert)
     tokens = (shown.view.run, shown.view.position_class)
-    slot = pictures.slot(name, (result.request, args, tokens, palette.name, shown.layer, repr(options)), wanted)
-    picture = None
+    # of pairs a column is framed, which a click does not move: the map is drawn anew
+    column = expert if selection == "pair" else None
+    base = (result.request, args, tokens, palette.name, shown.layer, repr(options), column)
+    slot = pictures.slot(name, base, wanted)
+    picture = seen = None
     if there:
         marks: dict[str, Any] = {"layer": shown.layer} if framed or selection == "layer" else {}
         if selection != "layer":
             marks["expert"] = slot.preset[1]
         made_of = result if source is None else source
-        picture = pictures.kept(build, made_of, *args, **marks, **options, palette=palette)
+        picture = seen = pictures.kept(build, made_of, *args, **marks, **options, palette=palette)
+        if selection == "expert":
+            seen = pictures.as_seen(picture, slot, layer=shown.layer, expert=expert)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"##### {text.plain(title)}", width="content")
-        downloads.menu(name, title, result, picture, table)
+        downloads.menu(name, title, result, seen, table)
     if picture is None:
         return
 
