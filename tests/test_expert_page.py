@@ -249,4 +249,8 @@ def test_the_report_has_what_the_sections_say(bench, some, monkeypatch):
     kinds = [json.loads(shlex.split(line)[4])["kind"] for line in commands]
     assert kinds == ["expert_rescue", "routing", "steering"], "the numbers above the section are there too"
     noted = page.session_state["es_noted"]
-    assert "Scaling changes the contrast by" in noted[f"{some.name}_steering_texts"].part.caption
+    part = noted[f"{some.name}_steering_texts"].part
+    row = part.table.iloc[0]
+    for more in (row.clean_continuation, row.scaled_continuation):
+        assert f": “{row.prompt}{more}”." in part.caption
+    assert "Scaling changes the contrast by" in part.caption

@@ -50,7 +50,11 @@ def _say(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.Derived
         st.markdown(f"##### {view.name} {times}", width="content")
         downloads.menu(f"{view.name}_steering_tokens", "Next tokens", result, None, tokens)
         texts = result.tables["facts"]
-        downloads.menu(f"{view.name}_steering_texts", "Contrasts and continuations", result, None, texts)
+        name, title = f"{view.name}_steering_texts", "Contrasts and continuations"
+        downloads.menu(name, title, result, None, texts)
+        both = zip(("unscaled", times), (row.clean_continuation, row.scaled_continuation), strict=True)
+        said = " ".join(f"{run}: “{row.prompt}{more}”." for run, more in both)
+        present.note(name, title, None, texts, result, caption=f"The prompt and its continuation, {said}")
     if not row.scaled_positions:
         present.caption(f"{view.name} is routed at none of these positions of the prompt, so nothing was scaled there.")
     options = {"true": row.true_token, "foil": row.foil_token}
