@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .cli_options import load, open_store
 from .console import TerminalProgress, visible
-from .errors import InputError
+from .errors import ExpertScopeError, InputError
 
 if TYPE_CHECKING:
     from .compare.tables import Compared
@@ -107,12 +109,22 @@ def _answered(
     open_ = [i for i in range(len(links)) if found[i] is None or (not views[i].is_base and maps[i] is None)]
     for spec in dict.fromkeys(requests[i].model for i in open_):
         mine = [i for i in open_ if requests[i].model == spec]
-        model = load(spec, store, progress)
-        answers = trace_many(model, [requests[i] for i in mine], store=store, progress=progress)
-        for i, result in zip(mine, answers, strict=True):
-            found[i] = result
-            if (one := asked(i)) is not None:
-                maps[i] = derived.derive(model, one, store=store, progress=progress)
-        del model
+        with _named(" and ".join("ab"[i] for i in mine)):
+            model = load(spec, store, progress)
+            answers = trace_many(model, [requests[i] for i in mine], store=store, progress=progress)
+            for i, result in zip(mine, answers, strict=True):
+                found[i] = result
+                if (one := asked(i)) is not None:
+                    maps[i] = derived.derive(model, one, store=store, progress=progress)
+            del model
     return list(zip(found, maps, strict=True))  # type: ignore[arg-type]
 
+
+@contextlib.contextmanager
+def _named(sides: str) -> Iterator[None]:
+    """An error inside says whose it is."""
+    try:
+        yield
+    except ExpertScopeError as error:
+        error.what = f"{sides}: {error.what}"
+        raise

@@ -14,7 +14,7 @@ import pytest
 from fake_cells import LIFT, fake_answer
 from fake_results import FRANCE, fake_result
 
-from core import export, views
+from core import cli_compare, export, views
 from core.cells.asking import ask
 from core.compare import charts, words
 from core.compare.align import align
@@ -344,6 +344,18 @@ def test_before_there_are_answers_each_side_says_what_it_asks_and_what_of_it_dif
         ("draws 2", True), ("special tokens on", True),
     ]  # fmt: skip
     assert asked(other, other)[1] == ("revision v2", False), "what is not as by default is said on both sides"
+
+
+@pytest.mark.parametrize("other, sides", [(BIG, "a"), (BASE.model, "a and b")])
+def test_the_command_says_which_side_has_no_answer(monkeypatch, other, sides):
+    def load(*_):
+        raise InputError("There is no such folder.", "Check the path.")
+
+    monkeypatch.setattr(cli_compare, "load", load)
+    links = [one(BASE), one(BASE.replace(model=other, noise=1.0))]
+    with pytest.raises(InputError) as caught:
+        cli_compare._answered(links, None, None)
+    assert (caught.value.what, caught.value.next) == (f"{sides}: There is no such folder.", "Check the path.")
 
 
 def test_one_side_alone_says_its_numbers():
