@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -9,6 +12,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 TABLE = """
+import ast
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -75,3 +81,19 @@ def test_only_the_named_columns_are_seen_and_none_names_a_format(sent):
     assert "hidden" in raw
     assert '"format"' not in proto.columns, "a format of Streamlit's would be shown instead of the text"
     assert proto.placeholder == "–"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parent.parent / "pages" / "parts").glob("*.py")),
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_no_switch_is_cut_off_where_the_page_is_narrow(path):
+    """Unless told to wrap, or as wide as the sidebar, a row of choices runs off to the right and scrolls."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "segmented_control":
+            given = {one.arg: ast.unparse(one.value) for one in node.keywords}
+            assert given.get("wrap") == "True" or given.get("width") == "'stretch'", (path.stem, node.lineno)
+
+
+def test_every_table_is_written_by_the_one_module():
+    parts = Path(__file__).resolve().parent.parent / "pages" / "parts"
+    others = [path.stem for path in parts.glob("*.py") if "st.dataframe(" in path.read_text("utf-8")]
+    assert others == ["listing"]

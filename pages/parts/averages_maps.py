@@ -61,7 +61,7 @@ def _switch(view: AveragesView) -> None:
         look(measure=st.session_state[key] or MEASURES[0])
 
     st.segmented_control(
-        "What the colours show", MEASURES, default=view.measure, key=key, required=True,
+        "What the colours show", MEASURES, default=view.measure, key=key, wrap=True, required=True,
         on_change=address.callback(key, change),
         format_func=lambda m: "restoration" if m == "restoration" else "rescue in logits",
         label_visibility="collapsed",

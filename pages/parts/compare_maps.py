@@ -114,7 +114,7 @@ def switches(pair: Pair, n_layers: int) -> None:
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         st.segmented_control(
-            "What the colours show", MEASURES, default=a.measure, key=key, required=True,
+            "What the colours show", MEASURES, default=a.measure, key=key, wrap=True, required=True,
             on_change=address.callback(
                 key, lambda: compare_state.show(measure=st.session_state[key] or MEASURES[0])
             ),

@@ -73,7 +73,7 @@ def draw(shown: Shown) -> None:
     view, palette = shown.view, pictures.theme()
     place, key = view.place, address.key("expert place")
     st.segmented_control(
-        "Where it is knocked out", list(PLACES), default=place, key=key, required=True,
+        "Where it is knocked out", list(PLACES), default=place, key=key, wrap=True, required=True,
         format_func=PLACES.__getitem__, label_visibility="collapsed",
         on_change=address.callback(key, lambda: expert_state.look(place=st.session_state[key] or EVERYWHERE)),
     )  # fmt: skip

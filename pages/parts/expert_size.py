@@ -48,7 +48,7 @@ def draw(shown: Shown) -> None:
         return
     key = address.key("expert measure")
     st.segmented_control(
-        "Measure", MEASURES, default=view.measure, key=key, required=True, help=HELP,
+        "Measure", MEASURES, default=view.measure, key=key, wrap=True, required=True, help=HELP,
         format_func=lambda m: m.replace("_", " "),
         on_change=address.callback(key, lambda: expert_state.look(measure=st.session_state[key] or MEASURES[0])),
     )  # fmt: skip

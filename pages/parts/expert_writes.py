@@ -63,7 +63,8 @@ def _tokens(shown: Shown, result) -> None:  # noqa: ANN001 - a core.derived.Deri
     view = shown.view
     key = address.key("expert written")
     st.segmented_control(
-        "Mean of its", WRITTEN, default=view.written, key=key, required=True, format_func=NAMES.__getitem__, help=HELP,
+        "Mean of its", WRITTEN, default=view.written, key=key, wrap=True,
+        required=True, format_func=NAMES.__getitem__, help=HELP,
         on_change=address.callback(key, lambda: expert_state.look(written=st.session_state[key] or WRITTEN[2])),
     )  # fmt: skip
     what, _, where = view.written.partition("_")

@@ -80,6 +80,6 @@ def _switch(view: LibraryView) -> None:
         look(section=st.session_state[key] or SECTIONS[0], search="")
 
     st.segmented_control(
-        "Section", SECTIONS, default=view.section, key=key, required=True, format_func=TITLES.__getitem__,
+        "Section", SECTIONS, default=view.section, key=key, wrap=True, required=True, format_func=TITLES.__getitem__,
         on_change=address.callback(key, change), label_visibility="collapsed",
     )  # fmt: skip

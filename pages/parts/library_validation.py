@@ -87,7 +87,8 @@ def _settings(view: LibraryView) -> None:
         ):
             key = address.key(f"library {name}")
             st.segmented_control(
-                name.replace("_", " "), options, default=getattr(view, name), key=key, help=help_, required=True,
+                name.replace("_", " "), options, default=getattr(view, name), key=key, wrap=True,
+                help=help_, required=True,
                 on_change=_change(name, key, str),
             )  # fmt: skip
 

@@ -24,7 +24,7 @@ LABEL = "What layer × token patches"
 def site(current: str | None, *, key: str, callback: Callable[[str], Callable[[], None]], label: str = LABEL) -> None:
     """`current`: the site, None: not the same everywhere. `callback(key)`: what is done when `key`'s widget changes."""
     st.segmented_control(
-        label, sites.SITES, default=current, key=key, required=current is not None, on_change=callback(key),
+        label, sites.SITES, default=current, key=key, wrap=True, required=current is not None, on_change=callback(key),
         format_func=sites.NAMES.__getitem__, help=HELP_SITE,
     )  # fmt: skip
 

@@ -85,7 +85,8 @@ def _switches(result: TraceResult, view: View) -> None:
         several = result.request.draws > 1 or view.measure == SPREAD
         key = state.key("measure")
         st.segmented_control(
-            "What the colours show", SHOWN if several else MEASURES, default=view.measure, key=key, required=True,
+            "What the colours show", SHOWN if several else MEASURES, default=view.measure, key=key, wrap=True,
+            required=True,
             on_change=state.callback(key, lambda: state.look(measure=st.session_state[key] or MEASURES[0])),
             format_func=COLOUR_NAMES.__getitem__, help=HELP_MEASURE,
         )  # fmt: skip

@@ -79,7 +79,7 @@ def _results(view: RoutingView, result: DerivedResult) -> None:
     _left_out(result)
     key = address.key("routing section")
     st.segmented_control(
-        "Section", SECTIONS, default=view.section, key=key, required=True, format_func=TITLES.__getitem__,
+        "Section", SECTIONS, default=view.section, key=key, wrap=True, required=True, format_func=TITLES.__getitem__,
         on_change=address.callback(key, lambda: look(section=st.session_state[key] or SECTIONS[0])),
         label_visibility="collapsed",
     )  # fmt: skip

@@ -71,7 +71,8 @@ def _choose(shown: View) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         scope = state.key("scope")
         st.segmented_control(
-            "Experts of", SCOPES, default=shown.scope, key=scope, required=True, format_func=SCOPE_NAMES.__getitem__,
+            "Experts of", SCOPES, default=shown.scope, key=scope, wrap=True,
+            required=True, format_func=SCOPE_NAMES.__getitem__,
             on_change=state.callback(scope, lambda: state.look(scope=st.session_state[scope] or SCOPES[0])),
             help="Candidates are the clean-active experts of the cell, of the layer or token, or of every cell.",
         )  # fmt: skip

@@ -35,7 +35,8 @@ def draw(at: TraceResult, shown: View, ident: str) -> None:
     """The switch and the open section. `at`: has the expert patches of the chosen cell's position."""
     key = state.key(f"section/{shown.section}")
     st.segmented_control(
-        "More about this cell", SECTIONS, default=shown.section, key=key, format_func=NAMES.__getitem__, help=HELP,
+        "More about this cell", SECTIONS, default=shown.section, key=key, wrap=True,
+        format_func=NAMES.__getitem__, help=HELP,
         on_change=state.callback(key, lambda: state.look(section=st.session_state[key])),
     )  # fmt: skip
     if shown.section is not None:

@@ -133,6 +133,7 @@ def _facts(problem: tuple[str, str] | None) -> tuple[str | None, list[Fact] | No
     stored = base.workbench().fact_lists.names()
     source = st.segmented_control(
         "Facts", [BUNDLED, *(["a list"] if stored else []), "a file"], default=BUNDLED, required=True, key=key,
+        wrap=True,
         help="The bundled facts belong to the demo model. A list: of the Library page. A file: CounterFact as JSON, "
         "JSONL, CSV or Parquet.",
     )  # fmt: skip
