@@ -58,7 +58,7 @@ def draw(spec: ModelSpec, *, place: str, changed: Callable[[ModelSpec], None]) -
     now = base.workbench().model_state(spec)
     memory = f" · needs about {formats.size(now.memory)} of memory" if now.memory and spec.name != "demo" else ""
     badge = STATE_BADGES.get(now.state, ":orange-badge[not here]")
-    st.markdown(f"{badge} :small[{now.detail}{memory}]", width="stretch")
+    st.markdown(f"{badge} :small[{text.plain(now.detail)}{memory}]", width="stretch")
     if note := in_its_place(spec):
         st.caption(note)
     if spec.name == "demo":
