@@ -15,7 +15,7 @@ from core.picture import Picture
 
 from . import address, display
 
-KEPT = 256
+KEPT = 160
 """Pictures kept at most, those of all viewers together."""
 _cache = Bounded(KEPT)
 
