@@ -15,7 +15,7 @@ from core.picture import Picture
 
 from . import address, display
 
-KEPT = 160
+KEPT = 128
 """Pictures kept at most, those of all viewers together."""
 _cache = Bounded(KEPT)
 
