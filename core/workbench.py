@@ -41,7 +41,7 @@ from .turns import PAUSED, SHORT, Asked, GaveWay, Turns
 log = logging.getLogger(__name__)
 
 LOADED, ON_DISK, NOT_HERE = "loaded", "on disk", "not here"
-KEPT_RESULTS, KEPT_VALUES = 48, 5 * 10**6
+KEPT_RESULTS, KEPT_VALUES = 48, 10**7
 """How many answers stay in memory, and how many values in their tables together (about 8 bytes each)."""
 TRACES, DERIVED = "", "derived"
 """The queue of what is more than a trace."""
