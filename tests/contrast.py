@@ -29,7 +29,7 @@ _FAINT = r"""() => {
     range.selectNodeContents(walk.currentNode);
     const box = range.getBoundingClientRect(), svg = element.namespaceURI.includes("svg");
     if (!text || box.width < 2 || style.visibility === "hidden" || /Material/.test(style.fontFamily)) continue;
-    if (element.closest("script, style, [disabled], [aria-disabled=true], [data-testid=stSlider]")) continue;
+    if (element.closest("script, style, [data-testid=stSlider]")) continue;
     const colour = read(svg ? style.fill : style.color), below = ground(element);
     if (!colour) { faint.push(`${text}: ${style.color} is not understood`); continue; }
     const shown = over(colour, below, colour[3] * opacity(element));
@@ -37,15 +37,16 @@ _FAINT = r"""() => {
     const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
     const contrast = (bright + 0.05) / (dark + 0.05);
     seen += 1;
-    if (contrast < (large ? 3 : 4.5)) faint.push(`${contrast.toFixed(2)} ${text.slice(0, 60)}`);
+    const off = element.closest("[disabled], [aria-disabled=true]");
+    if (contrast < (off ? 1.5 : large ? 3 : 4.5)) faint.push(`${contrast.toFixed(2)} ${text.slice(0, 60)}`);
   }
   return [seen, faint];
 }"""
 
 
 def faint(page: Page) -> list[str]:
-    """The texts of a page whose contrast is below AA (4.5; 3 where they are large), with it. Charts' canvases are not
-    read, nor what is switched off."""
+    """The texts of a page whose contrast is below AA (4.5; 3 where they are large), with it; of what is switched off, for
+    which AA asks nothing, those that can hardly be seen (1.5). Charts' canvases are not read."""
     seen, found = page.evaluate(_FAINT)
     assert seen > 20, "there is text to be read"
     return found

@@ -300,6 +300,7 @@ def test_the_click_path_fact_cell_expert_its_page_and_back(server, new_page, kno
         ("Health", {}, "Health", '[data-testid="stMetric"]', 8, "dark"),
         ("Expert", {"expert": "L6E015", "n": "8"}, "Expert L6E015", f"{CHARTS} svg.marks", 2, "light"),
         ("Study", {}, "Study", '[data-testid^="stBaseButton-primary"]', 1, "dark"),
+        ("Library", {"show": "models"}, "Library", '[data-testid^="stBaseButton-primary"]', 1, "light"),
     ],
 )
 def test_the_other_pages_open_by_a_link_alone_and_all_text_has_contrast(

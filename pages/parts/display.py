@@ -19,7 +19,7 @@ _ON, _SEEN, _WIDGET = "es_large", "es_large_seen", "es_large_switch"
 _NAME, _LARGE = "type", "large"
 # Streamlit writes white on its primary buttons, on the dark theme's light primary colour too
 _BUTTONS = """<style>
-[data-testid^="stBaseButton-primary"] { color: light-dark(#ffffff, #10141b) !important; }
+[data-testid^="stBaseButton-primary"]:enabled { color: light-dark(#ffffff, #10141b) !important; }
 </style>"""
 # Streamlit's own sizes are in rem, those of its tables too, and so are ours
 _STYLE = f"""<style>
