@@ -45,8 +45,8 @@ _FAINT = r"""() => {
 
 
 def faint(page: Page) -> list[str]:
-    """The texts of a page whose contrast is below AA (4.5; 3 where they are large), with it; of what is switched off, for
-    which AA asks nothing, those that can hardly be seen (1.5). Charts' canvases are not read."""
+    """The texts of a page whose contrast is below AA (4.5; 3 where they are large), with it. Of what is
+    switched off, for which AA asks nothing: those that can hardly be seen (1.5). Charts' canvases are not read."""
     seen, found = page.evaluate(_FAINT)
     assert seen > 20, "there is text to be read"
     return found
