@@ -123,6 +123,7 @@ class Workbench:
         self.jobs = jobs or JobRegistry()
         self._store = store
         self._store_error = store_error
+        self._own_engine = engine is None
         self._engine = engine or real_engine()
         self._lock = threading.Lock()
         self.setting_problem = ""
@@ -393,10 +394,13 @@ class Workbench:
         with self._lock:
             if self._warm is not None:
                 return
-            self._warm = threading.Thread(target=_import_engine, name="expertscope-warm-up", daemon=True)
-        self._warm.start()
+            warm = threading.Thread(target=_import_engine, name="expertscope-warm-up", daemon=True)
+            warm.start()
+            self._warm = warm
 
     def _imported(self, progress: Progress = SILENT) -> None:
+        if self._own_engine:
+            self.warm_up()  # the first question may come before it: nothing else may import at the same time
         while self._warm is not None and self._warm.is_alive():
             progress.update(0, 1, "importing torch and transformers")
             progress.check()

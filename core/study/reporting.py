@@ -87,7 +87,9 @@ class Reporter:
         )
         left = sum(self._total.values()) - sum(self._done.values())
         spent = self._clock() - self._began
+        fraction = self._fraction(0.0)
         known = self._measured > 0 and spent > 0 and set(self._total) - {"scan"}
+        seconds_left = left * spent / self._measured if known and left > 0 else None
         return {
             "stage": self._stage,
             "label": STAGES.get(self._stage, self._stage),
@@ -95,9 +97,9 @@ class Reporter:
             "facts_total": self._facts_total,
             "facts_per_minute": rate,
             "funnel": dict(self.funnel),
-            "fraction": self._fraction(0.0),
+            "fraction": fraction,
             "seconds": self._spent_before + spent,
-            "seconds_left": left * spent / self._measured if known and left > 0 else None,
+            "seconds_left": 0.0 if fraction == 1.0 else seconds_left,
         }
 
     def check(self) -> None:
