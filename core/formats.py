@@ -1,4 +1,5 @@
-"""How every quantity is written for people: one format each, on pages, in charts, reports and the terminal alike.
+"""How every quantity is written for people: one format each, on pages, in charts and in reports. (The terminal's tables
+are there to be parsed too, and have their own.)
 
 Knows numbers, no results. A real minus sign; what rounds to zero has no sign; what is missing is –, never 0 or nan.
 Axes of charts have marks of their own spacing, thresholds that a person typed are shown as typed (`typed`).
@@ -34,11 +35,16 @@ def number(value: Any, digits: int = 3, sign: bool = False) -> str:
     return f"{'−' if value < 0 else '+' if sign else ''}{text}"
 
 
+def _general(value: Any, form: str) -> str:
+    """A number in one of Python's own formats."""
+    return NONE if is_missing(value) else format(value, form).replace("-", "−")
+
+
 def unknown(value: Any) -> str:
     """A number of which no quantity is known: three decimals, or one figure of what is smaller than these."""
     if is_missing(value) or value == 0 or abs(value) >= 0.0005:
         return number(value)
-    return f"{value:.1g}".replace("-", "−")
+    return _general(value, ".1g")
 
 
 def logits(value: Any) -> str:
@@ -149,27 +155,27 @@ def p_value(p: Any) -> str:
 
 def count(n: Any) -> str:
     """How many, or which (a layer, a rank); thousands apart."""
-    return NONE if is_missing(n) else f"{n:,.0f}".replace("-", "−")
+    return _general(n, ",.0f")
 
 
 def identifier(n: Any) -> str:
     """A number that only names: case_id, token id, seed."""
-    return NONE if is_missing(n) else f"{n:.0f}".replace("-", "−")
+    return _general(n, ".0f")
 
 
 def typed(value: Any) -> str:
     """What a person set: noise level, factor, threshold."""
-    return NONE if is_missing(value) else f"{value:g}".replace("-", "−")
+    return _general(value, "g")
 
 
 def bound(value: Any) -> str:
     """A bound of which only the size matters: the noise floor, a tolerance."""
-    return NONE if is_missing(value) else f"{value:.2g}".replace("-", "−")
+    return _general(value, ".2g")
 
 
 def rough(value: Any) -> str:
     """What has no scale of its own: σ of the noise, a routing margin."""
-    return NONE if is_missing(value) else f"{value:.3g}".replace("-", "−")
+    return _general(value, ".3g")
 
 
 def size(n_bytes: Any) -> str:
