@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
+from .browsing import BROWSING_NAMES, Browsing, browsing_query, read_browsing
 from .errors import InputError
 from .quantisation import NONE, QUANTISATIONS
 from .requests import (
@@ -30,8 +31,8 @@ from .requests import (
 from .trace_view import MEASURES, SHARED, VIEW_NAMES, View, check_view, read_view, view_query
 
 __all__ = [
-    "MAX_TEXT", "MEASURES", "NAMES", "SHARED", "Link", "Reader", "View", "check_view", "from_query", "link", "to_query",
-    "with_query",
+    "MAX_TEXT", "MEASURES", "NAMES", "SHARED", "Browsing", "Link", "Reader", "View", "check_view", "from_query",
+    "to_query", "with_query",
 ]  # fmt: skip
 
 MAX_TEXT = 4000
@@ -42,7 +43,7 @@ NAMES = (
     "model", "revision", "dtype", "device", "quantisation", "placement",
     "fact", "prompt", "subject", "true", "foil", "foil_auto", "occurrence", "case_id", "relation", "list",
     "corruption", "replacement", "noise", "draws", "seed", "special_tokens", "object_tokens", "first_token",
-    *VIEW_NAMES,
+    *VIEW_NAMES, *BROWSING_NAMES,
 )  # fmt: skip
 """Every query parameter that a link may have."""
 
@@ -51,17 +52,19 @@ NAMES = (
 class Link:
     """What a link says. `problems`: sentences about what in it cannot be. `bundled`: the fact is a bundled one.
     `listed`: the stored list that it was chosen from; empty: none. Of the list nothing but its name is in a link, and
-    no number depends on it: the fact is there in full."""
+    no number depends on it: the fact is there in full. `browsing`: what is leafed through for the next fact."""
 
     request: TraceRequest
     view: View
     bundled: bool
     problems: tuple[str, ...] = ()
     listed: str = ""
+    browsing: Browsing = Browsing()
 
     def to_query(self) -> dict[str, str]:
         """The parameters of the link, in a fixed order."""
-        return to_query(self.request, self.view, bundled=self.bundled, listed=self.listed)
+        told = to_query(self.request, self.view, bundled=self.bundled, listed=self.listed)
+        return told | browsing_query(self.browsing)
 
 
 def to_query(request: TraceRequest, view: View, *, bundled: bool, listed: str = "") -> dict[str, str]:
@@ -108,11 +111,6 @@ def to_query(request: TraceRequest, view: View, *, bundled: bool, listed: str = 
     return out | view_query(view)
 
 
-def link(base: str, request: TraceRequest, view: View, *, bundled: bool, listed: str = "") -> str:
-    """The whole address: `base` (the page's own, without parameters) and the parameters."""
-    return with_query(base, to_query(request, view, bundled=bundled, listed=listed))
-
-
 def with_query(base: str, params: Mapping[str, str]) -> str:
     """The address `base` with these parameters and no others."""
     parts = urlsplit(base)
@@ -148,7 +146,8 @@ def from_query(params: Mapping[str, str], *, bundled: Callable[[int], Fact | Non
     request = _with_replacement(read, request)
     view = read_view(read)
     listed = read.text("list", "").strip()
-    return Link(request, view, is_bundled, tuple(read.problems), listed)
+    browsing = read_browsing(read)
+    return Link(request, view, is_bundled, tuple(read.problems), listed, browsing)
 
 
 def _model_name(read: Reader) -> str:

@@ -112,7 +112,7 @@ def of_comparison(pair: Pair) -> Script:
         'print("\\n".join(words.sentences(compared)))',
         "print(compared.cells)",
     ]
-    return Script(_command(["compare", urlencode(to_query(pair))]), "\n".join(lines) + "\n")
+    return Script(_command(["compare", urlencode(to_query(pair.shown()))]), "\n".join(lines) + "\n")
 
 
 def of_averages(request: DerivedRequest, facts: FactSet, *, min_drop: float | None) -> Script:

@@ -185,6 +185,26 @@ def test_the_back_button_goes_back(server, new_page, known):
     assert page.url == before
 
 
+def test_what_is_searched_for_is_in_the_address_while_one_types(server, new_page, known):
+    page = new_page()
+    page.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED))
+    settled(page, 4)
+    search = page.get_by_placeholder("Search: subject, object, case_id")
+    search.press_sequentially(known.fact.subject, delay=60)
+    told(page, choose_text=known.fact.subject)
+    settled(page, 4)
+    expect(search).to_have_value(known.fact.subject)
+    page.get_by_role("radio", name="Typed in").or_(page.get_by_role("button", name="Typed in")).first.click()
+    told(page, choose="typed")
+    expect(page.get_by_role("textbox", name="True object")).to_have_value(known.fact.true, timeout=SLOW)
+    page.go_back()
+    expect(search).to_have_value(known.fact.subject, timeout=SLOW)
+    other = new_page()
+    other.goto(page.url)
+    settled(other, 4)
+    expect(other.get_by_placeholder("Search: subject, object, case_id")).to_have_value(known.fact.subject)
+
+
 def test_a_downloaded_chart_draws_itself_without_a_network(server, new_page, known, tmp_path):
     page = new_page(accept_downloads=True)
     page.goto(server.link(fact=known.fact.case_id, draws=DRAWS, noise=NOISE, seed=SEED))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 from urllib.parse import parse_qsl, urlencode
@@ -15,6 +16,7 @@ from fake_cells import LIFT, fake_answer
 from fake_results import FRANCE, fake_result
 
 from core import cli_compare, export, views
+from core.browsing import Browsing
 from core.cells.asking import ask
 from core.compare import charts, words
 from core.compare.align import align
@@ -48,6 +50,13 @@ def test_both_sides_keep_the_list_that_their_facts_are_from():
         back = read(to_query(pair))
         assert [side.listed for side in (back.a, back.b)] == [side.listed for side in (pair.a, pair.b)]
         assert [side.request.fact for side in (back.a, back.b)] == [pair.a.request.fact, pair.b.request.fact]
+
+
+def test_each_side_keeps_what_is_leafed_through_for_it():
+    browsed = [Browsing(), Browsing("typed"), Browsing(relation="capital", words="Fr"), Browsing("lists", "mine")]
+    for one_, other in itertools.product(browsed, browsed):
+        pair = Pair(*(dataclasses.replace(one(BASE), browsing=browsing) for browsing in (one_, other)))
+        assert read(to_query(pair)) == pair
 
 
 REQUESTS = [

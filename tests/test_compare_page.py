@@ -19,6 +19,7 @@ from streamlit.testing.v1 import AppTest
 from test_trace_page import JAPAN, bench, engine, finished, params_of, shown  # noqa: F401 - the fixtures
 
 from core import views
+from core.browsing import Browsing
 from core.cells.asking import ask
 from core.compare import words
 from core.compare.link import Pair, from_query, to_query
@@ -110,6 +111,21 @@ def test_the_sidebar_changes_one_side_and_the_address_says_so(bench, engine):  #
     assert len(engine.asked) == 3, "swapping asks nothing new"
     fields = {field.label: field.value for field in page.number_input}
     assert (fields["Noise level"], fields["Seed"]) == (1.5, 0), "the sidebar says what side a asks now"
+
+
+def test_each_side_leafs_through_facts_of_its_own_and_the_address_says_so(bench, engine):  # noqa: F811
+    page = finished(opened(pair_of(b=BASE.replace(noise=1.0))), bench)
+    next(t for t in page.text_input if t.label == "Search").set_value("Japan").run()
+    assert read(page).b.browsing == Browsing(words="Japan") and read(page).a.browsing == Browsing()
+    next(c for c in page.segmented_control if c.label == "Settings of").set_value("a").run()
+    assert next(t for t in page.text_input if t.label == "Search").value == ""
+    next(c for c in page.segmented_control if c.label == "Where the fact comes from").set_value("typed").run()
+    assert read(page).a.browsing == Browsing(source="typed") and read(page).b.browsing == Browsing(words="Japan")
+    page = finished(opened(params_of(page)), bench)
+    assert any(field.label == "Prompt" for field in page.text_input), "the link opens what was open"
+    assert len(engine.asked) == 2
+    (script,) = (code.value for code in page.code if code.value.startswith("python -m core compare"))
+    assert "choose" not in script, "a script need not know what was leafed through"
 
 
 def test_one_job_can_be_waited_for_on_both_sides(bench, engine):  # noqa: F811

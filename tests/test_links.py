@@ -7,7 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from core.links import NAMES, SHARED, View, check_view, from_query, link, to_query
+from core.browsing import BROWSING_NAMES, MAX_WORDS, SOURCES, Browsing
+from core.links import NAMES, SHARED, Link, View, check_view, from_query, to_query, with_query
 from core.requests import Fact, ModelSpec, TraceRequest
 
 FRANCE = Fact(prompt="The capital of {} is", subject="France", true="Paris", foil="Rome", case_id=17)
@@ -49,7 +50,7 @@ CASES = [
 
 @pytest.mark.parametrize(("request_", "view", "bundled"), CASES)
 def test_a_link_says_what_it_was_made_from(request_, view, bundled):
-    address = link("http://host:1/?old=1#top", request_, view, bundled=bundled)
+    address = with_query("http://host:1/?old=1#top", to_query(request_, view, bundled=bundled))
     parts = urlsplit(address)
     assert (parts.netloc, parts.path, parts.fragment) == ("host:1", "/", "")
     params = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
@@ -66,13 +67,42 @@ def test_a_link_names_the_list_that_its_fact_is_from():
         assert back.to_query() == params and read({**params, "list": " "}).listed == ""
 
 
+BROWSED = [
+    Browsing(),
+    Browsing(source="typed"),
+    Browsing(source="lists", stored="a & b", relation="<b>capital</b>", words="x=1&y=2 ü"),
+    Browsing(relation="capital"),
+    Browsing(words="'; DROP TABLE facts"),
+]
+
+
+@pytest.mark.parametrize("browsing", BROWSED)
+def test_a_link_says_what_is_leafed_through_and_asks_the_same(browsing):
+    plain = Link(TraceRequest(fact=FRANCE), View(layer=2), True)
+    browsed = dataclasses.replace(plain, browsing=browsing)
+    params = browsed.to_query()
+    assert read(params) == browsed
+    more = {name: value for name, value in params.items() if name not in plain.to_query()}
+    assert {name: params[name] for name in plain.to_query()} == plain.to_query()
+    assert list(more) == [name for name in BROWSING_NAMES if name in more] and "" not in more.values()
+    assert len(more) == sum(map(bool, dataclasses.astuple(browsing)))
+
+
+def test_what_cannot_be_leafed_through_is_named():
+    for params, word in (({"choose": "all"}, ", ".join(SOURCES)), ({"choose_text": "a" * (MAX_WORDS + 1)}, "at most")):
+        link = read(params)
+        assert link.browsing == Browsing() and link.request == read({}).request
+        (problem,) = link.problems
+        assert word in problem and next(iter(params)) in problem
+
+
 def test_what_must_be_one_of_several_is_named_without_nothing():
     (problem,) = read({"section": "x"}).problems
     assert "section must be one of coalition, minimal" in problem
 
 
 def test_the_address_of_a_server_gets_a_path():
-    assert link("http://host:8501", TraceRequest(fact=FRANCE), View(), bundled=True).startswith("http://host:8501/?model=")
+    assert with_query("http://host:8501", {"model": "a b"}) == "http://host:8501/?model=a+b"
 
 
 def test_the_numbers_are_always_in_the_link():

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from .. import links
+from ..browsing import BROWSING_NAMES, Browsing
 from ..errors import InputError
 from ..links import Link, Reader
 from ..requests import CORRUPTIONS, Fact
@@ -24,6 +25,7 @@ DEFAULTS = {
     "revision": "", "dtype": "auto", "device": "auto", "quantisation": "none", "placement": "auto",
     "corruption": "noise", "replacement": "", "special_tokens": "auto", "object_tokens": "space", "first_token": "0",
     "show": links.MEASURES[0], "site": MOE, "window": "1", "pos": "", "layer": "", "expert": "", "strip": "",
+    **dict.fromkeys(BROWSING_NAMES, ""),
 }  # fmt: skip
 """What a parameter that `links.to_query` leaves out stands for. Empty: nothing."""
 
@@ -50,6 +52,11 @@ class Pair:
     def swapped(self) -> Pair:
         """a as b and b as a."""
         return replace(self, a=self.b, b=self.a, problems=())
+
+    def shown(self) -> Pair:
+        """The same without what is open in the sidebar: for what has none."""
+        a, b = (replace(link, browsing=Browsing()) for link in (self.a, self.b))
+        return replace(self, a=a, b=b, edited=Pair.edited, problems=())
 
     def looking(self, *, layer: int | None, pos_a: int | None, pos_b: int | None) -> Pair:
         """With another cell chosen."""

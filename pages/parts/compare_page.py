@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import streamlit as st
@@ -101,7 +102,7 @@ def _sidebar(pair: Pair) -> None:
         model_panel.draw(
             side.request.model, place=asker.place, changed=lambda spec: asker.ask(asker.now().replace(model=spec))
         )
-        facts_panel.draw(side, asker)
+        facts_panel.draw(side, asker, functools.partial(compare_state.browse, pair.edited))
         settings_panel.corruption(side.request, asker)
         settings_panel.tokens(side.request, asker)
         _map_of(pair.edited, side.view)

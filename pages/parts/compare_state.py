@@ -12,7 +12,7 @@ import streamlit as st
 from core.compare.link import Pair, from_query, to_query
 from core.compare.tables import Compared
 from core.derived import DerivedResult
-from core.links import Link, View, with_query
+from core.links import Browsing, Link, View, with_query
 from core.requests import TraceRequest
 from core.results import TraceResult
 
@@ -42,16 +42,25 @@ def asker(side: str) -> Asker:
     def ask(request: TraceRequest, *, bundled: bool | None = None, listed: str = "") -> None:
         pair = HERE.value
         current = pair.side(side)
+        browsing = current.browsing
         if request.fact != current.request.fact:  # another subject was named for the fact that was there
-            request = request.replace(replacement=())
+            request, browsing = request.replace(replacement=()), browsing.following()
         elif bundled is None:
             listed = current.listed
         kept = _tokens_of(request) == _tokens_of(current.request)
-        link = Link(request, current.view, current.bundled if bundled is None else bundled, listed=listed)
+        is_bundled = current.bundled if bundled is None else bundled
+        link = Link(request, current.view, is_bundled, listed=listed, browsing=browsing)
         pair = pair.with_side(side, link)
         HERE.change(pair if kept else pair.looking(layer=None, pos_a=None, pos_b=None))
 
     return Asker(f"{side}.", lambda: HERE.value.side(side).request, ask)
+
+
+def browse(side: str, **changes: str) -> None:
+    """Leaf through something else for side `a` or `b` (see `state.browse`)."""
+    link = HERE.value.side(side)
+    HERE.change(HERE.value.with_side(side, replace(link, browsing=replace(link.browsing, **changes))))
+    HERE.write()
 
 
 def look(*, layer: int | None, pos_a: int | None, pos_b: int | None) -> None:
@@ -78,7 +87,7 @@ def swap() -> None:
 def beside(link: Link) -> dict[str, str]:
     """Query parameters of this page with a question of the Trace page beside a copy of itself."""
     view = replace(link.view.maps(), expert=None, strip=None)
-    one = replace(link, view=view, problems=())
+    one = replace(link, view=view, problems=(), browsing=Browsing())
     return to_query(Pair(one, one))
 
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from typing import Protocol
 
 import streamlit as st
 
 from core import facts
+from core.browsing import BUNDLED, LISTS, MAX_WORDS, TYPED, Browsing
 from core.errors import ExpertScopeError
 from core.fact_sets import BUNDLED as BUNDLED_LIST
 from core.links import Link
@@ -21,29 +23,45 @@ from .asker import Asker
 SHOWN = 300
 """Most facts offered at once; the search narrows them down."""
 ALL = "all relations"
-BUNDLED, LISTS, TYPED = "Bundled", "Lists", "Typed in"
+SOURCE_NAMES = {BUNDLED: "Bundled", LISTS: "Lists", TYPED: "Typed in"}
 HELP_LIST = "A list that you made on the Library page: uploaded, chosen from others, or typed in."
 _Source = tuple[str, int]
 """A list's name, and when it was changed last: what it holds may be remembered for as long as both stay."""
 
 
-def draw(link: Link, asker: Asker) -> None:
-    """The fact section of a sidebar. `link`: says the question, and where its fact comes from."""
+class Browse(Protocol):
+    """Changes what is leafed through: fields of `core.browsing.Browsing`."""
+
+    def __call__(self, **changes: str) -> None: ...
+
+
+def draw(link: Link, asker: Asker, browse: Browse) -> None:
+    """The fact section of a sidebar. `link`: says the question, where its fact comes from, and what is leafed
+    through."""
     st.markdown("**Fact**")
-    known = base.bundled()
+    known, browsing = base.bundled(), link.browsing
     if not known:
         st.error("The bundled facts are missing (demo/facts.jsonl). Clone the repository again, or type a fact in.")
-    names = _names()
-    options = [BUNDLED, *([LISTS] if names or link.listed else []), TYPED]
+    names, open_list = _names(), browsing.stored or link.listed
+    options = [BUNDLED, *([LISTS] if names or open_list else []), TYPED]
+    own = LISTS if link.listed else BUNDLED if link.bundled and known else TYPED
     key = asker.key(f"source/{len(options)}")
+
+    def choose() -> None:
+        chosen = st.session_state[key]
+        first = names[0] if chosen == LISTS and names and not link.listed else ""
+        browse(source="" if chosen == own else chosen, stored=first, relation="", words="")
+
     source = st.segmented_control(
         "Where the fact comes from", options, key=key, label_visibility="collapsed", required=True, width="stretch",
-        default=LISTS if link.listed else BUNDLED if link.bundled and known else TYPED, on_change=address.touch,
+        default=browsing.source if browsing.source in options else own, format_func=SOURCE_NAMES.__getitem__,
+        on_change=address.callback(key, choose),
     )  # fmt: skip
     if source == LISTS:
-        _stored(link, asker, names)
+        _stored(link, asker, browse, names)
     elif source == BUNDLED and known:
-        _search(link.request, asker, (BUNDLED_LIST, 0), link.bundled and not link.listed)
+        here = link.bundled and not link.listed
+        _search(link.request, asker, browse, browsing, source=(BUNDLED_LIST, 0), here=here)
     else:
         _typed(link.request, asker, link.bundled)
 
@@ -62,12 +80,19 @@ def _names() -> list[str]:
         return []
 
 
-def _stored(link: Link, asker: Asker, names: list[str]) -> None:
+def _stored(link: Link, asker: Asker, browse: Browse, names: list[str]) -> None:
     """Choosing a stored list, and a fact of it."""
-    options = names if link.listed in ("", *names) else [link.listed, *names]
+    open_list = link.browsing.stored or link.listed
+    options = names if open_list in ("", *names) else [open_list, *names]
+    key = asker.key(f"list/{len(options)}")
+
+    def choose() -> None:
+        chosen = st.session_state[key]
+        browse(stored="" if chosen == link.listed else chosen, relation="", words="")
+
     name = st.selectbox(
-        "List of facts", options, index=options.index(link.listed) if link.listed else 0, help=HELP_LIST,
-        key=asker.key(f"list/{len(options)}"), label_visibility="collapsed", on_change=address.touch,
+        "List of facts", options, index=options.index(open_list) if open_list else 0, help=HELP_LIST, key=key,
+        label_visibility="collapsed", on_change=address.callback(key, choose),
     )  # fmt: skip
     try:
         found = base.workbench().fact_lists.find(name)
@@ -78,7 +103,7 @@ def _stored(link: Link, asker: Asker, names: list[str]) -> None:
     if found is None or not found.n:
         st.caption("This list is empty. Facts can be put into it on the Library page.")
         return
-    _search(link.request, asker, (name, found.updated), name == link.listed)
+    _search(link.request, asker, browse, link.browsing, source=(name, found.updated), here=name == link.listed)
 
 
 @functools.lru_cache(maxsize=4)
@@ -106,22 +131,28 @@ def _found(source: _Source, query: str, relation: str | None) -> list[int]:
 
 
 @st.fragment
-def _search(request: TraceRequest, asker: Asker, source: _Source, here: bool) -> None:
+def _search(
+    request: TraceRequest, asker: Asker, browse: Browse, browsing: Browsing, *, source: _Source, here: bool
+) -> None:
     """Search and list. A fragment: typing redraws only this. `here`: the question's fact was chosen here."""
     counts, known = _relations(source), _known(source)
+    relations = list(dict.fromkeys(("", *counts, browsing.relation)))  # a link may name another, and that is shown
+    name, words = asker.key(f"relation/{source[0]}"), asker.key(f"query/{source[0]}")
     relation = st.selectbox(
-        "Relation", [ALL, *counts], key=asker.key(f"relation/{source[0]}"), label_visibility="collapsed",
-        format_func=lambda r: r if r == ALL else f"{r.replace('_', ' ')} ({counts[r]})",
+        "Relation", relations, index=relations.index(browsing.relation), key=name, label_visibility="collapsed",
+        format_func=lambda r: f"{r.replace('_', ' ')} ({counts.get(r, 0)})" if r else ALL,
         help="Which relation's facts are listed.",
+        on_change=address.callback(name, lambda: browse(relation=st.session_state[name])),
     )  # fmt: skip
     query = st.text_input(
-        "Search", key=asker.key(f"query/{source[0]}"), type="search", live="300ms", label_visibility="collapsed",
-        placeholder="Search: subject, object, case_id", max_chars=100,
+        "Search", browsing.words, key=words, type="search", live="300ms", label_visibility="collapsed",
+        placeholder="Search: subject, object, case_id", max_chars=MAX_WORDS,
+        on_change=address.callback(words, lambda: browse(words=st.session_state[words].strip())),
     )  # fmt: skip
-    found = _found(source, query.strip(), None if relation == ALL else relation)
+    found = _found(source, query.strip(), relation or None)
     current = request.fact.case_id if here and known.get(request.fact.case_id) == request.fact else None
     options = found[:SHOWN]
-    if current is not None and current not in options and not query and relation == ALL:
+    if current is not None and current not in options and not query and not relation:
         options = [current, *options]
     key = asker.key(f"fact/{source}/{relation}/{query}")
 
@@ -134,7 +165,8 @@ def _search(request: TraceRequest, asker: Asker, source: _Source, here: bool) ->
             st.session_state["es_chosen"] = True
 
     if not options:
-        st.caption("No fact of this list has all of these words. Type the fact in instead?")
+        what = "all of these words" if query.strip() else "this relation"
+        st.caption(f"No fact of this list has {what}. Type the fact in instead?")
         return
     st.selectbox(
         "Fact", options, index=options.index(current) if current in options else None, key=key,

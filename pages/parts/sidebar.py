@@ -18,6 +18,6 @@ def draw() -> None:
         model_panel.draw(
             link.request.model, place="", changed=lambda spec: state.ask(state.request().replace(model=spec))
         )
-        facts_panel.draw(link, HERE)
+        facts_panel.draw(link, HERE, state.browse)
         settings_panel.corruption(link.request, HERE)
         settings_panel.tokens(link.request, HERE)

@@ -7,15 +7,15 @@ from typing import Any
 
 import streamlit as st
 
-from core.links import Link, View, from_query, link
+from core.links import Link, View, from_query, with_query
 from core.requests import Fact, TraceRequest
 
 from . import base
 from .address import Address, callback, end, key, renew, rerun, touch
 
 __all__ = [
-    "address", "ask", "begin", "callback", "end", "go", "key", "look", "renew", "request", "rerun", "step", "touch",
-    "view", "write",
+    "address", "ask", "begin", "browse", "callback", "end", "go", "key", "look", "renew", "request", "rerun", "step",
+    "touch", "view", "write",
 ]  # fmt: skip
 
 HERE: Address[Link] = Address(
@@ -28,17 +28,16 @@ begin, write = HERE.begin, HERE.write
 
 def address() -> str:
     """The link to what is shown."""
-    now = HERE.value
-    base_url = st.context.url or "http://localhost:8501/"
-    return link(base_url, now.request, now.view, bundled=now.bundled, listed=now.listed)
+    return with_query(st.context.url or "http://localhost:8501/", HERE.value.to_query())
 
 
 def ask(request: TraceRequest, *, bundled: bool | None = None, listed: str = "") -> None:
     """Another question. What was looked at stays where it means the same: as long as model and fact are the same.
     `bundled`, `listed`: of another fact (see `core.links.Link`)."""
     current = HERE.value
+    browsing = current.browsing
     if request.fact != current.request.fact:  # another subject was named for the fact that was there
-        request = request.replace(replacement=())
+        request, browsing = request.replace(replacement=()), browsing.following()
     elif bundled is None:
         listed = current.listed
     same = (request.model.name, request.fact, request.special_tokens) == (
@@ -47,7 +46,15 @@ def ask(request: TraceRequest, *, bundled: bool | None = None, listed: str = "")
         current.request.special_tokens,
     )
     view = current.view if same else current.view.elsewhere()
-    HERE.change(Link(request, view, current.bundled if bundled is None else bundled, listed=listed))
+    is_bundled = current.bundled if bundled is None else bundled
+    HERE.change(Link(request, view, is_bundled, listed=listed, browsing=browsing))
+
+
+def browse(**changes: str) -> None:
+    """Leaf through something else. In the address at once: such a widget draws its panel alone again."""
+    current = HERE.value
+    HERE.change(replace(current, browsing=replace(current.browsing, **changes), problems=()))
+    write()
 
 
 def look(**changes: Any) -> None:
@@ -67,7 +74,8 @@ def step(fact: Fact, *, last: int, listed: str) -> None:
     prompt that is left."""
     current = HERE.value
     request = current.request.replace(fact=fact, replacement=())
-    HERE.change(Link(request, current.view.of_neighbour(last), base.is_bundled(fact), listed=listed))
+    view, browsing = current.view.of_neighbour(last), current.browsing.following()
+    HERE.change(Link(request, view, base.is_bundled(fact), listed=listed, browsing=browsing))
     renew()
 
 
