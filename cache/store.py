@@ -282,6 +282,17 @@ class Store:
     def usage(self) -> pd.DataFrame:
         """One row per model, most bytes first: model, runs, row_sets, manifests, derived, bytes, last_used (UTC; the
         uses of the last minute may be missing)."""
+        counted = ("runs", "row_sets", "manifests", "derived")
+        table = pd.DataFrame(self._shares(), columns=["model", *counted, "bytes", "last_used"])
+        table["model"] = table["model"].astype("str")
+        table["last_used"] = pd.to_datetime(table["last_used"], unit="us", utc=True)
+        return table.astype(dict.fromkeys((*counted, "bytes"), "int64"))
+
+    def shares(self) -> list[tuple[str, int]]:
+        """(model, bytes) of `usage` alone: every page shows them."""
+        return [(model, size) for model, *_, size, _ in self._shares()]
+
+    def _shares(self) -> list[tuple]:
         self._check_open()
         query = """
             SELECT model, count(*) FILTER (kind = 'run') AS runs, count(*) FILTER (kind = 'row_set') AS row_sets,
@@ -293,12 +304,7 @@ class Store:
                   UNION ALL SELECT 'verdict', model, bytes, last_used FROM verdicts
                   UNION ALL SELECT 'derived', model, bytes, last_used FROM derived)
             GROUP BY model ORDER BY bytes DESC, model"""
-        counted = ("runs", "row_sets", "manifests", "derived")
-        found = self._unchanged("usage", lambda cursor: cursor.execute(query).fetchall())
-        table = pd.DataFrame(found, columns=["model", *counted, "bytes", "last_used"])
-        table["model"] = table["model"].astype("str")
-        table["last_used"] = pd.to_datetime(table["last_used"], unit="us", utc=True)
-        return table.astype(dict.fromkeys((*counted, "bytes"), "int64"))
+        return self._unchanged("usage", lambda cursor: cursor.execute(query).fetchall())
 
     def clear(self, model: str | None = None) -> None:
         """Delete everything of a model (verdicts too), or of all models; settings stay. The file is then compacted."""

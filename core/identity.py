@@ -67,7 +67,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _file_mark(path: Path) -> str:
-    real = Path(os.path.realpath(path))
+    real = Path(os.path.realpath(path)) if path.is_symlink() else path  # every page asks: resolving asks a lot more
     stat = real.stat()
     if real.parent.name == "blobs":  # the hub cache names its files by their content
         return real.name

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from . import texts as _texts  # noqa: F401 - sets it
 from .remembered import remembered
 from .requests import TraceRequest
 

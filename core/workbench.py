@@ -370,9 +370,8 @@ class Workbench:
         if self._store is None:
             return StoreStatus(error=self._store_error or "There is no store.")
         try:
-            usage = self._store.usage()
-            models = tuple((str(m), int(b)) for m, b in zip(usage.model, usage.bytes, strict=True))
-            return StoreStatus(self._store.size(), self._store.contents_bytes(), self._store.limit, models)
+            models = tuple(self._store.shares())
+            return StoreStatus(self._store.size(), sum(size for _, size in models), self._store.limit, models)
         except ExpertScopeError as error:
             return StoreStatus(error=str(error))
 

@@ -287,6 +287,7 @@ def test_usage_counts_per_model(store):
     assert list(usage.index) == ["large", "small"]
     assert usage.loc["large", ["runs", "row_sets", "manifests"]].tolist() == [3, 3, 1]
     assert usage.bytes.sum() == store.contents_bytes()
+    assert store.shares() == list(usage.bytes.items())
     assert 150_000 < usage.bytes["large"] < 170_000
     assert abs(pd.Timestamp.now("UTC") - usage.last_used["small"]) < pd.Timedelta(minutes=5)
     assert store.size() >= (store.path.stat()).st_size > 0

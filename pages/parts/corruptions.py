@@ -42,7 +42,7 @@ def others(request: TraceRequest) -> list[TraceRequest]:
     asked for in one draw, for many prompts have no more subjects of the same length."""
     (kind,) = (kind for kind in CORRUPTIONS if kind != request.corruption)
     other = request.replace(corruption=kind, replacement=())
-    return [other, other.replace(draws=1)] if kind == "replace" else [other]
+    return list(dict.fromkeys([other, other.replace(draws=1)])) if kind == "replace" else [other]
 
 
 def _known(request: TraceRequest) -> TraceResult | None:
