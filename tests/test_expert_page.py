@@ -22,7 +22,7 @@ from core.formats import number
 from core.moe import MoeModel
 from core.routing_kinds import routed_of, routing_request
 from core.workbench import Workbench
-from pages.parts import expert_sections, present
+from pages.parts import expert_rescue, expert_sections, present
 
 WAIT = 60.0
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -105,6 +105,16 @@ def test_what_one_fact_says_has_no_interval():
     found = expert_tables.Rescue(pd.DataFrame(), pd.DataFrame(rows), pd.DataFrame(), {})
     assert expert_sections._estimate(found, "expert_rescue")[1:3] == ("+0.250", "no interval · n 1")
     assert expert_sections._estimate(found, "specificity")[2] == "[−0.500, +1.000] · n 7"
+
+
+def test_with_one_expert_per_token_nothing_is_compared_and_that_is_said():
+    row = {"quantity": "specificity", "mean": math.nan, "ci_low": math.nan, "ci_high": math.nan, "n": 0, "meaning": "m"}
+    facts = pd.DataFrame({"control_random": [math.nan, math.nan, 0.5]})
+    found = expert_tables.Rescue(facts, pd.DataFrame([row]), pd.DataFrame(), {})
+    assert expert_sections._estimate(found, "specificity")[1:3] == ("–", "no other active expert")
+    assert expert_rescue._alone(found).startswith("In 2 of 3 facts no other expert of the layer is clean-active")
+    compared = expert_tables.Rescue(facts.fillna(0.5), found.estimates, found.relations, {})
+    assert expert_rescue._alone(compared) == ""
 
 
 def test_what_takes_longer_is_asked_when_its_section_is_opened(bench, some):

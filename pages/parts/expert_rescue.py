@@ -64,7 +64,7 @@ STRIP = (
     "One dot per fact. Pink tick: mean of the relation, with 0 where the expert is not clean-active. Click a dot for "
     "its fact."
 )
-FILTER = "No fact is filtered out; {} of {} would not pass the paper's filter (clean contrast {:g}, drop {:g} logits). "
+FILTER = "No fact is filtered out; {} of {} would not pass the paper's filter (clean contrast {:g}, drop {:g} logits)."
 VISIBLE_ROUNDING = 1e-3
 """From this noise floor on (logits) it is said."""
 MEANS = (
@@ -90,7 +90,7 @@ def draw(shown: Shown) -> None:
         return
     view, palette = shown.view, pictures.theme()
     picture = expert_charts.estimates(found.estimates, palette=palette)
-    said = MEANS + " " + _filtered(found) + _rounding(shown.rescue)
+    said = " ".join(filter(None, (MEANS, _filtered(found), _alone(found), _rounding(shown.rescue))))
     figure("Rescue and its controls", "rescue_estimates", shown.rescue, picture, found.estimates, view, caption=said)
     table(found.estimates, ESTIMATES, key=f"es_expert_estimates_{view.name}", alt="Estimates of the expert")
     if n := found.values["n_active"]:
@@ -126,6 +126,16 @@ def _filtered(found: Rescue) -> str:
     facts = found.facts
     fails = (facts.clean_contrast < PAPER_CLEAN) | (facts["drop"] < PAPER_DROP)
     return FILTER.format(int(fails.sum()), len(facts), PAPER_CLEAN, PAPER_DROP)
+
+
+def _alone(found: Rescue) -> str:
+    """Only where controls are missing: with one expert per token there never is one."""
+    if not (n := int(found.facts.control_random.isna().sum())):
+        return ""
+    return (
+        f"In {n} of {text.amount(len(found.facts), 'fact')} no other expert of the layer is clean-active: nothing to "
+        "compare with, and its specificity is missing there."
+    )
 
 
 def _rounding(result: DerivedResult) -> str:

@@ -47,12 +47,19 @@ def cards(shown: Shown) -> list[str]:
 
 
 _SHOWN = ("expert_rescue", "expert_rescue_active_only", "specificity", "gate_matched_specificity")
+_WHY = {
+    "expert_rescue": "no facts",
+    "expert_rescue_active_only": "never clean-active",
+    "specificity": "no other active expert",
+    "gate_matched_specificity": "never active with another",
+}
+"""Why an estimate is missing."""
 
 
 def _estimate(found: Rescue, name: str) -> tuple[str, str, str, str]:
     words, row = SHORT[name], found.estimates.set_index("quantity").loc[name]
     if row.n == 0:
-        return words, NONE, "missing", row.meaning
+        return words, NONE, _WHY[name], row.meaning
     interval = "no interval" if isnan(row.ci_low) else f"[{logits(row.ci_low)}, {logits(row.ci_high)}]"
     ends = f"{interval} · n {row.n}"
     return words, logits(row["mean"]), ends, row.meaning
