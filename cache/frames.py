@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from core import texts as _texts  # noqa: F401 - sets it
 from core.errors import StoreError
 
 ROW_COLUMNS: dict[str, str] = {

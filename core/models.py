@@ -23,6 +23,7 @@ from .conversion import StoredWeights
 from .disk import load_from_disk
 from .download import download
 from .errors import ExpertScopeError, InputError, ModelError, ModelRefused
+from .formats import size
 from .identity import DEMO, fingerprint, locate, remember_identity
 from .moe import MoeModel, find_blocks
 from .placement import Placement, choose
@@ -33,7 +34,6 @@ from .requests import ModelSpec
 from .room import ran_out
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-GB = 10**9
 
 
 def load_model(
@@ -100,10 +100,10 @@ def _remark(place: Placement, weights: StoredWeights) -> str:
     why = "as was asked for"
     if place.needed > place.free:
         dtype = str(place.dtype).removeprefix("torch.")
-        why = f"as the model needs about {place.needed / GB:.1f} GB in {dtype} and {place.free / GB:.1f} GB are free"
+        why = f"as the model needs about {size(place.needed)} in {dtype} and {size(place.free)} are free"
     return (
         f"The model's layers stay on the disk, {why}: they are read from there once per trace, "
-        f"about {weights.per_pass / GB:.1f} GB each time."
+        f"about {size(weights.per_pass)} each time."
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .errors import InputError, ModelError
+from .formats import size
 from .memory import available_bytes, limited
 from .moe import find_blocks
 from .quantise import Plan
@@ -24,7 +25,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _HEADROOM = 1.1  # of the weights: what tracing needs beside them
 _GPU_SHARE = 0.85  # of a GPU's free memory that accelerate may fill with weights: rows need the rest
 _WORKING = 32 * 2**20  # bytes: the least that tracing takes beside the weights, where those are few
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _does_not_fit(
     spec: ModelSpec, sizes: Sizes, needed: int, dtype: torch.dtype, device: torch.device, plan: Plan
 ) -> ModelError:
     name, free = str(dtype).removeprefix("torch."), available_bytes(device) if plan.whole else _together(device)
-    what = f"The model needs about {needed / GIB:.1f} GiB in {name}, and {free / GIB:.1f} GiB are free"
+    what = f"The model needs about {size(needed)} in {name}, and {size(free)} are free"
     advice = "a smaller dtype (bfloat16), free memory, use a machine with more, or choose a smaller model."
     if spec.placement == "memory":
         return ModelError(f"{what}.", f"Choose placement auto or disk (layers are read from the disk), {advice}")
@@ -179,7 +179,7 @@ def _does_not_fit(
         return ModelError(f"{what}; quantised weights cannot be read layer by layer.", f"Choose {advice}")
     free = min(available_bytes(device), available_bytes("cpu"))
     return ModelError(
-        f"{what}; with its layers on the disk it still takes {_least(sizes, dtype) / GIB:.1f} GiB "
-        f"where {free / GIB:.1f} GiB can be used.",
+        f"{what}; with its layers on the disk it still takes {size(_least(sizes, dtype))} "
+        f"where {size(free)} can be used.",
         f"Choose {advice}",
     )

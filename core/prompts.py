@@ -334,7 +334,8 @@ def _checked_object(
     if not first_token:
         raise InputError(
             f"The {name} {obj!r} is {len(ids)} tokens: {shown}. The contrast compares single tokens.",
-            f"Choose an object of a single token, or let the first one, {pieces[0]!r}, stand for it: --first-token.",
+            f"Choose an object of a single token, or let the first one, {pieces[0]!r}, stand for it (Tokens, in the "
+            "sidebar; on the command line --first-token; in a link first_token=1).",
             field=role,
         )
     note = f"{name} {obj!r} ({len(ids)} tokens: {shown}) is represented by its first token {pieces[0]!r}"
