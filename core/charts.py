@@ -10,27 +10,25 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from . import views
+from . import maps, views
 from .formats import logits
 from .links import SHARED, View
 from .marks import (
     TITLES,
-    chosen_by,
-    dense_rows,
-    diverging,
-    expert_axis,
+    dense_tables,
+    ends,
     expert_columns,
     gap,
-    layer_axis,
     outline,
     rows_of,
     selection,
     shade,
     token_axis,
+    tokens,
     tooltip,
 )
 from .palette import LIGHT, Palette
-from .picture import CANVAS_MARKS, Picture, Tables, unchecked
+from .picture import CANVAS_MARKS, Open, Picture, design, named
 from .remembered import remembered
 from .results import Provenance, TraceResult
 from .tooltips import cell_tooltips, expert_tooltips, strip_tooltips
@@ -59,36 +57,23 @@ _DOTS = ["layer", "label", "routed"]
 
 
 @remembered
-@unchecked
 def _layer_token(result: TraceResult, measure: str, palette: Palette, end: float | None) -> Picture:
     """The map without anything marked; `dots`: the table of the tokens that are routed to an expert."""
-    tables = Tables()
     cells = views.layer_cells(result)
     cells["value"], cells["defined"] = shade(cells[measure])
     cells = pd.concat([cells.reset_index(drop=True), cell_tooltips(result, cells)], axis=1)
+    tips = tuple(cell_tooltips.columns)
     prov, labels = result.provenance, views.token_labels(result)
-    x = token_axis(alt.X, labels, _subject(prov, labels), palette)
-    y = layer_axis(prov.n_layers)
-    columns = ["layer", "pos", "label", "value", "defined", *cell_tooltips.columns]
-    chosen = selection("cell", {"layer": None, "pos": None}, False)
-    base = alt.Chart(tables(cells[columns]))
-    heat = base.mark_rect(cursor="pointer").encode(
-        x=x,
-        y=y,
-        color=diverging(cells.value, TITLES[measure], palette, palette.missing, end=end),
-        tooltip=tooltip(cell_tooltips.columns),
-    )
-    layers: list[alt.Chart] = [heat.add_params(chosen)]
-    if dense := [layer for layer in range(prov.n_layers) if layer not in prov.moe_layers]:
-        blank, lines = dense_rows(dense, labels, palette, tables, "label")
-        layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
-    layers.append(outline(base, palette.mark).encode(x=x, y=y).transform_filter(chosen))
-    dots = alt.Chart(tables(pd.DataFrame(columns=_DOTS), "dots")).mark_point(
-        size=34, strokeWidth=1.8, stroke=palette.expert, tooltip=None
-    )
-    fill = chosen_by(alt.FillValue, "datum.routed == 'clean'", palette.expert, "transparent")
-    layers.append(dots.encode(x=x, y=y, fill=fill))
-    return rows_of(alt.layer(*layers), tables, len(cells), result.provenance.n_layers, palette)
+    tables = {
+        "cells": cells[["layer", "pos", "label", "value", "defined", *tips]],
+        **dense_tables(prov.n_layers, prov.moe_layers, labels, "label"),
+        "dots": pd.DataFrame(columns=_DOTS),
+    }
+    chart = maps.token_map(prov.n_layers, len(labels), TITLES[measure], tips, ("cell", "layer", "pos"), palette)
+    return rows_of(
+        chart, tables, len(cells), prov.n_layers, palette,
+        ends=ends(cells.value, end), **tokens(labels, _subject(prov, labels)),
+    )  # fmt: skip
 
 
 def layer_expert(
@@ -119,52 +104,28 @@ def layer_expert(
 
 
 @remembered
-@unchecked
 def _layer_expert(result: TraceResult, pos: int, measure: str, palette: Palette, end: float | None) -> Picture:
     """The map without anything marked; `frame`: the table of the framed layer, `ticked`: of the coalition's experts."""
-    tables = Tables()
     grid = views.expert_grid(result, pos)
     grid["value"], grid["defined"] = shade(grid[measure])
     grid["routed"] = grid.status != views.NOT_ROUTED
     grid["ring"] = grid.status == views.CORRUPT_ONLY
     grid = pd.concat([grid.reset_index(drop=True), expert_tooltips(result, grid)], axis=1)
+    tips = tuple(expert_tooltips.columns)
+    keep = ["layer", "expert", "column", "value", "defined", "routed", "ring", *tips]
     prov = result.provenance
     columns = expert_columns(prov.n_experts, shared=prov.has_shared)
-    x = expert_axis(prov.n_experts, shared=prov.has_shared)
-    y = layer_axis(prov.n_layers)
-    chosen = selection("expert", {"layer": None, "expert": None}, False)
-    keep = ["layer", "expert", "column", "value", "defined", "routed", "ring", *expert_tooltips.columns]
-    base = alt.Chart(tables(grid[keep]))
-    scale = diverging(grid.value, TITLES[measure], palette, palette.blank, end=end)
-    layers: list[alt.Chart] = [
-        base.mark_rect(cursor="pointer", strokeWidth=0.8 if prov.n_experts <= 40 else 0.4)
-        .encode(
-            x=x,
-            y=y,
-            color=scale,
-            stroke=chosen_by(alt.StrokeValue, "datum.routed", palette.muted, palette.blank),
-            tooltip=tooltip(expert_tooltips.columns),
-        )
-        .add_params(chosen),
-        alt.Chart(tables(grid.loc[grid.ring, ["layer", "column"]]))
-        .mark_point(
-            size=16 if prov.n_experts > 32 else 30, stroke=palette.muted, strokeWidth=1.2, fill=None, tooltip=None
-        )
-        .encode(x=x, y=y),
-    ]
-    undefined = grid.routed & ~grid.defined
-    if undefined.any():
-        missing = alt.Chart(tables(grid.loc[undefined, keep])).mark_rect(color=palette.missing)
-        layers.insert(1, missing.encode(x=x, y=y, tooltip=tooltip(expert_tooltips.columns)))
-    if dense := [layer for layer in range(prov.n_layers) if layer not in prov.moe_layers]:
-        blank, lines = dense_rows(dense, columns, palette, tables, "column")
-        layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
-    frame = alt.Chart(tables(pd.DataFrame(columns=["layer"]), "frame"))
-    layers.append(outline(frame, palette.mark, width=1.6).encode(y=y))
-    members = alt.Chart(tables(pd.DataFrame(columns=["layer", "column"]), "ticked"))
-    layers.append(outline(members, palette.expert).encode(x=x, y=y))
-    layers.append(outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
-    return rows_of(alt.layer(*layers), tables, len(grid), prov.n_layers, palette)
+    undefined = grid.loc[grid.routed & ~grid.defined, keep]
+    tables = {
+        "experts": grid[keep],
+        **({"undefined": undefined} if len(undefined) else {}),
+        "ringed": grid.loc[grid.ring, ["layer", "column"]],
+        **dense_tables(prov.n_layers, prov.moe_layers, columns, "column"),
+        "frame": pd.DataFrame(columns=["layer"]),
+        "ticked": pd.DataFrame(columns=["layer", "column"]),
+    }
+    chart = maps.expert_map(prov.n_layers, prov.n_experts, prov.has_shared, TITLES[measure], tips, "routed", palette)
+    return rows_of(chart, tables, len(grid), prov.n_layers, palette, ends=ends(grid.value, end))
 
 
 def routing_strip(
@@ -196,10 +157,8 @@ def _strip_labels(result: TraceResult, layer: int) -> list[str]:
 
 
 @remembered
-@unchecked
 def _routing_strip(result: TraceResult, layer: int, palette: Palette) -> Picture:
     """The strip without anything marked; `marked_column`, `marked_row`: the tables of the framed ones."""
-    tables = Tables()
     strip = views.routing_strip(result, layer)
     labels = _strip_labels(result, layer)
     strip["label"] = [labels[p] for p in strip.pos]
@@ -207,43 +166,52 @@ def _routing_strip(result: TraceResult, layer: int, palette: Palette) -> Picture
     strip["weight"] = strip[["router_weight_clean", "router_weight_corrupt"]].max(axis=1)
     strip = pd.concat([strip.reset_index(drop=True), strip_tooltips(result, strip)], axis=1)
     prov = result.provenance
-    columns = [str(e) for e in range(prov.n_experts)]
-    every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if prov.n_experts / step <= 32)
+    columns = expert_columns(prov.n_experts, shared=False)
+    n_cells = len(columns) * len(labels)
+    cells = pd.MultiIndex.from_product([labels, columns], names=["label", "column"]).to_frame(index=False)
+    tables = {
+        **({"blank": cells} if n_cells <= CANVAS_MARKS else {}),
+        "routed": strip[["pos", "expert", "label", "column", "change", "weight", *strip_tooltips.columns]],
+        "marked_column": pd.DataFrame(columns=["column"]),
+        "marked_row": pd.DataFrame(columns=["label"]),
+    }
+    return rows_of(
+        _strip(prov.n_experts, len(labels), palette), tables, len(strip) + n_cells, len(labels), palette,
+        weights=[0, max(float(strip.weight.max()), 1e-6)], **tokens(labels, _subject(prov, labels)),
+    )  # fmt: skip
+
+
+@design
+def _strip(n_experts: int, n_tokens: int, palette: Palette) -> alt.LayerChart:
+    """Open: `weights`, the ends of the opacity's scale, and what `marks.tokens` gives."""
+    columns = expert_columns(n_experts, shared=False)
+    every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if n_experts / step <= 32)
     x = alt.X(
         "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=gap(len(columns))),
         axis=alt.Axis(
             values=columns[::every], labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6
         ),
     )  # fmt: skip
-    y = token_axis(alt.Y, labels, _subject(prov, labels), palette)
+    y = token_axis(alt.Y, n_tokens, palette)
     chosen = selection("routed", {"pos": None, "expert": None}, False)
-    keep = ["pos", "expert", "label", "column", "change", "weight", *strip_tooltips.columns]
-    base = alt.Chart(tables(strip[keep]))
+    base = named("routed")
     names = [views.BOTH, views.CLEAN_ONLY, views.CORRUPT_ONLY]
     color = alt.Color(
         "change:N",
         scale=alt.Scale(domain=names, range=[palette.kept, palette.left, palette.joined]),
         legend=alt.Legend(title="routed here in the run", orient="top", symbolType="square", titleLimit=300),
     )
-    opacity = alt.Opacity(
-        "weight:Q", legend=None, scale=alt.Scale(domain=[0, max(float(strip.weight.max()), 1e-6)], range=[0.3, 1])
+    opacity = alt.Opacity("weight:Q", legend=None, scale=alt.Scale(domain=Open("weights"), range=[0.3, 1]))
+    routed = base.mark_rect(cursor="pointer").encode(
+        x=x, y=y, color=color, opacity=opacity, tooltip=tooltip(strip_tooltips.columns)
     )
-    layers: list[alt.Chart] = []
-    if len(columns) * len(labels) <= CANVAS_MARKS:
-        blanks = pd.MultiIndex.from_product([labels, columns], names=["label", "column"]).to_frame(index=False)
-        layers.append(alt.Chart(tables(blanks)).mark_rect(color=palette.blank, tooltip=None).encode(x=x, y=y))
-    layers.append(
-        base.mark_rect(cursor="pointer")
-        .encode(x=x, y=y, color=color, opacity=opacity, tooltip=tooltip(strip_tooltips.columns))
-        .add_params(chosen)
+    return alt.layer(
+        named("blank").mark_rect(color=palette.blank, tooltip=None).encode(x=x, y=y),
+        routed.add_params(chosen),
+        outline(named("marked_column"), palette.expert, width=1.6).encode(x=x),
+        outline(named("marked_row"), palette.mark, width=1.2).encode(y=y),
+        outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen),
     )
-    column = alt.Chart(tables(pd.DataFrame(columns=["column"]), "marked_column"))
-    layers.append(outline(column, palette.expert, width=1.6).encode(x=x))
-    row = alt.Chart(tables(pd.DataFrame(columns=["label"]), "marked_row"))
-    layers.append(outline(row, palette.mark, width=1.2).encode(y=y))
-    layers.append(outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
-    n_marks = len(strip) + len(labels) * len(columns)
-    return rows_of(alt.layer(*layers), tables, n_marks, len(labels), palette)
 
 
 def expert_bars(
@@ -266,42 +234,43 @@ def expert_bars(
 
 
 @remembered
-@unchecked
 def _expert_bars(result: TraceResult, layer: int, pos: int, palette: Palette) -> Picture:
     """The bars without anything marked; `marked_row`: the table of the framed expert."""
-    tables = Tables()
     table = views.active_experts(result, layer, pos)
     long = pd.concat(
         [
-            pd.DataFrame({"name": table.name, "part": "true object lifted", "value": table.true_shift}),
-            pd.DataFrame({"name": table.name, "part": "foil put down", "value": -table.foil_shift}),
+            pd.DataFrame({"name": table.name, "part": LIFTED, "value": table.true_shift}),
+            pd.DataFrame({"name": table.name, "part": PUT_DOWN, "value": -table.foil_shift}),
         ],
         ignore_index=True,
     ).assign(t_logits=lambda rows: [logits(value) for value in rows.value])
-    ticks_of = table[["name", "rescue"]].assign(t_rescue=[f"{logits(value)} logits" for value in table.rescue])
-    y = alt.Y("name:N", sort=list(table.name), title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=120))
+    rescues = table[["name", "rescue"]].assign(t_rescue=[f"{logits(value)} logits" for value in table.rescue])
+    tables = {"parts": long, "rescues": rescues, "marked_row": pd.DataFrame(columns=["name"])}
+    return rows_of(_bars(palette), tables, len(long), len(table), palette, step=26, names=list(table.name))
+
+
+LIFTED, PUT_DOWN = "true object lifted", "foil put down"
+
+
+@design
+def _bars(palette: Palette) -> alt.LayerChart:
+    """Open: `names`, in their order."""
+    axis = alt.Axis(ticks=False, domain=False, labelLimit=120)
+    y = alt.Y("name:N", sort=Open("names"), title=None, axis=axis)
     x = alt.X("value:Q", title="logits", axis=alt.Axis(grid=True, tickCount=5))
     color = alt.Color(
         "part:N",
-        scale=alt.Scale(domain=["true object lifted", "foil put down"], range=[palette.high, palette.joined]),
+        scale=alt.Scale(domain=[LIFTED, PUT_DOWN], range=[palette.high, palette.joined]),
         legend=alt.Legend(title=None, orient="top"),
     )
-    tip = [
-        alt.Tooltip("name:N", title="expert"),
-        alt.Tooltip("part:N"),
-        alt.Tooltip("t_logits:N", title="logits"),
-    ]
-    rescue = [alt.Tooltip("name:N", title="expert"), alt.Tooltip("t_rescue:N", title="rescue")]
-    bars = alt.Chart(tables(long)).mark_bar().encode(x=x, y=y, color=color, tooltip=tip)
-    ticks = (
-        alt.Chart(tables(ticks_of))
-        .mark_tick(color=palette.ink, thickness=2.5, size=16)
-        .encode(x=alt.X("rescue:Q"), y=y, tooltip=rescue)
+    expert = alt.Tooltip("name:N", title="expert")
+    tip = [expert, alt.Tooltip("part:N"), alt.Tooltip("t_logits:N", title="logits")]
+    ticks = named("rescues").mark_tick(color=palette.ink, thickness=2.5, size=16)
+    return alt.layer(
+        named("parts").mark_bar().encode(x=x, y=y, color=color, tooltip=tip),
+        ticks.encode(x=alt.X("rescue:Q"), y=y, tooltip=[expert, alt.Tooltip("t_rescue:N", title="rescue")]),
+        outline(named("marked_row"), palette.expert, width=1.6).encode(y=y),
     )
-    layers: list[alt.Chart] = [bars, ticks]
-    row = alt.Chart(tables(pd.DataFrame(columns=["name"]), "marked_row"))
-    layers.append(outline(row, palette.expert, width=1.6).encode(y=y))
-    return rows_of(alt.layer(*layers), tables, len(long), len(table), palette, step=26)
 
 
 def _subject(prov: Provenance, labels: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .expert_tables import OTHERS, OWN, SHORT
 from .formats import NONE, count, logits, percent, weight
-from .marks import PERCENT, diverging, row_height
+from .marks import PERCENT, diverging, ends, row_height
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, unchecked
 from .study.drawing import colours, intervals, names_axis, zero_line
@@ -117,7 +117,7 @@ def expert_map(table: pd.DataFrame, *, moe_layers: list[int], n_experts: int, pa
         "layer:O", sort=None, title="layer", scale=alt.Scale(domain=moe_layers[::-1]),
         axis=alt.Axis(labelOverlap="greedy", **bare),
     )  # fmt: skip
-    color = diverging(table.mean_all, "mean rescue (logits)", palette, palette.missing)
+    color = diverging("mean rescue (logits)", palette, palette.missing)
     blanks = pd.MultiIndex.from_product([moe_layers, columns], names=["layer", "column"]).to_frame(index=False)
     chosen = alt.selection_point(
         name="expert", fields=["layer", "expert"], on="click", clear=False, toggle=False, empty=False
@@ -131,7 +131,7 @@ def expert_map(table: pd.DataFrame, *, moe_layers: list[int], n_experts: int, pa
         .add_params(chosen),
     )
     height = max(row_height(len(moe_layers)) * len(moe_layers), 60)
-    return finish(chart, data, len(shown) + len(blanks), height, palette)
+    return finish(chart, data, len(shown) + len(blanks), height, palette, ends=ends(table.mean_all))
 
 
 @unchecked

@@ -5,15 +5,15 @@ Altair only; knows no results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
 
 import altair as alt
 import pandas as pd
 
 from .links import SHARED
 from .palette import Palette
-from .picture import Picture, Tables, finish, limit
+from .picture import Open, Picture, finish, limit, named
 
 T = TypeVar("T")
 
@@ -39,23 +39,23 @@ def shade(values: pd.Series) -> tuple[pd.Series, pd.Series]:
     return values.fillna(0.0), values.notna()
 
 
-def diverging(
-    values: pd.Series, title: str, palette: Palette, otherwise: str, *, end: float | None = None
-) -> alt.ColorValue:
-    """The colour of a column `value`, centred on 0; `otherwise` where the column `defined` is false.
-
-    `end`: of the scale, so that several maps have the same; that of `values` where it is not given.
-    """
-    end = limit(values) if end is None else end
+def diverging(title: str, palette: Palette, otherwise: str) -> alt.ColorValue:
+    """The colour of a column `value`, centred on 0; `otherwise` where the column `defined` is false. Open: `ends`."""
     scale = alt.Scale(
-        domain=[-end, 0, end], range=[palette.low, palette.mid, palette.high], clamp=True, interpolate="rgb"
+        domain=Open("ends"), range=[palette.low, palette.mid, palette.high], clamp=True, interpolate="rgb"
     )
     legend = alt.Legend(
         title=title, orient="top", direction="horizontal", gradientLength=170, gradientThickness=9,
-        values=[-end, 0, end], labelExpr="datum.value == 0 ? '0' : format(datum.value, '+.3~r')",
+        values=Open("ends"), labelExpr="datum.value == 0 ? '0' : format(datum.value, '+.3~r')",
     )  # fmt: skip
     defined = {"test": "datum.defined", "field": "value", "type": "quantitative", "scale": scale, "legend": legend}
     return alt.ColorValue(otherwise, condition=defined)
+
+
+def ends(values: pd.Series, end: float | None = None) -> list[float]:
+    """Those of a diverging scale, and its middle: `end`, so that several maps have the same, or that of `values`."""
+    end = limit(values) if end is None else end
+    return [-end, 0, end]
 
 
 def chosen_by(channel: Callable[..., T], test: str, then: str, otherwise: str) -> T:
@@ -66,18 +66,24 @@ def chosen_by(channel: Callable[..., T], test: str, then: str, otherwise: str) -
     return channel(otherwise, condition={"test": test, "value": then})
 
 
-def token_axis(channel: type, labels: list[str], subject: Iterable[str], palette: Palette):
-    """An axis of tokens; the labels in `subject` stand out."""
-    test = "indexof([" + ", ".join(js(label) for label in subject) + "], datum.value) >= 0"
-    many = len(labels) > 24
+def token_axis(channel: type, n_tokens: int, palette: Palette):
+    """An axis of tokens; those of the subject stand out. Open: what `tokens` gives."""
+    many = n_tokens > 24
     vertical = channel is alt.Y
     axis = alt.Axis(
         title="token (position)", labelAngle=0 if vertical else (-90 if many else -40), ticks=False, domain=False,
         labelOverlap="greedy" if many else False, labelLimit=130, labelPadding=6, labelFontSize=9 if many else 12,
-        labelColor=alt.condition(test, alt.value(palette.subject), alt.value(palette.ink)),
-        labelFontWeight=alt.condition(test, alt.value("bold"), alt.value("normal")),
+        labelColor=alt.condition(Open("of_subject"), alt.value(palette.subject), alt.value(palette.ink)),
+        labelFontWeight=alt.condition(Open("of_subject"), alt.value("bold"), alt.value("normal")),
     )  # fmt: skip
-    return channel("label:N", sort=None, scale=alt.Scale(domain=labels, paddingInner=gap(len(labels))), axis=axis)
+    scale = alt.Scale(domain=Open("labels"), paddingInner=gap(n_tokens))
+    return channel("label:N", sort=None, scale=scale, axis=axis)
+
+
+def tokens(labels: list[str], subject: Iterable[str]) -> dict[str, Any]:
+    """What an axis of tokens leaves open: all their labels, and whether one is among the `subject`'s."""
+    test = "indexof([" + ", ".join(js(label) for label in subject) + "], datum.value) >= 0"
+    return {"labels": labels, "of_subject": test}
 
 
 def layer_axis(n_layers: int) -> alt.Y:
@@ -106,16 +112,27 @@ def expert_axis(n_experts: int, *, shared: bool) -> alt.X:
     )  # fmt: skip
 
 
-def dense_rows(dense: list[int], labels: list[str], palette: Palette, tables: Tables, field: str) -> list[alt.Chart]:
-    """Rows of layers without experts: blank cells with a dashed line through, so that they pass for no value."""
+def blank_cells(data: str, palette: Palette) -> alt.Chart:
+    """Cells that have no value, and say why."""
+    return named(data).mark_rect(color=palette.blank).encode(tooltip=tooltip(["t_note", "t_kind"]))
+
+
+def dense_rows(palette: Palette) -> tuple[alt.Chart, alt.Chart]:
+    """Rows of layers without experts: blank cells with a dashed line through, so that they pass for no value. Of the
+    tables that `dense_tables` gives."""
+    lines = named("dense_layers").mark_rule(stroke=palette.missing, strokeWidth=2, strokeDash=[3, 4], tooltip=None)
+    return blank_cells("dense", palette), lines
+
+
+def dense_tables(n_layers: int, moe_layers: Collection[int], labels: list[str], field: str) -> dict[str, pd.DataFrame]:
+    """The tables of `dense_rows`, whose cells have these labels in the column `field`; none where all have experts."""
+    dense = [layer for layer in range(n_layers) if layer not in moe_layers]
+    if not dense:
+        return {}
     rows = pd.MultiIndex.from_product([dense, labels], names=["layer", field]).to_frame(index=False)
     rows["t_note"] = [f"layer {layer}" for layer in rows.layer]
     rows["t_kind"] = "dense, or without this site: nothing to patch"
-    cells = alt.Chart(tables(rows)).mark_rect(color=palette.blank).encode(tooltip=tooltip(["t_note", "t_kind"]))
-    lines = alt.Chart(tables(pd.DataFrame({"layer": dense}))).mark_rule(
-        stroke=palette.missing, strokeWidth=2, strokeDash=[3, 4], tooltip=None
-    )
-    return [cells, lines]
+    return {"dense": rows, "dense_layers": pd.DataFrame({"layer": dense})}
 
 
 def outline(base: alt.Chart, color: str, width: float = 2.5) -> alt.Chart:
@@ -148,8 +165,9 @@ def js(text: str) -> str:
 
 
 def rows_of(
-    chart: alt.LayerChart, tables: Tables, n_marks: int, n_rows: int, palette: Palette, step: int | None = None
-) -> Picture:
-    """A chart of rows of one height each, whose layers have colour scales of their own."""
+    chart: alt.LayerChart | dict[str, Any], tables: dict[str, pd.DataFrame], n_marks: int, n_rows: int,
+    palette: Palette, step: int | None = None, **given: Any,
+) -> Picture:  # fmt: skip
+    """A chart of rows of one height each, whose layers have colour scales of their own; see `finish`."""
     height = max(n_rows * (step or row_height(n_rows)), 60)
-    return finish(chart, tables, n_marks, height, palette, own_scales=("color", "fill"))
+    return finish(chart, tables, n_marks, height, palette, own_scales=("color", "fill"), **given)

@@ -2,6 +2,11 @@
 
 A chart comes as a `Picture`: its spec with named data sets and the tables of these names, so that one build serves the
 page (tables travel as Arrow) and the exports (tables embedded as values). Knows no results and no data of ours.
+
+A picture's spec hardly depends on its data, and Altair takes long to make one. So a picture has two parts: its tables,
+made of a result, and its `design`, a chart of data sets that are only named, made of a few plain values alone and once
+for each of them. What else a picture has of its own (labels, the ends of a scale) its design leaves `Open`; `finish`
+fills that in, and leaves out the layers for which there is no table.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import functools
 import html
 import json
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +52,11 @@ class Picture:
 
         A change of what is marked is a change of the spec alone: it costs no Altair.
         """
-        gone = {name for name, table in overlays.items() if table is None}
-        layers = [layer for layer in self.spec["layer"] if layer.get("data", {}).get("name") not in gone]
-        spec = self.spec | {"layer": layers}
+        tables = {name: table for name, table in (self.tables | overlays).items() if table is not None}
+        spec = _of_tables(self.spec, tables)
         if selected is not None:
             (param,) = self.spec["params"]
             spec["params"] = [param | {"value": [selected]}]
-        tables = {name: overlays.get(name, table) for name, table in self.tables.items() if name not in gone}
         return Picture(spec, tables, self.marks)
 
     def standalone(self, *, width: int, title: str = "", subtitle: list[str] | None = None) -> dict[str, Any]:
@@ -78,6 +82,49 @@ def unchecked(build):
             return build(*args, **kwargs)
 
     return run
+
+
+class Open(str):
+    """What a design leaves open, by its name: each picture has its own."""
+
+
+DESIGNS = 256
+"""Designs kept at most, all kinds together."""
+
+
+@functools.lru_cache(DESIGNS)
+@unchecked
+def designed(draw: Callable[..., alt.LayerChart], *values: Hashable) -> dict[str, Any]:
+    """The spec of the chart that `draw` makes of these values; nobody changes it in place."""
+    return draw(*values).to_dict(validate=False)
+
+
+def design(draw: Callable[..., alt.LayerChart]) -> Callable[..., dict[str, Any]]:
+    """`draw(*values)` makes a chart of hashable values alone; with this it gives the chart's spec, made once for equal
+    values. `finish` makes a picture of a copy of it."""
+    return functools.wraps(draw)(functools.partial(designed, draw))
+
+
+def named(data: str) -> alt.Chart:
+    """A chart of the data set of this name."""
+    return alt.Chart(alt.NamedData(name=data))
+
+
+def filled(part: Any, given: Mapping[str, Any]) -> Any:
+    """A copy of a part of a spec with what is given for all that it leaves open."""
+    if isinstance(part, dict):
+        return {name: filled(value, given) for name, value in part.items()}
+    if isinstance(part, list):
+        return [filled(value, given) for value in part]
+    return given[part] if isinstance(part, Open) else part
+
+
+def _of_tables(spec: dict[str, Any], tables: Collection[str]) -> dict[str, Any]:
+    """The spec without the layers whose data set is not among the tables."""
+    if "layer" not in spec:
+        return spec
+    there = [layer for layer in spec["layer"] if "data" not in layer or layer["data"]["name"] in tables]
+    return spec | {"layer": there}
 
 
 def limit(values: pd.Series) -> float:
@@ -142,16 +189,17 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def finish(
-    chart: alt.LayerChart | alt.Chart,
-    tables: Tables,
+    chart: alt.LayerChart | alt.Chart | dict[str, Any],
+    tables: dict[str, pd.DataFrame],
     n_marks: int,
     height: int,
     palette: Palette,
     *,
     own_scales: tuple[str, ...] = (),
+    **given: Any,
 ) -> Picture:
-    """A chart as a picture in the project's look, as wide as its place and `height` pixels high. `own_scales`: channels
-    for which each of its layers has a scale of its own.
+    """A chart, or a design, as a picture in the project's look, as wide as its place and `height` pixels high.
+    `own_scales`: channels for which each of its layers has a scale of its own; `given`: what the design leaves open.
 
     What all charts have is put into the finished spec: Altair copies a whole chart for each property that is added.
     """
@@ -159,7 +207,8 @@ def finish(
     lines = {"gridColor": palette.grid, "domainColor": palette.grid, "tickColor": palette.grid}
     sizes = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     fonts = {"font": FONT, "subtitleFont": FONT, "color": palette.ink, "subtitleColor": palette.muted}
-    spec = chart.to_dict(validate=False)
+    spec = chart if isinstance(chart, dict) else chart.to_dict(validate=False)
+    spec = _of_tables(filled(spec, given), tables)
     if own_scales:
         spec["resolve"] = {"scale": dict.fromkeys(own_scales, "independent")}
     config = spec.get("config", {})

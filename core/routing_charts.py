@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .formats import NONE, bits, bits_change, count, entropy, lift, mean_count, p_value, percent, points
-from .marks import PERCENT, diverging, gap, layer_axis, outline, row_height, rows_of, selection, shade, tooltip
+from .marks import PERCENT, diverging, ends, gap, layer_axis, outline, row_height, rows_of, selection, shade, tooltip
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, unchecked
 from .results import expert_name
@@ -44,7 +44,7 @@ def expert_map(
     base = alt.Chart(tables(table[["layer", "expert", "column", "value", "defined", *tips]]))
     x, y = _expert_axis(n_experts), layer_axis(n_layers)
     color = (
-        diverging(table.value, title, palette, palette.missing)
+        diverging(title, palette, palette.missing)
         if signed
         else _upwards(table.value, title, palette, as_percent)
     )
@@ -59,7 +59,7 @@ def expert_map(
     if layer is not None:
         layers.append(outline(alt.Chart(tables(pd.DataFrame({"layer": [layer]}))), palette.mark, 1.6).encode(y=y))
     layers.append(outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
-    return rows_of(alt.layer(*layers), tables, len(table), n_layers, palette)
+    return rows_of(alt.layer(*layers), tables, len(table), n_layers, palette, ends=ends(table.value))
 
 
 def frequency_tips(table: pd.DataFrame) -> pd.DataFrame:
@@ -226,14 +226,15 @@ def pair_map(
         axis=alt.Axis(values=names[::every], ticks=False, domain=False, labelPadding=6),
     )  # fmt: skip
     chosen = selection("pair", {"expert": None, "other": None}, False)
-    color = diverging(both.value, "log₂(lift ÷ lift of random choices)", palette, palette.blank, end=LIFT_END)
+    color = diverging("log₂(lift ÷ lift of random choices)", palette, palette.blank)
     heat = base.mark_rect(cursor="pointer").encode(x=x, y=y, color=color, tooltip=tooltip(tips)).add_params(chosen)
     layers = [heat]
     if expert is not None:
         column = alt.Chart(tables(pd.DataFrame({"column": [str(expert)]})))
         layers.append(outline(column, palette.expert, 1.6).encode(x=x))
     size = max(5, min(22, 560 // n_experts))
-    return rows_of(alt.layer(*layers), tables, len(both), n_experts, palette, step=size)
+    ends = [-LIFT_END, 0, LIFT_END]
+    return rows_of(alt.layer(*layers), tables, len(both), n_experts, palette, step=size, ends=ends)
 
 
 LIFT_END = 3.0

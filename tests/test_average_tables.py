@@ -269,7 +269,7 @@ def test_pictures_hold_every_average_and_what_is_chosen(result, experts):
     row = table[(table.layer == 2) & (table.role == LAST)].iloc[0]
     shown = charts.interval(row.restoration, row.restoration_low, row.restoration_high)
     assert shown in svg and "layer 2, last token" in svg
-    assert ROLES.index(LAST) in charts.role_map(table, n_layers=4).tables["table0"].role.to_numpy()
+    assert ROLES.index(LAST) in charts.role_map(table, n_layers=4).tables["cells"].role.to_numpy()
     curves = drawn(charts.role_curves(table, n_layers=4, measure="rescue", role=LAST))
     assert curves.count('aria-roledescription="circle"') == len(table)
     grid = drawn(

@@ -12,15 +12,15 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from .. import maps
 from ..formats import NONE, logits, percent, restoration, weight
-from ..links import SHARED
 from ..marks import (
     TITLES,
-    chosen_by,
-    dense_rows,
+    dense_tables,
     diverging,
+    ends,
+    expert_columns,
     gap,
-    layer_axis,
     outline,
     rows_of,
     selection,
@@ -28,7 +28,7 @@ from ..marks import (
     tooltip,
 )
 from ..palette import LIGHT, Palette
-from ..picture import Picture, Tables, finish, unchecked
+from ..picture import Open, Picture, design, finish, named
 from ..results import expert_name
 from ..roles import BEFORE, FIRST_SUBJECT, FURTHER, LAST, LAST_SUBJECT, MIDDLE_SUBJECT, ROLES
 from ..views import SHARED_INDEX
@@ -56,7 +56,6 @@ def role_colours(palette: Palette) -> dict[str, str]:
     }  # fmt: skip
 
 
-@unchecked
 def role_map(
     table: pd.DataFrame,
     *,
@@ -68,10 +67,19 @@ def role_map(
 ) -> Picture:
     """`role_table` as a heat map, layers from left to right. Selection `cell` with fields layer and role (its place in
     `core.roles.ROLES`); `layer` and `role` are preset. A layer without the site is left blank."""
-    tables = Tables()
     rows = _told(table)
     rows["value"], rows["defined"] = shade(rows[measure])
-    roles = list(dict.fromkeys(table.role))
+    labels = [role_label(name) for name in dict.fromkeys(table.role)]
+    tables = {"cells": rows[["layer", "role", "label", "value", "defined", *CELL_TIPS]]}
+    chart = _roles(n_layers, len(labels), TITLES[measure], palette)
+    picture = rows_of(chart, tables, len(rows), len(labels), palette, step=ROW, labels=labels, ends=ends(rows.value))
+    marked = layer is not None and role is not None
+    return picture.marked({"layer": layer, "role": ROLES.index(role)} if marked else None)
+
+
+@design
+def _roles(n_layers: int, n_roles: int, title: str, palette: Palette) -> alt.LayerChart:
+    """Open: `labels` of the roles, `ends`."""
     every = next(step for step in (1, 2, 4, 5, 10, 20, 50) if n_layers / step <= 26)
     x = alt.X(
         "layer:O", title="layer", scale=alt.Scale(domain=list(range(n_layers)), paddingInner=gap(n_layers)),
@@ -81,21 +89,18 @@ def role_map(
         ),
     )  # fmt: skip
     y = alt.Y(
-        "label:N", sort=None, title=None,
-        scale=alt.Scale(domain=[role_label(role) for role in roles], paddingInner=gap(len(roles))),
+        "label:N", sort=None, title=None, scale=alt.Scale(domain=Open("labels"), paddingInner=gap(n_roles)),
         axis=alt.Axis(ticks=False, domain=False, labelPadding=8, labelLimit=160, labelColor=palette.ink),
     )  # fmt: skip
-    marked = layer is not None and role is not None
-    chosen = selection("cell", {"layer": layer, "role": ROLES.index(role) if role else None}, marked)
-    base = alt.Chart(tables(rows[["layer", "role", "label", "value", "defined", *CELL_TIPS]]))
+    chosen = selection("cell", {"layer": None, "role": None}, False)
+    base = named("cells")
     heat = base.mark_rect(cursor="pointer").encode(
-        x=x, y=y, color=diverging(rows.value, TITLES[measure], palette, palette.missing), tooltip=tooltip(CELL_TIPS)
+        x=x, y=y, color=diverging(title, palette, palette.missing), tooltip=tooltip(CELL_TIPS)
     )
-    chart = alt.layer(heat.add_params(chosen), outline(base, palette.mark).encode(x=x, y=y).transform_filter(chosen))
-    return rows_of(chart, tables, len(rows), len(roles), palette, step=ROW)
+    frame = outline(base, palette.mark).encode(x=x, y=y).transform_filter(chosen)
+    return alt.layer(heat.add_params(chosen), frame)
 
 
-@unchecked
 def role_curves(
     table: pd.DataFrame,
     *,
@@ -106,33 +111,42 @@ def role_curves(
 ) -> Picture:
     """`role_table` as one line per role over the layers with the interval as a band; that of `role` stands out.
     Selection `point` with fields layer and role (as in `role_map`)."""
-    tables = Tables()
     rows = _told(table)
     rows = rows[rows[measure].notna()].rename(columns={f"{measure}_low": "ci_low", f"{measure}_high": "ci_high"})
     rows = rows.rename(columns={measure: "value"})
-    present = [name for name in ROLES if name in set(table.role)]
+    present = tuple(name for name in ROLES if name in set(table.role))
+    tables = {
+        "points": rows[["layer", "role", "name", "value", "ci_low", "ci_high", *CELL_TIPS]],
+        "zero": pd.DataFrame({"zero": [0.0]}),
+    }
+    strong = "true" if role is None else f"datum.name === '{role}'"
+    return finish(
+        _curves(n_layers, present, TITLES[measure], palette), tables, 3 * len(rows), 300, palette, strong=strong
+    )
+
+
+@design
+def _curves(n_layers: int, roles: tuple[str, ...], title: str, palette: Palette) -> alt.LayerChart:
+    """Open: `strong`, the test of the role that stands out."""
     colors = role_colours(palette)
     legend = alt.Legend(
         title=None, orient="top", columns=3, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, symbolSize=300
     )
-    scale = alt.Scale(domain=present, range=[colors[name] for name in present])
+    scale = alt.Scale(domain=roles, range=[colors[name] for name in roles])
     color = alt.Color("name:N", scale=scale, legend=legend)
-    scale = alt.Scale(domain=present, range=[_DASHES.get(name, [1, 0]) for name in present])
+    scale = alt.Scale(domain=roles, range=[_DASHES.get(name, [1, 0]) for name in roles])
     dash = alt.StrokeDash("name:N", scale=scale, legend=legend)
     x = alt.X(
         "layer:Q", title="layer", scale=alt.Scale(domain=[-0.3, n_layers - 0.7], nice=False),
         axis=alt.Axis(tickMinStep=1, format="d"),
     )  # fmt: skip
-    y = alt.Y("value:Q", title=TITLES[measure])
-    data = tables(rows[["layer", "role", "name", "value", "ci_low", "ci_high", *CELL_TIPS]])
-    base = alt.Chart(data)
-    zero = alt.Chart(tables(pd.DataFrame({"zero": [0.0]})))
-    strong = "true" if role is None else f"datum.name === '{role}'"
+    y = alt.Y("value:Q", title=title)
+    base, strong = named("points"), Open("strong")
     chosen = selection("point", {"layer": None, "role": None}, False)
-    chart = alt.layer(
-        zero.mark_rule(stroke=palette.muted, strokeWidth=1, tooltip=None).encode(y="zero:Q"),
+    return alt.layer(
+        named("zero").mark_rule(stroke=palette.muted, strokeWidth=1, tooltip=None).encode(y="zero:Q"),
         base.mark_area(tooltip=None).encode(
-            x=x, y=alt.Y("ci_low:Q", title=TITLES[measure]), y2="ci_high:Q", color=color,
+            x=x, y=alt.Y("ci_low:Q", title=title), y2="ci_high:Q", color=color,
             opacity=alt.condition(strong, alt.value(0.2), alt.value(0.1)),
         ),
         base.mark_line(tooltip=None).encode(
@@ -142,10 +156,8 @@ def role_curves(
         .encode(x=x, y=y, color=color, tooltip=tooltip(CELL_TIPS))
         .add_params(chosen),
     )  # fmt: skip
-    return finish(chart, tables, 3 * len(rows), 300, palette)
 
 
-@unchecked
 def expert_map(
     table: pd.DataFrame,
     *,
@@ -162,41 +174,25 @@ def expert_map(
     """`expert_table` as layer × expert heat map: mean over all facts, 0 where not clean-active. Blank: clean-active in
     none of the `n_facts`. Selection `expert` with fields layer and expert (the shared one is `views.SHARED_INDEX`);
     the row of `layer` is framed, its `expert` preset."""
-    tables = Tables()
     experts = [*range(n_experts), *([SHARED_INDEX] if has_shared else [])]
-    columns = [SHARED if e == SHARED_INDEX else str(e) for e in experts]
+    columns = expert_columns(n_experts, shared=has_shared)
     grid = pd.MultiIndex.from_product([list(moe_layers), experts], names=["layer", "expert"]).to_frame(index=False)
     grid = grid.merge(table, on=["layer", "expert"], how="left")
     grid["active"] = grid.name.notna()
     grid["column"] = grid.expert.map(dict(zip(experts, columns, strict=True)))
     grid["value"], grid["defined"] = shade(grid[measure])
     grid = pd.concat([grid, pd.DataFrame(_expert_told(grid, n_facts), columns=EXPERT_TIPS)], axis=1)
-    every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if n_experts / step <= 24)
-    shown = [str(e) for e in range(0, n_experts, every)] + ([SHARED] if has_shared else [])
-    x = alt.X(
-        "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=gap(len(columns))),
-        axis=alt.Axis(values=shown, labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6),
-    )  # fmt: skip
-    y = layer_axis(n_layers)
-    chosen = selection("expert", {"layer": layer, "expert": expert}, layer is not None and expert is not None)
-    base = alt.Chart(tables(grid[["layer", "expert", "column", "value", "defined", "active", *EXPERT_TIPS]]))
-    heat = base.mark_rect(cursor="pointer", strokeWidth=0.8 if n_experts <= 40 else 0.4).encode(
-        x=x, y=y, color=diverging(grid.value, TITLES[measure], palette, palette.blank), tooltip=tooltip(EXPERT_TIPS),
-        stroke=chosen_by(alt.StrokeValue, "datum.active", palette.muted, palette.blank),
-    )  # fmt: skip
-    layers: list[alt.Chart] = [heat.add_params(chosen)]
-    undefined = grid[grid.active & ~grid.defined]
-    if len(undefined):
-        missing = alt.Chart(tables(undefined[["layer", "column", *EXPERT_TIPS]])).mark_rect(color=palette.missing)
-        layers.append(missing.encode(x=x, y=y, tooltip=tooltip(EXPERT_TIPS)))
-    if dense := [other for other in range(n_layers) if other not in moe_layers]:
-        blank, lines = dense_rows(dense, columns, palette, tables, "column")
-        layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
-    if layer is not None:
-        frame = alt.Chart(tables(pd.DataFrame({"layer": [layer]})))
-        layers.append(outline(frame, palette.mark, width=1.6).encode(y=y))
-    layers.append(outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
-    return rows_of(alt.layer(*layers), tables, len(grid), n_layers, palette)
+    undefined = grid.loc[grid.active & ~grid.defined, ["layer", "column", *EXPERT_TIPS]]
+    tables = {
+        "experts": grid[["layer", "expert", "column", "value", "defined", "active", *EXPERT_TIPS]],
+        **({"undefined": undefined} if len(undefined) else {}),
+        **dense_tables(n_layers, moe_layers, columns, "column"),
+        **({"frame": pd.DataFrame({"layer": [layer]})} if layer is not None else {}),
+    }
+    chart = maps.expert_map(n_layers, n_experts, has_shared, TITLES[measure], tuple(EXPERT_TIPS), "active", palette)
+    picture = rows_of(chart, tables, len(grid), n_layers, palette, ends=ends(grid.value))
+    marked = layer is not None and expert is not None
+    return picture.marked({"layer": layer, "expert": expert} if marked else None)
 
 
 def interval(mean: float, low: float, high: float, sign: bool = False, unit: str = "") -> str:

@@ -8,26 +8,29 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from .. import views
+from .. import maps, views
 from ..formats import NONE, logits, overlap, percent, weight
 from ..marks import (
     PERCENT,
     TITLES,
+    blank_cells,
     dense_rows,
+    dense_tables,
     diverging,
+    ends,
     expert_axis,
     expert_columns,
     layer_axis,
     outline,
     row_height,
     rows_of,
-    selection,
     shade,
     token_axis,
+    tokens,
     tooltip,
 )
 from ..palette import LIGHT, Palette
-from ..picture import Picture, Tables, finish, limit, unchecked
+from ..picture import Picture, design, finish, limit, named
 from ..remembered import remembered
 from ..tooltips import cell_tooltips
 from .tables import BOTH, SIDES, Compared
@@ -55,30 +58,25 @@ def side_map(
 
 
 @remembered
-@unchecked
 def _side_map(compared: Compared, side: str, measure: str, palette: Palette, end: float | None) -> Picture:
     """The map without anything marked."""
-    data, result = Tables(), compared.mapped(side)
+    result = compared.mapped(side)
     cells = views.layer_cells(result)
     cells["value"], cells["defined"] = shade(cells[measure])
     cells = pd.concat([cells.reset_index(drop=True), cell_tooltips(result, cells)], axis=1)
     labels, subject = _columns(compared, side)
     cells["label"] = [labels[column] for column in _column_of(compared, side, cells.pos)]
     n_layers = max(compared.side(s).provenance.n_layers for s in SIDES)
-    x, y = token_axis(alt.X, labels, subject, palette), layer_axis(n_layers)
-    picked = selection("cell", {"layer": None, "pos": None}, False)
-    base = alt.Chart(data(cells[["layer", "pos", "label", "value", "defined", *cell_tooltips.columns]]))
-    color = diverging(cells.value, TITLES[measure], palette, palette.missing, end=end)
-    heat = base.mark_rect(cursor="pointer").encode(x=x, y=y, color=color, tooltip=tooltip(cell_tooltips.columns))
-    layers: list[alt.Chart] = [heat.add_params(picked)]
-    prov = result.provenance
-    if absent := [label for label in labels if label not in set(cells.label)]:
-        layers.append(_absent(absent, prov.moe_layers, data, palette, f"no such token in {side}").encode(x=x, y=y))
-    if dense := [layer for layer in range(prov.n_layers) if layer not in prov.moe_layers]:
-        blank, lines = dense_rows(dense, labels, palette, data, "label")
-        layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
-    layers.append(outline(base, palette.mark).encode(x=x, y=y).transform_filter(picked))
-    return rows_of(alt.layer(*layers), data, len(cells), n_layers, palette)
+    prov, tips = result.provenance, tuple(cell_tooltips.columns)
+    absent = [label for label in labels if label not in set(cells.label)]
+    tables = {
+        "cells": cells[["layer", "pos", "label", "value", "defined", *tips]],
+        **_absent(absent, prov.moe_layers, f"no such token in {side}"),
+        **dense_tables(prov.n_layers, prov.moe_layers, labels, "label"),
+    }
+    chart = maps.token_map(n_layers, len(labels), TITLES[measure], tips, ("cell", "layer", "pos"), palette)
+    given = {"ends": ends(cells.value, end), **tokens(labels, subject)}
+    return rows_of(chart, tables, len(cells), n_layers, palette, **given)
 
 
 def difference_map(
@@ -90,31 +88,28 @@ def difference_map(
 
 
 @remembered
-@unchecked
 def _difference_map(compared: Compared, measure: str, palette: Palette) -> Picture:
     """The map without anything marked."""
-    data, cells = Tables(), compared.cells.copy()
+    cells = compared.cells.copy()
     there = cells.pos_a.notna() & cells.pos_b.notna()
     cells["value"], cells["defined"] = shade(cells[f"{measure}_difference"])
     for name, column in _difference_tooltips(cells).items():
         cells[name] = column
     labels, subject = _columns(compared, "a")
-    prov = compared.a.provenance
-    x, y = token_axis(alt.X, labels, subject, palette), layer_axis(prov.n_layers)
-    picked = selection("difference", {"layer": None, "column": None}, False)
-    tips = ["t_cell", "t_rescue", "t_restoration"]
-    base = alt.Chart(data(cells.loc[there, ["layer", "column", "label", "value", "defined", *tips]]))
-    color = diverging(cells.value, f"{TITLES[measure]}: b − a", palette, palette.missing)
-    heat = base.mark_rect(cursor="pointer").encode(x=x, y=y, color=color, tooltip=tooltip(tips))
-    layers: list[alt.Chart] = [heat.add_params(picked)]
-    if absent := list(dict.fromkeys(cells.label[~there])):
-        why = "this token is on one side only"
-        layers.append(_absent(absent, compared.layers, data, palette, why).encode(x=x, y=y))
-    if dense := [layer for layer in range(prov.n_layers) if layer not in compared.layers]:
-        blank, lines = dense_rows(dense, labels, palette, data, "label")
-        layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
-    layers.append(outline(base, palette.mark).encode(x=x, y=y).transform_filter(picked))
-    return rows_of(alt.layer(*layers), data, len(cells), prov.n_layers, palette)
+    n_layers, tips = compared.a.provenance.n_layers, ("t_cell", "t_rescue", "t_restoration")
+    absent = list(dict.fromkeys(cells.label[~there]))
+    tables = {
+        "cells": cells.loc[there, ["layer", "column", "label", "value", "defined", *tips]],
+        **_absent(absent, compared.layers, ONE_SIDE),
+        **dense_tables(n_layers, compared.layers, labels, "label"),
+    }
+    chosen = ("difference", "layer", "column")
+    chart = maps.token_map(n_layers, len(labels), f"{TITLES[measure]}: b − a", tips, chosen, palette)
+    given = {"ends": ends(cells.value), **tokens(labels, subject)}
+    return rows_of(chart, tables, len(cells), n_layers, palette, **given)
+
+
+ONE_SIDE = "this token is on one side only"
 
 
 def expert_difference(
@@ -130,49 +125,72 @@ def expert_difference(
 
 
 @remembered
-@unchecked
 def _expert_difference(compared: Compared, pos_a: int, pos_b: int, measure: str, palette: Palette) -> Picture:
     """The map without anything marked; `frame`: the table of the framed layer."""
-    data, prov = Tables(), compared.a.provenance
-    grid = compared.experts(pos_a, pos_b)
+    prov, grid = compared.a.provenance, compared.experts(pos_a, pos_b)
     grid["value"], grid["defined"] = shade(grid[f"{measure}_difference"])
     for name, column in _expert_difference_tooltips(grid).items():
         grid[name] = column
-    columns = expert_columns(prov.n_experts, shared=prov.has_shared)
-    x = expert_axis(prov.n_experts, shared=prov.has_shared)
-    y = layer_axis(prov.n_layers)
-    tips = ["t_expert", "t_routed", "t_rescue", "t_restoration", "t_router_weight"]
-    keep = ["layer", "column", "value", "defined", *tips]
+    keep = ["layer", "column", "value", "defined", *_EXPERT_TIPS]
     routed = grid["where"] != views.NOT_ROUTED
-    blank = alt.Chart(data(grid.loc[~routed, keep])).mark_rect(color=palette.blank)
-    one_side = alt.Chart(data(grid.loc[routed & ~grid.defined, keep])).mark_rect(color=palette.missing)
-    both = alt.Chart(data(grid.loc[grid.defined, keep])).mark_rect(stroke=palette.muted, strokeWidth=0.4)
-    color = diverging(grid.value, f"{TITLES[measure]}: b − a", palette, palette.missing)
-    layers: list[alt.Chart] = [
-        blank.encode(x=x, y=y, tooltip=tooltip(tips)),
-        one_side.encode(x=x, y=y, tooltip=tooltip(tips)),
-        both.encode(x=x, y=y, color=color, tooltip=tooltip(tips)),
-    ]
-    if dense := [i for i in range(prov.n_layers) if i not in prov.moe_layers]:
-        empty, lines = dense_rows(dense, columns, palette, data, "column")
-        layers += [empty.encode(x=x, y=y), lines.encode(y=y)]
-    frame = alt.Chart(data(pd.DataFrame(columns=["layer"]), "frame"))
-    layers.append(outline(frame, palette.mark, width=1.6).encode(y=y))
-    return rows_of(alt.layer(*layers), data, len(grid), prov.n_layers, palette)
+    columns = expert_columns(prov.n_experts, shared=prov.has_shared)
+    tables = {
+        "not_routed": grid.loc[~routed, keep],
+        "one_side": grid.loc[routed & ~grid.defined, keep],
+        "both": grid.loc[grid.defined, keep],
+        **dense_tables(prov.n_layers, prov.moe_layers, columns, "column"),
+        "frame": pd.DataFrame(columns=["layer"]),
+    }
+    chart = _expert_differences(prov.n_layers, prov.n_experts, prov.has_shared, f"{TITLES[measure]}: b − a", palette)
+    return rows_of(chart, tables, len(grid), prov.n_layers, palette, ends=ends(grid.value))
 
 
-@unchecked
+_EXPERT_TIPS = ["t_expert", "t_routed", "t_rescue", "t_restoration", "t_router_weight"]
+
+
+@design
+def _expert_differences(n_layers: int, n_experts: int, shared: bool, title: str, palette: Palette) -> alt.LayerChart:
+    """Open: `ends`."""
+    at = {"x": expert_axis(n_experts, shared=shared), "y": layer_axis(n_layers)}
+    told = at | {"tooltip": tooltip(_EXPERT_TIPS)}
+    color = diverging(title, palette, palette.missing)
+    empty, lines = dense_rows(palette)
+    return alt.layer(
+        named("not_routed").mark_rect(color=palette.blank).encode(**told),
+        named("one_side").mark_rect(color=palette.missing).encode(**told),
+        named("both").mark_rect(stroke=palette.muted, strokeWidth=0.4).encode(color=color, **told),
+        empty.encode(**at),
+        lines.encode(y=at["y"]),
+        outline(named("frame"), palette.mark, width=1.6).encode(y=at["y"]),
+    )
+
+
 def routing_map(compared: Compared, *, palette: Palette = LIGHT) -> Picture:
     """Layer × token heat map of how much the sets of experts of the two clean runs overlap (Jaccard)."""
-    data, cells = Tables(), compared.routing.copy()
+    cells = compared.routing.copy()
     cells["t_cell"] = [f"layer {r.layer} at {r.label}" for r in cells.itertuples()]
     cells["t_jaccard"] = [overlap(value) for value in cells.jaccard]
     for name in ("both", "only_a", "only_b"):
         cells[f"t_{name}"] = cells[name].replace("", NONE)
     labels, subject = _columns(compared, "a")
     prov = compared.a.provenance
-    x, y = token_axis(alt.X, labels, subject, palette), layer_axis(prov.n_layers)
-    tips = ["t_cell", "t_jaccard", "t_both", "t_only_a", "t_only_b"]
+    absent = [label for label in labels if label not in set(cells.label)]
+    tables = {
+        "cells": cells[["layer", "label", "jaccard", *_OVERLAP_TIPS]],
+        **_absent(absent, prov.moe_layers, ONE_SIDE),
+        **dense_tables(prov.n_layers, prov.moe_layers, labels, "label"),
+    }
+    chart = _overlaps(prov.n_layers, len(labels), palette)
+    return rows_of(chart, tables, len(cells), prov.n_layers, palette, **tokens(labels, subject))
+
+
+_OVERLAP_TIPS = ["t_cell", "t_jaccard", "t_both", "t_only_a", "t_only_b"]
+
+
+@design
+def _overlaps(n_layers: int, n_tokens: int, palette: Palette) -> alt.LayerChart:
+    """Open: what `marks.tokens` gives."""
+    x, y = token_axis(alt.X, n_tokens, palette), layer_axis(n_layers)
     color = alt.Color(
         "jaccard:Q",
         scale=alt.Scale(domain=[0, 1], range=[palette.low, palette.mid], clamp=True, interpolate="rgb"),
@@ -181,38 +199,40 @@ def routing_map(compared: Compared, *, palette: Palette = LIGHT) -> Picture:
             values=[0, 0.5, 1],
         ),
     )  # fmt: skip
-    base = alt.Chart(data(cells[["layer", "label", "jaccard", *tips]]))
-    layers: list[alt.Chart] = [base.mark_rect().encode(x=x, y=y, color=color, tooltip=tooltip(tips))]
-    if absent := [label for label in labels if label not in set(cells.label)]:
-        why = "this token is on one side only"
-        layers.append(_absent(absent, prov.moe_layers, data, palette, why).encode(x=x, y=y))
-    if dense := [layer for layer in range(prov.n_layers) if layer not in prov.moe_layers]:
-        blank, lines = dense_rows(dense, labels, palette, data, "label")
-        layers += [blank.encode(x=x, y=y), lines.encode(y=y)]
-    return rows_of(alt.layer(*layers), data, len(cells), prov.n_layers, palette)
+    blank, lines = dense_rows(palette)
+    return alt.layer(
+        named("cells").mark_rect().encode(x=x, y=y, color=color, tooltip=tooltip(_OVERLAP_TIPS)),
+        blank_cells("absent", palette).encode(x=x, y=y),
+        blank.encode(x=x, y=y),
+        lines.encode(y=y),
+    )
 
 
-@unchecked
 def routing_bars(compared: Compared, *, palette: Palette = LIGHT) -> Picture:
     """Per layer: the share of positions with the same set of experts (bar) and the mean Jaccard (tick)."""
-    data, table = Tables(), compared.routing_layers.copy()
+    table = compared.routing_layers.copy()
     table["t_layer"] = [f"layer {layer}" for layer in table.layer]
     table["t_same_set"] = [f"{percent(r.same)} of {r.positions} positions" for r in table.itertuples()]
     table["t_mean_Jaccard"] = [overlap(value) for value in table.jaccard]
-    tips = tooltip(["t_layer", "t_same_set", "t_mean_Jaccard"])
     n_layers = compared.a.provenance.n_layers
+    height = max(n_layers * row_height(n_layers), 60)
+    return finish(_agreements(n_layers, palette), {"layers": table}, 2 * len(table), height, palette)
+
+
+@design
+def _agreements(n_layers: int, palette: Palette) -> alt.LayerChart:
+    tips = tooltip(["t_layer", "t_same_set", "t_mean_Jaccard"])
     y = layer_axis(n_layers)
     axis = alt.Axis(labelExpr=PERCENT, tickCount=5, grid=True)
     x = alt.X(
         "same:Q", title="same set of experts (bar), mean Jaccard (tick)", scale=alt.Scale(domain=[0, 1]), axis=axis
     )
-    base = alt.Chart(data(table))
-    bars = base.mark_bar(color=palette.kept).encode(x=x, y=y, tooltip=tips)
-    ticks = base.mark_tick(color=palette.ink, thickness=2.5, size=max(row_height(n_layers) - 8, 6)).encode(
-        x=alt.X("jaccard:Q"), y=y, tooltip=tips
+    base = named("layers")
+    ticks = base.mark_tick(color=palette.ink, thickness=2.5, size=max(row_height(n_layers) - 8, 6))
+    return alt.layer(
+        base.mark_bar(color=palette.kept).encode(x=x, y=y, tooltip=tips),
+        ticks.encode(x=alt.X("jaccard:Q"), y=y, tooltip=tips),
     )
-    height = max(n_layers * row_height(n_layers), 60)
-    return finish(alt.layer(bars, ticks), data, 2 * len(table), height, palette)
 
 
 def _columns(compared: Compared, side: str) -> tuple[list[str], list[str]]:
@@ -232,11 +252,13 @@ def _column_of(compared: Compared, side: str, positions: pd.Series) -> list[int]
     return [at[int(pos)] for pos in positions]
 
 
-def _absent(labels: list[str], layers: list[int], data: Tables, palette: Palette, why: str) -> alt.Chart:
-    """Blank cells of columns that have no token here."""
+def _absent(labels: list[str], layers: list[int], why: str) -> dict[str, pd.DataFrame]:
+    """The table of the cells of columns that have no token here; none where all have."""
+    if not labels:
+        return {}
     rows = pd.MultiIndex.from_product([layers, labels], names=["layer", "label"]).to_frame(index=False)
     rows["t_note"], rows["t_kind"] = rows.label, why
-    return alt.Chart(data(rows)).mark_rect(color=palette.blank).encode(tooltip=tooltip(["t_note", "t_kind"]))
+    return {"absent": rows}
 
 
 def _difference_tooltips(cells: pd.DataFrame) -> dict[str, list[str]]:
