@@ -14,11 +14,13 @@ from . import maps, views
 from .formats import logits
 from .links import SHARED, View
 from .marks import (
+    BARE,
     TITLES,
     dense_tables,
     ends,
     expert_columns,
     gap,
+    numbers_axis,
     outline,
     rows_of,
     selection,
@@ -188,9 +190,7 @@ def _strip(n_experts: int, n_tokens: int, palette: Palette) -> alt.LayerChart:
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if n_experts / step <= 32)
     x = alt.X(
         "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=gap(len(columns))),
-        axis=alt.Axis(
-            values=columns[::every], labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6
-        ),
+        axis=numbers_axis(columns[::every], **BARE),
     )  # fmt: skip
     y = token_axis(alt.Y, n_tokens, palette)
     chosen = selection("routed", {"pos": None, "expert": None}, False)

@@ -11,7 +11,18 @@ import pandas as pd
 
 from .expert_tables import OTHERS, OWN, SHORT
 from .formats import NONE, count, logits, percent, weight
-from .marks import PERCENT, diverging, ends, row_height
+from .marks import (
+    PERCENT,
+    border,
+    dense_rows,
+    dense_tables,
+    diverging,
+    ends,
+    expert_axis,
+    expert_columns,
+    layer_axis,
+    rows_of,
+)
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, unchecked
 from .study.drawing import colours, intervals, names_axis, zero_line
@@ -94,9 +105,11 @@ def rescue_strip(facts: pd.DataFrame, relations: pd.DataFrame, *, palette: Palet
 
 
 @unchecked
-def expert_map(table: pd.DataFrame, *, moe_layers: list[int], n_experts: int, palette: Palette = LIGHT) -> Picture:
+def expert_map(
+    table: pd.DataFrame, *, n_layers: int, moe_layers: list[int], n_experts: int, palette: Palette = LIGHT
+) -> Picture:
     """Layer × expert: the all-case mean rescue of every expert (`core.expert_tables.every_expert`); blank: clean-active
-    in none of the facts. Selection `expert` with the fields layer and expert."""
+    in none of the facts; a dashed line: a dense layer. Selection `expert` with the fields layer and expert."""
     data = Tables()
     shown = pd.DataFrame({
         "layer": table.layer, "expert": table.expert, "column": table.expert.astype(str), "value": table.mean_all,
@@ -106,32 +119,26 @@ def expert_map(table: pd.DataFrame, *, moe_layers: list[int], n_experts: int, pa
         "t_where_active": [f"{logits(m)} logits" for m in table.mean_active],
         "t_clean_active": [f"{a} of {n} facts" for a, n in zip(table.n_active, table.n, strict=True)],
     })  # fmt: skip
-    columns = [str(e) for e in range(n_experts)]
-    every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if n_experts / step <= 24)
-    bare = {"ticks": False, "domain": False, "labelPadding": 6}
-    x = alt.X(
-        "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns),
-        axis=alt.Axis(values=columns[::every], labelAngle=0, labelOverlap="greedy", **bare),
-    )  # fmt: skip
-    y = alt.Y(
-        "layer:O", sort=None, title="layer", scale=alt.Scale(domain=moe_layers[::-1]),
-        axis=alt.Axis(labelOverlap="greedy", **bare),
-    )  # fmt: skip
+    columns = expert_columns(n_experts, shared=False)
+    x, y = expert_axis(n_experts, shared=False), layer_axis(n_layers)
     color = diverging("mean rescue (logits)", palette, palette.missing)
     blanks = pd.MultiIndex.from_product([moe_layers, columns], names=["layer", "column"]).to_frame(index=False)
     chosen = alt.selection_point(
         name="expert", fields=["layer", "expert"], on="click", clear=False, toggle=False, empty=False
     )
     tips = [alt.Tooltip("t_expert:N", title="title"), *_tips("rescue", "where_active", "clean_active")]
-    chart = alt.layer(
+    layers = [
         alt.Chart(data(blanks)).mark_rect(color=palette.blank, tooltip=None).encode(x=x, y=y),
         alt.Chart(data(shown))
-        .mark_rect(cursor="pointer", stroke=palette.muted, strokeWidth=0.5)
+        .mark_rect(cursor="pointer", stroke=palette.muted, **border(n_experts))
         .encode(x=x, y=y, color=color, tooltip=tips)
         .add_params(chosen),
-    )
-    height = max(row_height(len(moe_layers)) * len(moe_layers), 60)
-    return finish(chart, data, len(shown) + len(blanks), height, palette, ends=ends(table.mean_all))
+    ]
+    if dense := dense_tables(n_layers, moe_layers, columns, "column"):
+        data.update(dense)
+        rows, lines = dense_rows(palette)
+        layers += [rows.encode(x=x, y=y), lines.encode(y=y)]
+    return rows_of(alt.layer(*layers), data, len(shown) + len(blanks), n_layers, palette, ends=ends(table.mean_all))
 
 
 @unchecked

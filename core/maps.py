@@ -9,6 +9,7 @@ import altair as alt
 
 from .marks import (
     blank_cells,
+    border,
     chosen_by,
     dense_rows,
     diverging,
@@ -62,7 +63,7 @@ def expert_map(
     x, y = expert_axis(n_experts, shared=shared), layer_axis(n_layers)
     picked = selection("expert", {"layer": None, "expert": None}, False)
     base = named("experts")
-    heat = base.mark_rect(cursor="pointer", strokeWidth=0.8 if n_experts <= 40 else 0.4).encode(
+    heat = base.mark_rect(cursor="pointer", **border(n_experts)).encode(
         x=x, y=y, color=diverging(title, palette, palette.blank), tooltip=tooltip(tips),
         stroke=chosen_by(alt.StrokeValue, f"datum.{routed}", palette.muted, palette.blank),
     )  # fmt: skip

@@ -96,6 +96,17 @@ def layer_axis(n_layers: int) -> alt.Y:
     return alt.Y("layer:O", sort=None, title="layer", scale=scale, axis=axis)
 
 
+def numbers_axis(shown: list | None = None, **more: object) -> alt.Axis:
+    """A horizontal axis of layers or experts by their numbers (`shown`: those that have a label, None: all). Where the
+    labels would run into each other, every second one is left out, and so on; "1 2 1 3" must not read as 1213."""
+    values = alt.Undefined if shown is None else shown
+    return alt.Axis(values=values, labelAngle=0, labelOverlap="parity", labelSeparation=6, **more)
+
+
+BARE = {"ticks": False, "domain": False, "labelPadding": 6}
+"""What the axis of a map lacks: its cells show where it ends."""
+
+
 def expert_columns(n_experts: int, *, shared: bool, every: int = 1) -> list[str]:
     """What the column `column` of a map of experts says: their indices (each `every`th), then the shared one's name."""
     return [str(e) for e in range(0, n_experts, every)] + ([SHARED] if shared else [])
@@ -108,7 +119,7 @@ def expert_axis(n_experts: int, *, shared: bool) -> alt.X:
     shown = expert_columns(n_experts, shared=shared, every=every)
     return alt.X(
         "column:N", sort=None, title="expert", scale=alt.Scale(domain=columns, paddingInner=gap(len(columns))),
-        axis=alt.Axis(values=shown, labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6),
+        axis=numbers_axis(shown, **BARE),
     )  # fmt: skip
 
 
@@ -133,6 +144,11 @@ def dense_tables(n_layers: int, moe_layers: Collection[int], labels: list[str], 
     rows["t_note"] = [f"layer {layer}" for layer in rows.layer]
     rows["t_kind"] = "dense, or without this site: nothing to patch"
     return {"dense": rows, "dense_layers": pd.DataFrame({"layer": dense})}
+
+
+def border(n_experts: int) -> dict[str, float]:
+    """The border of a cell among so many columns: where these are narrow, faint, so that the cell's colour is seen."""
+    return {"strokeWidth": 0.8} if n_experts <= 40 else {"strokeWidth": 0.4, "strokeOpacity": 0.5}
 
 
 def outline(base: alt.Chart, color: str, width: float = 2.5) -> alt.Chart:

@@ -226,7 +226,7 @@ def finish(
                 "padding": 4,
                 "view": config.get("view", {}) | {"stroke": None},
                 "axis": text | lines | sizes,
-                "legend": text | sizes | {"labelFontSize": 11, "offset": 8},
+                "legend": text | sizes | {"labelFontSize": 11, "offset": 8, "titleLimit": 300},
                 "title": fonts | {"anchor": "start"},
             },
         },

@@ -11,7 +11,21 @@ import numpy as np
 import pandas as pd
 
 from .formats import NONE, bits, bits_change, count, entropy, lift, mean_count, p_value, percent, points
-from .marks import PERCENT, diverging, ends, gap, layer_axis, outline, row_height, rows_of, selection, shade, tooltip
+from .marks import (
+    BARE,
+    PERCENT,
+    diverging,
+    ends,
+    gap,
+    layer_axis,
+    numbers_axis,
+    outline,
+    row_height,
+    rows_of,
+    selection,
+    shade,
+    tooltip,
+)
 from .palette import LIGHT, Palette
 from .picture import Picture, Tables, finish, unchecked
 from .results import expert_name
@@ -131,7 +145,7 @@ def load_lines(table: pd.DataFrame, *, layer: int | None = None, palette: Palett
     runs = {"clean": palette.high, "corrupt": palette.low}
     there = [run for run in runs if (table.run == run).any()]
     named = tables(shown[["layer", "run", "load_entropy", *tips]])
-    x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
+    x = alt.X("layer:O", title="layer", axis=numbers_axis())
     low, high = table.load_entropy.min(), table.load_entropy.max()
     room = max(0.02, 0.1 * (high - low))  # also where all layers have the same
     y = alt.Y(
@@ -261,7 +275,7 @@ def divergence_layers(table: pd.DataFrame, *, layer: int | None = None, palette:
     )
     tips = [name for name in shown if name.startswith("t_")]
     named = tables(shown[["layer", "divergence", "baseline", "high", "low", "beyond", *tips]])
-    x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
+    x = alt.X("layer:O", title="layer", axis=numbers_axis())
     # two sets that are one: without ends of its own the axis would be drawn around a 0 with six digits
     ends = alt.Scale(domain=[0, 0.01]) if not table[["divergence", "high"]].to_numpy().any() else alt.Undefined
     title = "Jensen–Shannon divergence (bits)"
@@ -332,11 +346,8 @@ def divergence_parts(
 def _expert_axis(n_experts: int) -> alt.X:
     names = [str(e) for e in range(n_experts)]
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n_experts / step <= 24)
-    axis = alt.Axis(
-        values=names[::every], labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, labelPadding=6,
-        grid=False,
-    )  # fmt: skip
     scale = alt.Scale(domain=names, paddingInner=gap(n_experts))
+    axis = numbers_axis(names[::every], grid=False, **BARE)
     return alt.X("column:N", sort=None, title="expert", scale=scale, axis=axis)
 
 

@@ -92,7 +92,7 @@ def pictures(found, knockouts, palette):
         "histogram": expert_charts.rescue_histogram(found.facts, palette=palette),
         "estimates": expert_charts.estimates(found.estimates, palette=palette),
         "map": expert_charts.expert_map(
-            expert_tables.every_expert(tables()), moe_layers=[1, 3], n_experts=4, palette=palette
+            expert_tables.every_expert(tables()), n_layers=4, moe_layers=[1, 3], n_experts=4, palette=palette
         ),
         "knockout": expert_charts.knockout_bars(knocked.estimates, "all", palette=palette),
         "knockout relations": expert_charts.knockout_relations(knocked.relations, "last", palette=palette),

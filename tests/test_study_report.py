@@ -256,6 +256,13 @@ def test_captions_say_the_numbers(found):
     assert "200 bootstrap resamples of facts" in text
 
 
+def test_of_many_experts_it_is_said_how_many_are_drawn(found, monkeypatch):
+    assert "drawn" not in words.captions(found)["experts"]
+    monkeypatch.setattr(words, "EXPERT_ROWS", len(found.tables["experts"]) - 1)
+    said = words.captions(found)["experts"]
+    assert f" {len(found.tables['experts']) - 1} of them are drawn, candidates first" in said
+
+
 # ---- report ---------------------------------------------------------------------------------------------------------
 
 

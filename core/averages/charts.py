@@ -15,12 +15,14 @@ import pandas as pd
 from .. import maps
 from ..formats import NONE, logits, percent, restoration, weight
 from ..marks import (
+    BARE,
     TITLES,
     dense_tables,
     diverging,
     ends,
     expert_columns,
     gap,
+    numbers_axis,
     outline,
     rows_of,
     selection,
@@ -83,10 +85,7 @@ def _roles(n_layers: int, n_roles: int, title: str, palette: Palette) -> alt.Lay
     every = next(step for step in (1, 2, 4, 5, 10, 20, 50) if n_layers / step <= 26)
     x = alt.X(
         "layer:O", title="layer", scale=alt.Scale(domain=list(range(n_layers)), paddingInner=gap(n_layers)),
-        axis=alt.Axis(
-            values=list(range(0, n_layers, every)), labelAngle=0, labelOverlap="greedy", ticks=False, domain=False,
-            labelPadding=6,
-        ),
+        axis=numbers_axis(list(range(0, n_layers, every)), **BARE),
     )  # fmt: skip
     y = alt.Y(
         "label:N", sort=None, title=None, scale=alt.Scale(domain=Open("labels"), paddingInner=gap(n_roles)),

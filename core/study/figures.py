@@ -20,9 +20,7 @@ from .analysis import Analysis
 from .coalitions import RULE_NAMES
 from .drawing import TIPS, TOLD, colours, intervals, names_axis, part, told, zero_line
 from .published import INSIDE, OUTSIDE
-
-EXPERT_ROWS = 16
-"""So many experts are drawn; the table has all."""
+from .words import EXPERT_ROWS
 
 RELATION_ROWS = 30
 

@@ -14,6 +14,9 @@ from .findings import Findings
 from .published import INSIDE, OUTSIDE, SAME, SOURCE
 from .verdict import interval
 
+EXPERT_ROWS = 16
+"""So many experts of the selected layer are drawn; the table has all."""
+
 HOW_TO_READ = (
     "Rescue is in logits: how far a patch lifts the contrast logit(true) − logit(foil) of the corrupt run. Everything "
     "was selected on the discovery half and is estimated on the validation half, which had no part in the selection. "
@@ -153,6 +156,8 @@ def _experts(a: Analysis) -> str:
             f" {expert_name(a.layer, a.expert)} is selected; among the active experts of a validation fact its rescue "
             f"is the highest in {int((ranks == 1).sum())} of {len(ranks)}, mean rank {mean_count(ranks.mean())}."
         )
+    if len(a.choice.experts) > EXPERT_ROWS:
+        text += f" {EXPERT_ROWS} of them are drawn, candidates first; the table has all."
     return text + " The percentage beside a name is its recurrence on discovery."
 
 
@@ -181,7 +186,7 @@ def _joint(a: Analysis) -> str:
     if not j.n_pairs:
         return ""
     text = (
-        f"{j.n_pairs:,} pairs of {_count(len(j.layers), 'layer')} were searched, {j.n_candidates} recur often enough."
+        f"{j.n_pairs:,} pairs of {_count(len(j.layers), 'layer')} were searched, {j.n_candidates:,} recur often enough."
     )
     if j.winner is None or j.discovery is None or j.validation is None:
         return text

@@ -19,7 +19,7 @@ from core.expert_link import SECTIONS, ExpertView
 from core.requests import Fact, corrupt_runs
 from core.results import expert_name
 
-from . import address, base, expert_sidebar, expert_state, frame, listing, present, text
+from . import address, base, display, expert_sidebar, expert_state, frame, listing, present, text
 from .answers import answer
 from .expert_state import look
 
@@ -142,16 +142,17 @@ def _pickers(view: ExpertView, shape: Shape | None) -> None:
     options = list(range(shape.n_experts))
     key = address.key(f"expert layer {view.name}")
     st.selectbox(
-        "Layer", shape.moe_layers, index=None if layer is None else shape.moe_layers.index(layer), key=key, width=130,
-        format_func="layer {}".format, label_visibility="collapsed", placeholder="layer",
+        "Layer", shape.moe_layers, index=None if layer is None else shape.moe_layers.index(layer), key=key,
+        width=display.pixels(130), format_func="layer {}".format, label_visibility="collapsed", placeholder="layer",
         on_change=_choose(key, lambda chosen: {"layer": chosen, "expert": view.expert if view.chosen else 0}),
     )  # fmt: skip
     if layer is None:
         return
     key = address.key(f"expert number {view.name}")
     st.selectbox(
-        "Expert", options, index=view.expert, key=key, width=120, format_func=lambda e: expert_name(layer, e),
-        label_visibility="collapsed", on_change=_choose(key, lambda chosen: {"layer": layer, "expert": chosen}),
+        "Expert", options, index=view.expert, key=key, width=display.pixels(125), label_visibility="collapsed",
+        format_func=lambda e: expert_name(layer, e),
+        on_change=_choose(key, lambda chosen: {"layer": layer, "expert": chosen}),
     )  # fmt: skip
     st.button("All experts", key=address.key("expert all"), on_click=look, kwargs={"layer": None, "expert": None})
 

@@ -195,7 +195,7 @@ def everyone(result: DerivedResult) -> None:
     )
 
     where = result.provenance
-    shape = {"moe_layers": where["moe_layers"], "n_experts": where["n_experts"]}
+    shape = {name: where[name] for name in ("n_layers", "moe_layers", "n_experts")}
     picture = expert_charts.expert_map(found, palette=pictures.theme(), **shape)
     header("All experts", "experts", result, picture, found, view)
     pictures.show(
