@@ -150,14 +150,14 @@ def _experts(a: Analysis) -> str:
         f"{len(a.choice.experts)} experts of layer {a.layer} are clean-active in some discovery fact, {n} of them in "
         f"the {a.choice.needed} of {a.choice.n} that make a candidate."
     )
+    if len(a.choice.experts) > EXPERT_ROWS:
+        text += f" {EXPERT_ROWS} of them are drawn, candidates first; the table has all."
     if a.expert is not None:
         ranks = a.ranks.dropna()
         text += (
             f" {expert_name(a.layer, a.expert)} is selected; among the active experts of a validation fact its rescue "
             f"is the highest in {int((ranks == 1).sum())} of {len(ranks)}, mean rank {mean_count(ranks.mean())}."
         )
-    if len(a.choice.experts) > EXPERT_ROWS:
-        text += f" {EXPERT_ROWS} of them are drawn, candidates first; the table has all."
     return text + " The percentage beside a name is its recurrence on discovery."
 
 
