@@ -22,9 +22,10 @@ from .marks import (
     expert_columns,
     layer_axis,
     rows_of,
+    selection,
 )
 from .palette import LIGHT, Palette
-from .picture import Picture, Tables, finish, unchecked
+from .picture import Open, Picture, Tables, design, finish, named, unchecked
 from .study.drawing import colours, intervals, names_axis, zero_line
 
 ROWS = 30
@@ -34,30 +35,36 @@ CHANGE = "change of the clean contrast (logits)"
 _STEP = 24
 
 
-@unchecked
 def routing_bars(shares: pd.DataFrame, by: str, *, expected: float, palette: Palette = LIGHT) -> Picture:
     """Share of each group's tokens that are routed to the expert (`core.expert_routing.shares`); the dashed line is
     `expected`, its share if all experts were chosen alike."""
-    data = Tables()
     top = shares.head(ROWS).assign(
         t_group=lambda t: t[by],
         t_share=lambda t: [f"{percent(s)} ({r} of {n} tokens)" for s, r, n in _three(t)],
         t_router_weight=lambda t: [f"{weight(w)} where routed" for w in t.mean_weight],
     )
-    named = alt.Chart(data(top[[by, "share", "t_group", "t_share", "t_router_weight"]]))
-    y = alt.Y(f"{by}:N", sort=list(top[by]), title=None, axis=names_axis(palette))
+    alike = {"share": [expected], "t_group": ["all experts alike"], "t_share": [percent(expected)]}
+    tables = {
+        "groups": top[[by, "share", "t_group", "t_share", "t_router_weight"]],
+        "alike": pd.DataFrame(alike),
+    }
+    height = max(_STEP * len(top), 60)
+    return finish(_shares(by, palette), tables, len(top), height, palette, groups=list(top[by]))
+
+
+@design
+def _shares(by: str, palette: Palette) -> alt.LayerChart:
+    """Open: `groups`, in their order."""
+    y = alt.Y(f"{by}:N", sort=Open("groups"), title=None, axis=names_axis(palette))
     axis = alt.Axis(labelExpr=PERCENT, tickCount=5)
     x = alt.X("share:Q", title="share of the tokens that are routed to it", axis=axis)
-    tips = [alt.Tooltip("t_group:N", title="title"), *_tips("share", "router_weight")]
-    line = alt.Chart(data(pd.DataFrame({"share": [expected], "t_group": ["all experts alike"],
-                                         "t_share": [percent(expected)]})))  # fmt: skip
-    chart = alt.layer(
-        named.mark_bar(height=15, color=palette.high).encode(x=x, y=y, tooltip=tips),
-        line.mark_rule(stroke=palette.expert, strokeDash=[4, 3], strokeWidth=1.5).encode(
-            x=x, tooltip=[alt.Tooltip("t_group:N", title="title"), *_tips("share")]
-        ),
+    group = alt.Tooltip("t_group:N", title="title")
+    bars = named("groups").mark_bar(height=15, color=palette.high)
+    line = named("alike").mark_rule(stroke=palette.expert, strokeDash=[4, 3], strokeWidth=1.5)
+    return alt.layer(
+        bars.encode(x=x, y=y, tooltip=[group, *_tips("share", "router_weight")]),
+        line.encode(x=x, tooltip=[group, *_tips("share")]),
     )
-    return finish(chart, data, len(top), max(_STEP * len(top), 60), palette)
 
 
 @unchecked
@@ -104,13 +111,11 @@ def rescue_strip(facts: pd.DataFrame, relations: pd.DataFrame, *, palette: Palet
     return finish(chart, data, len(dots), max(_STEP * len(order), 60), palette)
 
 
-@unchecked
 def expert_map(
     table: pd.DataFrame, *, n_layers: int, moe_layers: list[int], n_experts: int, palette: Palette = LIGHT
 ) -> Picture:
     """Layer × expert: the all-case mean rescue of every expert (`core.expert_tables.every_expert`); blank: clean-active
     in none of the facts; a dashed line: a dense layer. Selection `expert` with the fields layer and expert."""
-    data = Tables()
     shown = pd.DataFrame({
         "layer": table.layer, "expert": table.expert, "column": table.expert.astype(str), "value": table.mean_all,
             "defined": True,
@@ -120,25 +125,29 @@ def expert_map(
         "t_clean_active": [f"{a} of {n} facts" for a, n in zip(table.n_active, table.n, strict=True)],
     })  # fmt: skip
     columns = expert_columns(n_experts, shared=False)
-    x, y = expert_axis(n_experts, shared=False), layer_axis(n_layers)
-    color = diverging("mean rescue (logits)", palette, palette.missing)
     blanks = pd.MultiIndex.from_product([moe_layers, columns], names=["layer", "column"]).to_frame(index=False)
-    chosen = alt.selection_point(
-        name="expert", fields=["layer", "expert"], on="click", clear=False, toggle=False, empty=False
-    )
+    dense = dense_tables(n_layers, moe_layers, columns, "column")
+    return rows_of(
+        _experts(n_layers, n_experts, palette), {"blank": blanks, "experts": shown, **dense},
+        len(shown) + len(blanks), n_layers, palette, ends=ends(table.mean_all),
+    )  # fmt: skip
+
+
+@design
+def _experts(n_layers: int, n_experts: int, palette: Palette) -> alt.LayerChart:
+    """Open: `ends`."""
+    x, y = expert_axis(n_experts, shared=False), layer_axis(n_layers)
+    chosen = selection("expert", {"layer": None, "expert": None}, False)
+    heat = named("experts").mark_rect(cursor="pointer", stroke=palette.muted, **border(n_experts))
     tips = [alt.Tooltip("t_expert:N", title="title"), *_tips("rescue", "where_active", "clean_active")]
-    layers = [
-        alt.Chart(data(blanks)).mark_rect(color=palette.blank, tooltip=None).encode(x=x, y=y),
-        alt.Chart(data(shown))
-        .mark_rect(cursor="pointer", stroke=palette.muted, **border(n_experts))
-        .encode(x=x, y=y, color=color, tooltip=tips)
-        .add_params(chosen),
-    ]
-    if dense := dense_tables(n_layers, moe_layers, columns, "column"):
-        data.update(dense)
-        rows, lines = dense_rows(palette)
-        layers += [rows.encode(x=x, y=y), lines.encode(y=y)]
-    return rows_of(alt.layer(*layers), data, len(shown) + len(blanks), n_layers, palette, ends=ends(table.mean_all))
+    color = diverging("mean rescue (logits)", palette, palette.missing)
+    rows, lines = dense_rows(palette)
+    return alt.layer(
+        named("blank").mark_rect(color=palette.blank, tooltip=None).encode(x=x, y=y),
+        heat.encode(x=x, y=y, color=color, tooltip=tips).add_params(chosen),
+        rows.encode(x=x, y=y),
+        lines.encode(y=y),
+    )
 
 
 @unchecked
@@ -160,7 +169,6 @@ def rescue_histogram(facts: pd.DataFrame, *, palette: Palette = LIGHT) -> Pictur
     return finish(chart, data, 30, 170, palette)
 
 
-@unchecked
 def estimates(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     """The estimates of `core.expert_tables.rescue` with their intervals."""
     kinds = {"this expert": palette.expert, "control": palette.kept, "difference": palette.joined}
@@ -172,7 +180,6 @@ def estimates(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     return intervals(long, label, kinds, palette, title="logits", offset=False)
 
 
-@unchecked
 def knockout_bars(estimates: pd.DataFrame, place: str, *, palette: Palette = LIGHT) -> Picture:
     """Mean change of the clean contrast with intervals: own facts against other facts, for each mode."""
     rows = estimates[estimates.place == place]
@@ -185,7 +192,6 @@ def knockout_bars(estimates: pd.DataFrame, place: str, *, palette: Palette = LIG
     return intervals(long, order, colors, palette, title=CHANGE, step=40)
 
 
-@unchecked
 def knockout_relations(relations: pd.DataFrame, place: str, *, palette: Palette = LIGHT) -> Picture:
     """The same by relation, the relation that loses most first."""
     rows = relations[relations.place == place]

@@ -14,6 +14,7 @@ from .formats import NONE, bits, bits_change, count, entropy, lift, mean_count, 
 from .marks import (
     BARE,
     PERCENT,
+    dense_rows,
     diverging,
     ends,
     gap,
@@ -27,7 +28,7 @@ from .marks import (
     tooltip,
 )
 from .palette import LIGHT, Palette
-from .picture import Picture, Tables, finish, unchecked
+from .picture import Open, Picture, Tables, design, finish, named, unchecked
 from .results import expert_name
 
 MOST_PARTS = 24
@@ -35,7 +36,6 @@ MOST_PARTS = 24
 MOST_RELATIONS = 40
 
 
-@unchecked
 def expert_map(
     table: pd.DataFrame,
     *,
@@ -52,28 +52,36 @@ def expert_map(
     """Layer × expert heat map of the column `value`; selection `expert` with fields layer and expert, the given one
     preset and its layer framed. `signed`: coloured around 0, else from 0 upwards. `tips`: columns t_… of the tooltip.
     """
-    tables = Tables()
     table = table.assign(column=table.expert.astype(str))
     table["value"], table["defined"] = shade(table.value)
-    base = alt.Chart(tables(table[["layer", "expert", "column", "value", "defined", *tips]]))
-    x, y = _expert_axis(n_experts), layer_axis(n_layers)
-    color = (
-        diverging(title, palette, palette.missing)
-        if signed
-        else _upwards(table.value, title, palette, as_percent)
-    )
-    chosen = selection("expert", {"layer": layer, "expert": expert}, expert is not None and layer is not None)
-    heat = base.mark_rect(cursor="pointer").encode(x=x, y=y, color=color, tooltip=tooltip(tips)).add_params(chosen)
-    layers: list[alt.Chart] = [heat]
+    tables = {"experts": table[["layer", "expert", "column", "value", "defined", *tips]]}
     if dense := sorted(set(range(n_layers)) - set(table.layer)):
-        lines = alt.Chart(tables(pd.DataFrame({"layer": dense})))
-        layers.append(
-            lines.mark_rule(stroke=palette.missing, strokeWidth=2, strokeDash=[3, 4], tooltip=None).encode(y=y)
-        )
+        tables["dense_layers"] = pd.DataFrame({"layer": dense})
     if layer is not None:
-        layers.append(outline(alt.Chart(tables(pd.DataFrame({"layer": [layer]}))), palette.mark, 1.6).encode(y=y))
-    layers.append(outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen))
-    return rows_of(alt.layer(*layers), tables, len(table), n_layers, palette, ends=ends(table.value))
+        tables["frame"] = pd.DataFrame({"layer": [layer]})
+    chart = _experts(n_layers, n_experts, title, tuple(tips), signed, as_percent, palette)
+    scale = ends(table.value) if signed else _from_zero(table.value)
+    picture = rows_of(chart, tables, len(table), n_layers, palette, ends=scale)
+    return picture.marked({"layer": layer, "expert": expert} if expert is not None and layer is not None else None)
+
+
+@design
+def _experts(
+    n_layers: int, n_experts: int, title: str, tips: tuple[str, ...], signed: bool, as_percent: bool, palette: Palette
+) -> alt.LayerChart:
+    """Open: `ends`."""
+    x, y = _expert_axis(n_experts), layer_axis(n_layers)
+    color = diverging(title, palette, palette.missing) if signed else _upwards(title, palette, as_percent)
+    chosen = selection("expert", {"layer": None, "expert": None}, False)
+    base = named("experts")
+    heat = base.mark_rect(cursor="pointer").encode(x=x, y=y, color=color, tooltip=tooltip(tips))
+    _, lines = dense_rows(palette)
+    return alt.layer(
+        heat.add_params(chosen),
+        lines.encode(y=y),
+        outline(named("frame"), palette.mark, 1.6).encode(y=y),
+        outline(base, palette.expert).encode(x=x, y=y).transform_filter(chosen),
+    )
 
 
 def frequency_tips(table: pd.DataFrame) -> pd.DataFrame:
@@ -93,7 +101,6 @@ def _shares(values: pd.Series, tokens: pd.Series) -> list[str]:
     ]
 
 
-@unchecked
 def frequency_bars(
     table: pd.DataFrame, *, layer: int, n_experts: int, expert: int | None = None, palette: Palette = LIGHT
 ) -> Picture:
@@ -102,28 +109,37 @@ def frequency_bars(
     `table`: one row per expert, as `frequency_tips` takes it. Selection `expert` with fields layer and expert. The
     dashed line is where all experts would be, were the load even.
     """
-    tables = Tables()
     table = pd.concat([table, frequency_tips(table)], axis=1)
-    tips = [name for name in table if name.startswith("t_")]
-    names = {"clean": palette.high, "corrupt": palette.low}
-    runs = [run for run in names if table[run].notna().any()]
+    tips = tuple(name for name in table if name.startswith("t_"))
+    runs = tuple(run for run in ("clean", "corrupt") if table[run].notna().any())
     parts = [table.assign(run=run, value=table[run]) for run in runs]
     long = pd.concat(parts, ignore_index=True).assign(column=lambda rows: rows.expert.astype(str), layer=layer)
-    base = alt.Chart(tables(long[["layer", "expert", "column", "run", "value", *tips]]))
+    tables = {
+        "bars": long[["layer", "expert", "column", "run", "value", *tips]],
+        "even": pd.DataFrame({"even": [float(table[runs[0]].sum()) / n_experts]}),
+    }
+    chart = _frequencies(n_experts, runs, tips, palette)
+    picture = finish(chart, tables, len(long), 220, palette, others=0.45 if expert is not None else 1.0)
+    return picture.marked({"layer": layer, "expert": expert} if expert is not None else None)
+
+
+@design
+def _frequencies(n_experts: int, runs: tuple[str, ...], tips: tuple[str, ...], palette: Palette) -> alt.LayerChart:
+    """Open: `others`, the opacity of the experts that are not chosen."""
+    colors = {"clean": palette.high, "corrupt": palette.low}
     x = _expert_axis(n_experts)
     y = alt.Y("value:Q", title="frequency", axis=alt.Axis(labelExpr=PERCENT, tickCount=5))
     color = alt.Color(
-        "run:N", scale=alt.Scale(domain=runs, range=[names[run] for run in runs]),
+        "run:N", scale=alt.Scale(domain=runs, range=[colors[run] for run in runs]),
         legend=alt.Legend(title="run", orient="top", symbolType="square"),
     )  # fmt: skip
-    chosen = selection("expert", {"layer": layer, "expert": expert}, expert is not None)
-    bars = base.mark_bar(cursor="pointer").encode(
+    chosen = selection("expert", {"layer": None, "expert": None}, False)
+    bars = named("bars").mark_bar(cursor="pointer").encode(
         x=x, y=y, color=color, tooltip=tooltip(tips), xOffset=alt.XOffset("run:N", scale=alt.Scale(domain=runs)),
-        opacity=alt.condition(chosen, alt.value(1.0), alt.value(0.45 if expert is not None else 1.0)),
+        opacity=alt.condition(chosen, alt.value(1.0), alt.value(Open("others"))),
     ).add_params(chosen)  # fmt: skip
-    even = alt.Chart(tables(pd.DataFrame({"even": [float(table[runs[0]].sum()) / n_experts]})))
-    rule = even.mark_rule(stroke=palette.muted, strokeDash=[4, 3], tooltip=None).encode(y="even:Q")
-    return finish(alt.layer(bars, rule), tables, len(long), 220, palette)
+    rule = named("even").mark_rule(stroke=palette.muted, strokeDash=[4, 3], tooltip=None).encode(y="even:Q")
+    return alt.layer(bars, rule)
 
 
 @unchecked
@@ -198,13 +214,15 @@ def relation_map(
     )  # fmt: skip
     chosen = selection("expert", {"layer": layer, "expert": expert}, expert is not None)
     heat = base.mark_rect(cursor="pointer").encode(
-        x=x, y=y, color=_upwards(shown.value, "frequency", palette, True), tooltip=tooltip(tips)
+        x=x, y=y, color=_upwards("frequency", palette, True), tooltip=tooltip(tips)
     )
     layers: list[alt.Chart] = [heat.add_params(chosen)]
     if expert is not None:
         column = alt.Chart(tables(pd.DataFrame({"column": [str(expert)]})))
         layers.append(outline(column, palette.expert, 1.6).encode(x=x))
-    return rows_of(alt.layer(*layers), tables, len(shown), len(order), palette, step=max(18, row_height(len(order))))
+    step = max(18, row_height(len(order)))
+    scale = _from_zero(shown.value)
+    return rows_of(alt.layer(*layers), tables, len(shown), len(order), palette, step=step, ends=scale)
 
 
 @unchecked
@@ -247,19 +265,17 @@ def pair_map(
         column = alt.Chart(tables(pd.DataFrame({"column": [str(expert)]})))
         layers.append(outline(column, palette.expert, 1.6).encode(x=x))
     size = max(5, min(22, 560 // n_experts))
-    ends = [-LIFT_END, 0, LIFT_END]
-    return rows_of(alt.layer(*layers), tables, len(both), n_experts, palette, step=size, ends=ends)
+    scale = ends(both.value, LIFT_END)
+    return rows_of(alt.layer(*layers), tables, len(both), n_experts, palette, step=size, ends=scale)
 
 
 LIFT_END = 3.0
 """Ends of the co-activation map's scale: 8 times as often as random choices, or an eighth."""
 
 
-@unchecked
 def divergence_layers(table: pd.DataFrame, *, layer: int | None = None, palette: Palette = LIGHT) -> Picture:
     """Jensen–Shannon divergence per layer as bars; the tick is the mean of the permutations, the thin line ends at
     their 95th percentile. Selection `layer`. `table`: rows of one run and position class."""
-    tables = Tables()
     shown = table.assign(
         t_layer=[f"layer {n}" for n in table.layer],
         t_divergence=[f"{bits(v)} bits" for v in table.divergence],
@@ -271,35 +287,39 @@ def divergence_layers(table: pd.DataFrame, *, layer: int | None = None, palette:
         t_p=[p_value(v) for v in table.p],
         t_tokens=[f"{count(a)} and {count(b)}" for a, b in zip(table.tokens_a, table.tokens_b, strict=True)],
         low=0.0,
-        beyond=np.where(table.divergence > table.high, "above the 95th percentile of chance", "within chance"),
-    )
-    tips = [name for name in shown if name.startswith("t_")]
-    named = tables(shown[["layer", "divergence", "baseline", "high", "low", "beyond", *tips]])
+        beyond=np.where(table.divergence > table.high, *BEYOND),
+    )  # fmt: skip
+    tips = tuple(name for name in shown if name.startswith("t_"))
+    tables = {"layers": shown[["layer", "divergence", "baseline", "high", "low", "beyond", *tips]]}
+    flat = not table[["divergence", "high"]].to_numpy().any()
+    picture = finish(_divergences(tips, flat, palette), tables, 3 * len(table), 260, palette)
+    return picture.marked({"layer": layer} if layer is not None else None)
+
+
+BEYOND = ["above the 95th percentile of chance", "within chance"]
+FLAT = alt.Scale(domain=[0, 0.01])
+"""Of two sets that are one: without ends of its own the axis would be drawn around a 0 with six digits."""
+
+
+@design
+def _divergences(tips: tuple[str, ...], flat: bool, palette: Palette) -> alt.LayerChart:
     x = alt.X("layer:O", title="layer", axis=numbers_axis())
-    # two sets that are one: without ends of its own the axis would be drawn around a 0 with six digits
-    ends = alt.Scale(domain=[0, 0.01]) if not table[["divergence", "high"]].to_numpy().any() else alt.Undefined
-    title = "Jensen–Shannon divergence (bits)"
-    y, low = (alt.Y(name, title=title, scale=ends) for name in ("divergence:Q", "baseline:Q"))
-    chosen = selection("layer", {"layer": layer}, layer is not None)
+    scale, title = FLAT if flat else alt.Undefined, "Jensen–Shannon divergence (bits)"
+    y, low = (alt.Y(name, title=title, scale=scale) for name in ("divergence:Q", "baseline:Q"))
+    chosen = selection("layer", {"layer": None}, False)
     color = alt.Color(
         "beyond:N",
-        scale=alt.Scale(
-            domain=["above the 95th percentile of chance", "within chance"], range=[palette.high, palette.missing]
-        ),
+        scale=alt.Scale(domain=BEYOND, range=[palette.high, palette.missing]),
         legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=320),
     )
-    bars = alt.Chart(named).mark_bar(cursor="pointer", fillOpacity=0.7).encode(
+    base = named("layers")
+    bars = base.mark_bar(cursor="pointer", fillOpacity=0.7).encode(
         x=x, y=y, color=color, tooltip=tooltip(tips),
         stroke=alt.condition(chosen, alt.value(palette.mark), alt.value("transparent")), strokeWidth=alt.value(2),
     ).add_params(chosen)  # fmt: skip
-    up = alt.Chart(named).mark_rule(stroke=palette.ink, strokeWidth=2, tooltip=None)
-    ticks = alt.Chart(named).mark_tick(color=palette.ink, thickness=3, size=14, tooltip=None)
-    chart = alt.layer(
-        bars,
-        up.encode(x=x, y=low, y2="high:Q"),
-        ticks.encode(x=x, y=low),
-    )
-    return finish(chart, tables, 3 * len(table), 260, palette)
+    up = base.mark_rule(stroke=palette.ink, strokeWidth=2, tooltip=None)
+    ticks = base.mark_tick(color=palette.ink, thickness=3, size=14, tooltip=None)
+    return alt.layer(bars, up.encode(x=x, y=low, y2="high:Q"), ticks.encode(x=x, y=low))
 
 
 @unchecked
@@ -325,8 +345,8 @@ def divergence_parts(
     tips = [name for name in top if name.startswith("t_")]
     named = tables(top[["layer", "expert", "name", "part", "part_baseline", "more", *tips]])
     y = alt.Y("name:N", sort=list(top["name"]), title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
-    ends = alt.Scale(domain=[0, 0.01]) if not top[["part", "part_baseline"]].to_numpy().any() else alt.Undefined
-    x = alt.X("part:Q", title="part of the divergence (bits)", axis=alt.Axis(tickCount=6), scale=ends)
+    scale = FLAT if not top[["part", "part_baseline"]].to_numpy().any() else alt.Undefined
+    x = alt.X("part:Q", title="part of the divergence (bits)", axis=alt.Axis(tickCount=6), scale=scale)
     color = alt.Color(
         "more:N", scale=alt.Scale(domain=more, range=list(colors.values())),
         legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=420, columns=1),
@@ -351,13 +371,17 @@ def _expert_axis(n_experts: int) -> alt.X:
     return alt.X("column:N", sort=None, title="expert", scale=scale, axis=axis)
 
 
-def _upwards(values: pd.Series, title: str, palette: Palette, as_percent: bool):  # noqa: ANN202 - a colour
-    """The colour of a column `value` that begins at 0."""
-    top = float(np.nanmax(values.to_numpy(dtype=float))) if values.notna().any() else 0.0
-    top = top if top > 0 else 1.0
+def _upwards(title: str, palette: Palette, as_percent: bool) -> alt.Color:
+    """The colour of a column `value` that begins at 0. Open: `ends`."""
     legend = alt.Legend(
         title=title, orient="top", direction="horizontal", gradientLength=170, gradientThickness=9, tickCount=3,
         titleLimit=320, **({"labelExpr": PERCENT} if as_percent else {"format": ".2f"}),
     )  # fmt: skip
-    scale = alt.Scale(domain=[0, top], range=[palette.mid, palette.high], clamp=True, interpolate="rgb")
+    scale = alt.Scale(domain=Open("ends"), range=[palette.mid, palette.high], clamp=True, interpolate="rgb")
     return alt.Color("value:Q", scale=scale, legend=legend)
+
+
+def _from_zero(values: pd.Series) -> list[float]:
+    """The ends of a scale that begins at 0."""
+    top = float(np.nanmax(values.to_numpy(dtype=float))) if values.notna().any() else 0.0
+    return [0, top if top > 0 else 1.0]

@@ -18,6 +18,7 @@ from core.derived import DerivedResult
 from core.fact_sets import FactSet
 from core.links import SHARED
 from core.palette import DARK
+from core.picture import designed
 from core.requests import Fact, ModelSpec, TraceRequest
 from core.roles import BEFORE, FIRST_SUBJECT, FURTHER, LAST, LAST_SUBJECT, MIDDLE_SUBJECT, ROLES
 from core.views import SHARED_INDEX
@@ -294,3 +295,20 @@ def test_what_is_missing_is_drawn_as_missing(result):
     svg = drawn(charts.role_map(nobody, n_layers=4))
     assert "–" in svg
     assert 'aria-roledescription="circle"' not in drawn(charts.role_curves(nobody, n_layers=4))
+
+
+def test_averages_of_other_facts_need_no_other_design(result, experts):
+    some = {min_drop: tables.role_table(result, min_drop=min_drop) for min_drop in (0.0, 50.0)}
+    shape = {"n_layers": 4, "n_experts": 4, "moe_layers": (1, 2, 3)}
+    grids = {min_drop: tables.expert_table(experts, min_drop=min_drop) for min_drop in some}
+    for draw in (
+        lambda at, **chosen: charts.role_map(some[at], n_layers=4, **chosen),
+        lambda at, role=None, **_: charts.role_curves(some[at], n_layers=4, role=role),
+        lambda at, layer=None, **_: charts.expert_map(grids[at], **shape, layer=layer, expert=layer),
+    ):
+        designed.cache_clear()
+        one, two = draw(0.0), draw(50.0, layer=2, role=LAST)
+        assert designed.cache_info().misses == 1
+        assert one.spec != two.spec
+        assert one.standalone(width=300)["datasets"] != two.standalone(width=300)["datasets"]
+        assert draw(0.0).spec == one.spec, "nothing of the other is left"

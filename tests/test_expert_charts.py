@@ -10,6 +10,7 @@ import pytest
 from core import expert_charts, expert_tables
 from core import expert_write_charts as written
 from core.palette import DARK, LIGHT
+from core.picture import designed
 
 FACTS = 12
 
@@ -154,3 +155,21 @@ def test_the_chosen_neuron_is_marked():
         (chosen,) = [p for p in spec["params"] if p["name"] == "neuron"]
         assert chosen.get("value") == (None if neuron is None else [{"neuron": 3}])
         assert [m for m in spec["layer"] if m.get("transform") == [{"filter": {"param": "neuron", "empty": False}}]]
+
+
+def test_another_experts_pictures_need_no_other_design(found):
+    every, some = expert_tables.every_expert(tables()), found.estimates
+    for draw in (
+        lambda factor: expert_charts.estimates(some.assign(mean=some["mean"] * factor), palette=LIGHT),
+        lambda factor: expert_charts.routing_bars(
+            shares().iloc[:: int(1 / factor)], "relation", expected=factor / 4, palette=LIGHT
+        ),
+        lambda factor: expert_charts.expert_map(
+            every.assign(mean_all=every.mean_all * factor), n_layers=4, moe_layers=[1, 3], n_experts=4
+        ),
+    ):
+        designed.cache_clear()
+        one, two = draw(1), draw(0.5)
+        assert designed.cache_info().misses == 1
+        assert one.standalone(width=300)["datasets"] != two.standalone(width=300)["datasets"]
+        assert draw(1).spec == one.spec, "nothing of the other is left"

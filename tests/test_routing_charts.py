@@ -12,6 +12,7 @@ from written import written
 
 from core import routing_charts as charts
 from core.palette import DARK, LIGHT
+from core.picture import designed
 from core.requests import Fact
 from core.routed import PlacedPrompt, token_table
 from core.routing import RoutedTokens
@@ -163,3 +164,32 @@ def test_many_layers_and_experts_stay_legible_and_clickable():
     assert clicks[0]["value"] == [{"layer": 44, "expert": 69}]
     pairs = co_activation_table(routed, "clean", "all", 44).assign(reference=random_lift(128, 8))
     assert charts.pair_map(pairs, layer=44, n_experts=128).spec["height"] <= 700
+
+
+def test_what_only_differs_in_its_numbers_and_marks_shares_a_design(routed, tables):
+    wide = wide_table(tables["frequency"], "last token")
+    changed = of(tables["clean_corrupt"], position_class="last token")
+    for draw in (
+        lambda share, mark: frequency_map(wide.assign(clean=wide.clean * share), n_layers=5, n_experts=6, **mark),
+        lambda share, mark: charts.frequency_bars(
+            of(wide.assign(clean=wide.clean * share), layer=2), n_experts=6, **{"layer": 2} | mark
+        ),
+        lambda share, mark: charts.divergence_layers(
+            changed.assign(divergence=changed.divergence * share), layer=mark.get("layer")
+        ),
+    ):
+        designed.cache_clear()
+        first, second = draw(1.0, {}), draw(0.5, {"layer": 2, "expert": 3})
+        assert designed.cache_info().misses == 1
+        assert [p.get("value") for p in first.spec["params"]] == [None]
+        (chosen,) = second.spec["params"][0]["value"]
+        assert chosen["layer"] == 2
+        assert first.standalone(width=300)["datasets"] != second.standalone(width=300)["datasets"]
+        assert draw(1.0, {}).spec == first.spec, "nothing of the other is left"
+    designed.cache_clear()
+    ends = [
+        frequency_map(wide.assign(clean=wide.clean * share), n_layers=5, n_experts=6).spec["layer"][0]["encoding"]
+        for share in (1.0, 0.5)
+    ]
+    tops = [each["color"]["scale"]["domain"][1] for each in ends]
+    assert tops == [wide.clean.max(), wide.clean.max() / 2]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..formats import NONE, logits
 from ..palette import Palette
-from ..picture import Picture, Tables, finish
+from ..picture import Open, Picture, Tables, design, finish, named
 
 TOLD = ["t_what", "t_value", "t_facts"]
 TIPS = [
@@ -58,34 +58,37 @@ def intervals(
 ) -> Picture:
     """Points with intervals, one row per label, one colour per series (beside each other if `offset`). Beside 0
     it is said where a mean is missing."""
-    data = Tables()
     long = long.reindex(columns=["label", "series", "mean", "ci_low", "ci_high", "n", "n_missing"])
     long = told(long, long.label, long.series)
     there, missing = long[long["mean"].notna()], long[long["mean"].isna()]
     keep = ["label", "series", "mean", "ci_low", "ci_high", *TOLD]
+    rows = {"there": there[keep], "missing": missing.assign(mean=0.0)[keep]}
+    tables = {"zero": ZERO, **{name: table for name, table in rows.items() if len(table)}}
+    chart = _intervals(tuple(colors.items()), title, offset, palette)
+    return finish(chart, tables, 2 * len(long), max(step * len(order), 60), palette, labels=order)
+
+
+@design
+def _intervals(colors: tuple[tuple[str, str], ...], title: str, offset: bool, palette: Palette) -> alt.LayerChart:
+    """Open: `labels`, in their order."""
+    labels = Open("labels")
     y: dict[str, Any] = {
-        "y": alt.Y("label:N", sort=order, scale=alt.Scale(domain=order), title=None, axis=names_axis(palette))
+        "y": alt.Y("label:N", sort=labels, scale=alt.Scale(domain=labels), title=None, axis=names_axis(palette))
     }
     if offset:
-        y["yOffset"] = alt.YOffset("series:N", scale=alt.Scale(domain=list(colors), paddingOuter=0.3))
+        series = [name for name, _ in colors]
+        y["yOffset"] = alt.YOffset("series:N", scale=alt.Scale(domain=series, paddingOuter=0.3))
     color = colours("series", dict(colors))
     axis = alt.Axis(tickCount=7, labelOverlap="greedy", labelSeparation=6)
-    x = alt.X("mean:Q", title=title, axis=axis)
-    layers = [zero_line(data, palette, axis="x")]
-    if len(there):
-        named = alt.Chart(data(there[keep]))
-        low = alt.X("ci_low:Q", title=title, axis=axis)
-        layers += [
-            named.mark_rule(strokeWidth=2, tooltip=None).encode(x=low, x2="ci_high:Q", color=color, **y),
-            named.mark_circle(size=64, opacity=1).encode(x=x, color=color, tooltip=TIPS, **y),
-        ]
-    if len(missing):
-        nothing = alt.Chart(data(missing.assign(mean=0.0)[keep])).mark_text(
-            text=f"{NONE} missing", fontSize=11, align="left", dx=7
-        )
-        layers.append(nothing.encode(x=x, color=color, tooltip=TIPS, **y))
-    chart = alt.layer(*layers)
-    return finish(chart, data, 2 * len(long), max(step * len(order), 60), palette)
+    x, low = (alt.X(name, title=title, axis=axis) for name in ("mean:Q", "ci_low:Q"))
+    there, missing = named("there"), named("missing")
+    nothing = missing.mark_text(text=f"{NONE} missing", fontSize=11, align="left", dx=7)
+    return alt.layer(
+        zero_rule("zero", palette, axis="x"),
+        there.mark_rule(strokeWidth=2, tooltip=None).encode(x=low, x2="ci_high:Q", color=color, **y),
+        there.mark_circle(size=64, opacity=1).encode(x=x, color=color, tooltip=TIPS, **y),
+        nothing.encode(x=x, color=color, tooltip=TIPS, **y),
+    )
 
 
 def colours(field: str, colors: dict[str, str], title: str | None = None) -> alt.Color:
@@ -102,7 +105,14 @@ def names_axis(palette: Palette) -> alt.Axis:
     return alt.Axis(ticks=False, domain=False, labelLimit=320, labelPadding=8, labelColor=palette.ink)
 
 
+ZERO = pd.DataFrame({"zero": [0.0]})
+
+
 def zero_line(data: Tables, palette: Palette, *, axis: str = "y") -> alt.Chart:
     """The line at 0."""
-    line = alt.Chart(data(pd.DataFrame({"zero": [0.0]}))).mark_rule(stroke=palette.muted, strokeWidth=1, tooltip=None)
-    return line.encode(**{axis: "zero:Q"})
+    return zero_rule(data(ZERO).name, palette, axis=axis)
+
+
+def zero_rule(data: str, palette: Palette, *, axis: str = "y") -> alt.Chart:
+    """The same, of the table `ZERO` by this name."""
+    return named(data).mark_rule(stroke=palette.muted, strokeWidth=1, tooltip=None).encode(**{axis: "zero:Q"})

@@ -93,7 +93,6 @@ def layer_curves(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     return finish(chart, data, len(table) * 3, 300, palette)
 
 
-@unchecked
 def experts(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     """All-case rescue and specificity of each expert on validation beside its discovery mean: candidates first, each
     group best of discovery first."""
@@ -115,7 +114,6 @@ def experts(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     return intervals(pd.concat(parts, ignore_index=True), label, colors, palette, title="logits", step=34)
 
 
-@unchecked
 def controls(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     """The selected expert's rescue, its controls', and the differences that specificity is made of."""
     kinds = {"selected expert": palette.expert, "control": palette.kept, "difference": palette.joined}
@@ -304,7 +302,6 @@ def stability(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     return finish(chart, data, len(table), 30 * table.split_seed.nunique() + 10, palette)
 
 
-@unchecked
 def relations(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     """Layer and expert rescue of the relations with most facts, on validation."""
     top = table.head(RELATION_ROWS)
@@ -350,7 +347,6 @@ def noise(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     return finish(chart, data, len(shown) * 3, 240, palette)
 
 
-@unchecked
 def fresh_draw(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     """Each estimate on the noise draw that the filter looked at and on a fresh one."""
     shown = table[table.quantity != "drop"]
@@ -361,7 +357,6 @@ def fresh_draw(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture:
     return intervals(long, label, colors, palette, title="logits", step=28)
 
 
-@unchecked
 def published(table: pd.DataFrame, *, palette: Palette = LIGHT) -> Picture | None:
     """Ours and the published means with their intervals, for numbers in logits; None where there are none."""
     rows = table[~table.quantity.isin(["layer", "expert"])]
