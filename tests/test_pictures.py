@@ -10,7 +10,7 @@ import pytest
 from fake_results import FRANCE, fake_result
 from streamlit import dataframe_util
 
-from core import charts, picture
+from core import charts, expert_charts, picture
 from core.links import View
 from core.requests import TraceRequest
 from pages.parts import pictures
@@ -78,3 +78,22 @@ def test_a_picture_is_built_once_for_a_result_and_keeps_neither_longer_than_the_
     pictures.kept(build, other, marked=2)
     gc.collect()
     assert picture() is None and len(pictures._cache) == 2
+
+
+@pytest.mark.parametrize(
+    ("mark", "picked"),
+    [({"layer": 1, "expert": 2}, [{"layer": 1, "expert": 2}]), ({"layer": 0}, []), ({"layer": 0, "expert": None}, [])],
+    ids=["an expert", "a dense layer", "a dense layer, said with null"],
+)
+def test_a_click_on_a_dense_layers_row_chooses_nothing(monkeypatch, mark, picked):
+    table = pd.DataFrame({"layer": [1], "expert": [2], "name": "L1E002", "mean_all": 0.1, "mean_active": 0.1,
+                          "n_active": 1, "n": 1})  # fmt: skip
+    picture = expert_charts.expert_map(table, n_layers=2, moe_layers=[1], n_experts=4)
+    drawn = {}
+    monkeypatch.setattr(pictures.address, "callback", lambda key, change: change)
+    monkeypatch.setattr(pictures.st, "vega_lite_chart", lambda spec, **options: drawn.update(options))
+    monkeypatch.setattr(pictures.st, "session_state", {"k": {"selection": {"expert": [mark]}}})
+    chosen = []
+    pictures.show(picture, key="k", selection="expert", on_pick=chosen.append, alt="")
+    drawn["on_select"]()
+    assert chosen == picked

@@ -67,18 +67,26 @@ def as_seen(picture: Picture, slot: Slot, **picked: int | None) -> Picture:
 
 
 def show(picture: Picture, *, key: str, selection: str, on_pick: Callable[[dict[str, int]], None], alt: str) -> None:
-    """Draw a picture; a click calls `on_pick` with the fields of the selected mark before the page is drawn again."""
+    """Draw a picture; a click calls `on_pick` with the fields of the selected mark before the page is drawn again. A
+    mark without one of them, as a dense layer's cells have no expert, is nothing to choose."""
+    fields = _fields(picture, selection)
 
     def picked() -> None:
         event = st.session_state.get(key)
         marks = (event or {}).get("selection", {}).get(selection) or []
-        if marks:
-            on_pick({name: int(value) for name, value in marks[0].items()})
+        if marks and all(marks[0].get(name) is not None for name in fields):
+            on_pick({name: int(marks[0][name]) for name in fields})
 
     chosen = address.callback(key, picked)
     st.vega_lite_chart(
         display.spec(picture), key=key, on_select=chosen, selection_mode=[selection], theme=None, alt=alt
     )
+
+
+def _fields(picture: Picture, selection: str) -> list[str]:
+    """What a mark that is selected is known by."""
+    parts = (picture.spec, *picture.spec.get("layer", ()))
+    return next(p["select"]["fields"] for part in parts for p in part.get("params", ()) if p["name"] == selection)
 
 
 def still(picture: Picture, *, key: str, alt: str) -> None:
