@@ -6,6 +6,7 @@
 # make families  examine every MoE family of the installed transformers and write docs/families.md
 # make viewers  20 viewers clicking every 5 s for 5 minutes, one of them running studies: every view checked, timed
 # make soak     30 minutes of them at random, and what is left when they are gone
+# make first-page  fresh servers in Chromium, beside an empty Streamlit app: seconds until the page, its charts, a stored view
 # make crashes  kill -9 at KILLS=200 random moments of everything that writes; compare what is left
 # make closing  SIGTERM and SIGINT to a server that is idle, traces, studies, loads: prints how long it took to go
 # make lint   ruff
@@ -29,7 +30,7 @@ TORCH_INDEX ?=
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: run test bench bench-engine bench-disk viewers soak families crashes closing lint chromium clean help
+.PHONY: run test bench bench-engine bench-disk viewers soak first-page families crashes closing lint chromium clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -78,6 +79,9 @@ viewers: $(VENV)/.installed
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m bench viewers --minutes 30 --random --rest 60 $(ARGS)
+
+first-page: $(VENV)/.installed-test
+	$(BIN)/python -m bench first $(ARGS)
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

@@ -1,6 +1,6 @@
-"""`python -m bench [heatmap|engine|disk|commits|viewers] ...`: against other methods (`bench.heatmap`), our engine on
-its own (`bench.engine`), a model larger than the memory that it may take (`bench.disk`), our engine at two commits
-(`bench.commits`), or many viewers of one dashboard (`bench.viewers.load`)."""
+"""`python -m bench [heatmap|engine|disk|commits|viewers|first] ...`: against other methods (`bench.heatmap`), our
+engine on its own (`bench.engine`), a model larger than the memory that it may take (`bench.disk`), our engine at two
+commits (`bench.commits`), many viewers of one dashboard (`bench.viewers.load`), its first page (`bench.first_page`)."""
 
 import importlib
 import os
@@ -14,6 +14,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 WHAT = {
     "heatmap": "heatmap", "engine": "engine", "disk": "disk", "commits": "commits", "viewers": "viewers.load",
+    "first": "first_page",
 }  # fmt: skip
 """What is measured, and the module that does it; the first without being named."""
 

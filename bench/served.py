@@ -45,14 +45,16 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    folder: Path, *, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
-) -> Iterator[Server]:
-    """A server with its store in `folder`/home and its log in `folder`/log; `options` are Streamlit's.
+    folder: Path, *, options: Sequence[str] = (), environment: Mapping[str, str] | None = None,
+    script: Sequence[str] = ("serve.py",),
+) -> Iterator[Server]:  # fmt: skip
+    """A server with its store in `folder`/home and its log in `folder`/log; `options` are Streamlit's, `script` is what
+    Python runs.
 
     Ended at the end of the block, killed where it does not end within half a minute. Raises `NotStarted`.
     """
     port = _free_port()
-    command = [sys.executable, "serve.py", "--server.port", str(port), "--server.headless", "true", *options]
+    command = [sys.executable, *script, "--server.port", str(port), "--server.headless", "true", *options]
     variables = os.environ | {"EXPERTSCOPE_HOME": str(folder / "home")} | dict(environment or {})
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
@@ -87,4 +89,4 @@ def _wait_for(server: Server) -> None:
             pass
         if server.process.poll() is not None or time.monotonic() > deadline:
             raise NotStarted(f"the server did not start:\n{server.said}")
-        time.sleep(0.1)
+        time.sleep(0.02)

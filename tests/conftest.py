@@ -1,4 +1,4 @@
-"""What every test gets: a home of its own, no network by accident, few threads; and where Chromium is."""
+"""What every test gets: a home of its own, no network by accident, few threads; and a Chromium."""
 
 from __future__ import annotations
 
@@ -44,21 +44,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def chromium() -> str | None:
-    """Path of a system Chromium for Playwright's `executable_path`; None where Playwright's own is to be used."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = [os.environ.get("EXPERTSCOPE_CHROMIUM"), *map(shutil.which, names)]
-    return next((path for path in found if path), None)
-
-
 @pytest.fixture(scope="module")
-def browser(chromium):
+def browser():
     """A Chromium for the tests of one module."""
     from playwright.sync_api import sync_playwright
 
+    from bench.chromium import options
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = playwright.chromium.launch(**options())
         yield browser
         browser.close()
 

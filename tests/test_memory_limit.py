@@ -37,7 +37,7 @@ def test_a_checkpoint_larger_than_the_limit_is_traced(folder: Path) -> None:
     usual = process("usual", **common)
     assert "works" not in (usual["load_file"], usual["from_pretrained"])
     within = process("trace", **common, facts=3, out=folder / "within.parquet")
-    assert within["placement"] == "disk" and "GB are free" in within["remark"]
+    assert within["placement"] == "disk" and "MB are free" in within["remark"]
     assert within["trace_read"] == within["bytes_read"]
     for step in ("load", "sweep", "trace"):  # the layers once; embedding and unembedding are small here
         assert within["per_pass"] <= within[f"{step}_read"] <= size
