@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import altair as alt
+import drawn
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,20 +49,7 @@ def table_with(picture, column):
 
 def scenegraph(picture):
     """What Vega draws, as (mark name, items) of every group."""
-    out = []
-
-    def walk(node):
-        if isinstance(node, dict):
-            if "marktype" in node and "items" in node:
-                out.append((node.get("role"), node["marktype"], node["items"]))
-            for value in node.values():
-                walk(value)
-        elif isinstance(node, list):
-            for value in node:
-                walk(value)
-
-    walk(vl_convert.vegalite_to_scenegraph(picture.standalone(width=600)))
-    return out
+    return drawn.groups(picture.standalone(width=600))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import drawn
 import numpy as np
 import pandas as pd
 import pytest
-import vl_convert
 
 from core import expert_charts, routing_charts
 from core.averages import charts as averages
@@ -58,20 +58,7 @@ DRAWN = {make.__name__: make for make in (all_experts, load, divergence, pairs, 
 
 def items_of(picture: Picture, kind: str, *, role: str) -> list[dict]:
     """What Vega draws of the picture on a narrow page with large type: marks of a kind in a role."""
-    found = []
-
-    def walk(node):
-        if isinstance(node, dict):
-            if node.get("marktype") == kind and node.get("role") == role:
-                found.extend(node["items"])
-            for value in node.values():
-                walk(value)
-        elif isinstance(node, list):
-            for value in node:
-                walk(value)
-
-    walk(vl_convert.vegalite_to_scenegraph(enlarged(picture.standalone(width=NARROW), LARGE)))
-    return found
+    return drawn.items(enlarged(picture.standalone(width=NARROW), LARGE), kind, role=role)
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -11,6 +11,7 @@ from statistics import fmean
 from types import SimpleNamespace
 
 import altair as alt
+import drawn
 import numpy as np
 import pandas as pd
 import pytest
@@ -158,20 +159,7 @@ def test_which_settings_have_published_numbers():
 
 def marks(picture, kind: str) -> list[dict]:
     """Everything of one mark type that Vega draws."""
-    out = []
-
-    def walk(node):
-        if isinstance(node, dict):
-            if node.get("marktype") == kind and node.get("role") == "mark":
-                out.extend(node["items"])
-            for value in node.values():
-                walk(value)
-        elif isinstance(node, list):
-            for value in node:
-                walk(value)
-
-    walk(vl_convert.vegalite_to_scenegraph(picture.standalone(width=600)))
-    return out
+    return drawn.items(picture.standalone(width=600), kind)
 
 
 def test_every_spec_is_valid(pictures):
