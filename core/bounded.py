@@ -12,6 +12,8 @@ import pandas as pd
 
 VALUES = 3_000_000
 """Values in all tables together: about 100 MB, for most are short texts."""
+BYTES = 32
+"""Of a packed table (`core.picture.packed`) that count as a value."""
 
 
 class Bounded:
@@ -69,8 +71,10 @@ def values_in(thing: Any) -> int:
     """How many values the tables hold that a thing is, or has in its fields, or in a dictionary there."""
     if isinstance(thing, pd.DataFrame):
         return thing.size
+    if isinstance(thing, bytes):
+        return len(thing) // BYTES
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         return sum(map(values_in, vars(thing).values()))
     if isinstance(thing, dict):
-        return sum(part.size for part in thing.values() if isinstance(part, pd.DataFrame))
+        return sum(values_in(part) for part in thing.values() if isinstance(part, pd.DataFrame | bytes))
     return 0

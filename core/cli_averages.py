@@ -15,6 +15,7 @@ from .cli_options import answered, method_options, model_options, template
 from .console import say
 from .errors import InputError
 from .fact_sets import BUNDLED, FactSet, choose
+from .named_rows import named_rows
 from .requests import Fact
 from .roles import BEFORE
 from .sites import MOE, SITES
@@ -157,7 +158,7 @@ def _say_left_out(left_out: pd.DataFrame, total: int) -> None:
     if left_out.empty:
         return
     say(f"{len(left_out)} of {total} facts are left out:")
-    for row in left_out.head(_SHOWN).itertuples():
+    for row in named_rows(left_out.head(_SHOWN)):
         say(f"  case_id {row.case_id}: {row.why}")
     if len(left_out) > _SHOWN:
         say(f"  … and {len(left_out) - _SHOWN} more")
@@ -177,7 +178,7 @@ def _experts(table: pd.DataFrame) -> list[str]:
     from .formats import logits
 
     rows = [["expert", "restoration", "rescue", "active only", "clean-active in"]]
-    for row in table.head(_SHOWN).itertuples():
+    for row in named_rows(table.head(_SHOWN)):
         active = logits(row.rescue_active)
         rows.append([row.name, *_numbers(row), active, f"{row.n_active} of {row.n} facts"])
     return [f"The experts that restore most, of {len(table):,} that are clean-active in any fact:", *_columns(rows)]

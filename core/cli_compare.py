@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .cli_options import load, open_store
 from .console import TerminalProgress, visible
 from .errors import ExpertScopeError, InputError
+from .named_rows import named_rows
 
 if TYPE_CHECKING:
     from .compare.tables import Compared
@@ -79,7 +80,7 @@ def summary(compared: Compared) -> str:
     if not compared.no_routing:
         cells = [
             [f"L{r.layer}", f"{r.same:.0%} of {r.positions}", f"{r.jaccard:.3f}"]
-            for r in compared.routing_layers.itertuples()
+            for r in named_rows(compared.routing_layers)
         ]
         lines += ["", *columns(["layer", "same set of experts", "mean Jaccard"], cells)]
     return "\n".join(lines)

@@ -24,6 +24,7 @@ from .marks import (
     rows_of,
     selection,
 )
+from .named_rows import named_rows
 from .palette import LIGHT, Palette
 from .picture import Open, Picture, Tables, design, finish, named, unchecked
 from .study.drawing import colours, intervals, names_axis, zero_line
@@ -73,7 +74,7 @@ def rescue_strip(facts: pd.DataFrame, relations: pd.DataFrame, *, palette: Palet
     Hollow dots at 0: the expert is not clean-active. Selection `fact` with the field `fact`."""
     data = Tables()
     order = list(relations.relation.head(ROWS))
-    label = {r.relation: f"{r.relation} · active {r.n_active} of {r.n}" for r in relations.head(ROWS).itertuples()}
+    label = {r.relation: f"{r.relation} · active {r.n_active} of {r.n}" for r in named_rows(relations.head(ROWS))}
     mine = facts[facts.relation.isin(order)]
     dots = pd.DataFrame({
         "fact": mine.fact.astype(int), "label": mine.relation.map(label), "rescue": mine.rescue,
@@ -185,7 +186,7 @@ def knockout_bars(estimates: pd.DataFrame, place: str, *, palette: Palette = LIG
     rows = estimates[estimates.place == place]
     label = [f"{group} · n {n}" for group, n in zip(rows.group, rows.n, strict=True)]
     long = rows.assign(label=label, series=rows["mode"])
-    order = [f"{g} · n {n}" for g, n in rows.drop_duplicates("group")[["group", "n"]].itertuples(index=False)]
+    order = [f"{g} · n {n}" for g, n in named_rows(rows.drop_duplicates("group")[["group", "n"]])]
     order.sort(key=lambda name: (not name.startswith(OWN), name.startswith(OTHERS)))
     colors = {"zero": palette.high, "reroute": palette.joined}
     colors = {mode: colors[mode] for mode in colors if (rows["mode"] == mode).any()}
@@ -196,7 +197,7 @@ def knockout_relations(relations: pd.DataFrame, place: str, *, palette: Palette 
     """The same by relation, the relation that loses most first."""
     rows = relations[relations.place == place]
     first = rows[rows["mode"] == "zero"].sort_values("mean").head(ROWS)
-    label = {r.relation: f"{r.relation} · own {r.n_own} of {r.n}" for r in first.itertuples()}
+    label = {r.relation: f"{r.relation} · own {r.n_own} of {r.n}" for r in named_rows(first)}
     long = rows[rows.relation.isin(first.relation)]
     long = long.assign(label=long.relation.map(label), series=long["mode"])
     colors = {"zero": palette.high, "reroute": palette.joined}

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from . import stats
+from .named_rows import named_rows
 from .results import MIN_DROP, expert_name
 from .study import controls
 from .study.values import ExpertTable, subject_key
@@ -124,7 +125,7 @@ def rescue(tables: Tables, layer: int, expert: int) -> Rescue:
     for relation, rows in per_fact.groupby("relation"):
         mine = columns.loc[rows.index, ["expert_rescue", "expert_rescue_active_only", "specificity"]]
         wide = {"relation": relation, "n": len(rows), "n_active": int(rows.clean_active.sum())}
-        for line in _bands(mine, [units[i] for i in rows.index]).itertuples():
+        for line in named_rows(_bands(mine, [units[i] for i in rows.index])):
             name = line.quantity
             wide |= {name: line.mean, f"{name}_low": line.ci_low, f"{name}_high": line.ci_high}
         parts.append(wide)

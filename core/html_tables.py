@@ -10,6 +10,7 @@ import pandas as pd
 
 from . import formats
 from .columns import Form, form_of
+from .named_rows import named_rows
 
 MOST_ROWS = 200
 """So many rows of a table stand in a report."""
@@ -37,7 +38,7 @@ def table(content: pd.DataFrame, *, more: str = "the table's own file has all.")
     looks = [" class=n" if pd.api.types.is_numeric_dtype(content[name]) else "" for name in content]
     forms = [form_of(content, str(name)) for name in content]
     lines = []
-    for row in content.head(MOST_ROWS).itertuples(index=False):
+    for row in named_rows(content.head(MOST_ROWS)):
         cells = (
             f"<td{look or (' class=w' if _is_long(value) else '')}>{html.escape(cell(value, form))}</td>"
             for value, look, form in zip(row, looks, forms, strict=True)

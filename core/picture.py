@@ -26,7 +26,6 @@ from altair.utils import schemapi
 
 from .embedding import bundle, in_script
 from .palette import Palette
-from .remembered import remembered
 
 FONT = '"Source Sans", "Source Sans Pro", "Segoe UI", "Helvetica Neue", Arial, sans-serif'
 CANVAS_MARKS = 2000
@@ -35,16 +34,21 @@ CANVAS_MARKS = 2000
 
 @dataclass(frozen=True)
 class Picture:
-    """A Vega-Lite spec and its data: `spec` names the data sets that `tables` holds. `marks`: how many it draws."""
+    """A Vega-Lite spec and its data: `spec` names the data sets that `data` holds, each `packed`. `marks`: how many it
+    draws."""
 
     spec: dict[str, Any]
-    tables: dict[str, pd.DataFrame]
+    data: dict[str, bytes | pd.DataFrame]
     marks: int
 
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Its data sets as tables."""
+        return {name: unpacked(content) for name, content in self.data.items()}
+
     def for_page(self) -> dict[str, Any]:
-        """The spec with its data sets as Arrow streams, as Streamlit takes them (and itself makes of data frames, for
-        each run anew)."""
-        return self.spec | {"datasets": {name: arrow(table) for name, table in self.tables.items()}}
+        """The spec with its data sets as Streamlit takes them."""
+        return self.spec | {"datasets": self.data}
 
     def marked(self, selected: dict[str, int] | None, **overlays: pd.DataFrame | None) -> Picture:
         """The same with one mark selected from the start (fields of the chart's one selection; None: none), and with
@@ -52,12 +56,13 @@ class Picture:
 
         A change of what is marked is a change of the spec alone: it costs no Altair.
         """
-        tables = {name: table for name, table in (self.tables | overlays).items() if table is not None}
-        spec = _of_tables(self.spec, tables)
+        data = {name: content for name, content in self.data.items() if name not in overlays}
+        data |= {name: packed(table) for name, table in overlays.items() if table is not None}
+        spec = _of_tables(self.spec, data)
         if selected is not None:
             (param,) = self.spec["params"]
             spec["params"] = [param | {"value": [selected]}]
-        return Picture(spec, tables, self.marks)
+        return Picture(spec, data, self.marks)
 
     def standalone(self, *, width: int, title: str = "", subtitle: list[str] | None = None) -> dict[str, Any]:
         """A spec of plain JSON values with everything in it, of a fixed width in pixels."""
@@ -169,9 +174,9 @@ class Tables(dict[str, pd.DataFrame]):
         return alt.NamedData(name=name)
 
 
-@remembered
-def arrow(table: pd.DataFrame) -> bytes | pd.DataFrame:
-    """A table as an Arrow stream; as it is where Arrow has no type for a column (Streamlit then makes it text)."""
+def packed(table: pd.DataFrame) -> bytes | pd.DataFrame:
+    """A table as an Arrow stream: what Streamlit would make of it in each run anew, and a fraction of the size that a
+    table of texts has. As it is where Arrow has no type for a column (Streamlit then makes it text)."""
     try:
         content = pa.Table.from_pandas(table)
     except (pa.ArrowException, OverflowError):
@@ -180,6 +185,11 @@ def arrow(table: pd.DataFrame) -> bytes | pd.DataFrame:
     with pa.ipc.new_stream(sink, content.schema) as stream:
         stream.write_table(content)
     return sink.getvalue().to_pybytes()
+
+
+def unpacked(content: bytes | pd.DataFrame) -> pd.DataFrame:
+    """The table that was `packed`."""
+    return content if isinstance(content, pd.DataFrame) else pa.ipc.open_stream(content).read_pandas()
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -230,7 +240,7 @@ def finish(
                 "title": fonts | {"anchor": "start"},
             },
         },
-        tables=dict(tables),
+        data={name: packed(table) for name, table in tables.items()},
         marks=n_marks,
     )
 

@@ -37,6 +37,8 @@ def remembered(make: Callable[..., T]) -> Callable[..., T]:
         found = kept.get(key)
         if found is None:
             found = make(result, *arguments)
+            if isinstance(found, pd.DataFrame):
+                found = found.copy()  # without the references that its making left behind, columns of one type together
             if len(kept) >= KEPT:
                 kept.clear()  # other threads may be here at the same time: no order to keep, nothing that could fail
             kept[key] = found

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .console import visible
+from .named_rows import named_rows
 from .results import LEAST_DROP, MIN_DROP, TraceResult, expert_name, is_defined
 from .views import PAPER_CLEAN, PAPER_DROP, corruption, filter_problems, patches, rounding
 
@@ -52,7 +53,7 @@ def summary(result: TraceResult, *, best: int = BEST) -> str:
     cells = _best(patches(result, ("layer",)), best)
     rows = [
         [f"L{c.layer}", _position(result, c.pos), _ratio(c.restoration), _signed(c.rescue), _spread(c)]
-        for c in cells.itertuples()
+        for c in named_rows(cells)
     ]
     lines += [
         "",
@@ -68,7 +69,7 @@ def summary(result: TraceResult, *, best: int = BEST) -> str:
             _spread(e),
             "" if e.kind == "shared" else f"{e.router_weight_clean:.2f} → {e.router_weight_corrupt:.2f}",
         ]
-        for e in experts.itertuples()
+        for e in named_rows(experts)
     ]
     if rows:
         headings = ["expert", "position", "restoration", "rescue", "router weight, clean → corrupt"]
@@ -82,7 +83,7 @@ def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
     headings = ["case_id", "prompt", "true", "foil", "clean", "corrupt", "drop", "best cell", "restoration"]
     rows = []
     for result in results[:MAX_FACT_LINES]:
-        cell = next(_best(patches(result, ("layer",)), 1).itertuples(), None)
+        cell = next(named_rows(_best(patches(result, ("layer",)), 1)), None)
         rows.append(
             [
                 str(result.request.fact.case_id),
@@ -121,14 +122,14 @@ def summary_many(results: Sequence[TraceResult], *, best: int = BEST) -> str:
 
     runs = n * results[0].request.draws
     sites = _best(_sites(rows_of_all, runs), best)
-    rows = [[f"L{s.layer}", s.site, restored(s.rescue), _signed(s.rescue)] for s in sites.itertuples()]
+    rows = [[f"L{s.layer}", s.site, restored(s.rescue), _signed(s.rescue)] for s in named_rows(sites)]
     lines += ["", "Best sites (layer patch; mean rescue ÷ mean drop)"]
     lines += columns(["layer", "position", "restoration", "rescue"], rows)
     experts = _best(_experts(rows_of_all, runs), best)
     if len(experts):
         rows = [
             [expert_name(e.layer, e.expert), restored(e.rescue), _signed(e.rescue), f"{e.active}/{n}"]
-            for e in experts.itertuples()
+            for e in named_rows(experts)
         ]
         lines += ["", "Best experts at the last position (facts without the expert count 0)"]
         lines += columns(["expert", "restoration", "rescue", "clean-active"], rows)
@@ -274,7 +275,7 @@ def minimal_summary(results: Sequence[MinimalResult]) -> str:
                 _ratio(r.random_restoration), "–" if math.isnan(r.random_sd) else f"{r.random_sd:.3f}",
                 _ratio(r.random_min), _ratio(r.random_max),
             ]
-            for r in curve.itertuples()
+            for r in named_rows(curve)
         ]  # fmt: skip
         lines += columns(headings, rows) if rows else []
         if result.reached:

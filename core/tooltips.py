@@ -8,6 +8,7 @@ import pandas as pd
 
 from . import views
 from .formats import NONE, count, logit, logits, percent, restoration, rough, weight
+from .named_rows import named_rows
 from .results import TraceResult
 
 
@@ -15,7 +16,7 @@ def cell_tooltips(result: TraceResult, cells: pd.DataFrame) -> pd.DataFrame:
     """Tooltips of `views.layer_cells`, one row per cell."""
     corrupt, clean = _references(result)
     rows = []
-    for c in cells.itertuples():
+    for c in named_rows(cells):
         rows.append(
             (
                 f"layer {c.layer} at {c.label}",
@@ -43,7 +44,7 @@ def expert_tooltips(result: TraceResult, grid: pd.DataFrame) -> pd.DataFrame:
     corrupt, clean = _references(result)
     n = result.request.draws
     rows = []
-    for c in grid.itertuples():
+    for c in named_rows(grid):
         if c.status == views.NOT_ROUTED:
             rows.append((c.name, "not here, in neither run", *[NONE] * 9))
             continue
@@ -76,7 +77,7 @@ def strip_tooltips(result: TraceResult, strip: pd.DataFrame) -> pd.DataFrame:
     """Tooltips of `views.routing_strip`, one row per (position, expert)."""
     n = result.request.draws
     rows = []
-    for c in strip.itertuples():
+    for c in named_rows(strip):
         where = c.change + (f" ({c.corrupt_draws} of {n} draws)" if n > 1 and c.corrupt_draws else "")
         weights = f"clean {weight(c.router_weight_clean)}, corrupt {weight(c.router_weight_corrupt)}"
         rows.append((f"{c.name} at {c.label}", where, weights, margin(c)))

@@ -54,7 +54,7 @@ def test_the_size_is_that_of_the_tables():
     frames = (result.frame, result.routing, result.next_tokens, result.runs)
     assert values_in(result) == sum(len(frame) * len(frame.columns) for frame in frames)
     picture = layer_token(result)
-    assert values_in(picture) == sum(len(t) * len(t.columns) for t in picture.tables.values()) > 0
+    assert values_in(picture) == sum(len(content) // 32 for content in picture.data.values()) > 0
 
 
 def test_many_threads_get_one_thing_for_one_key():

@@ -29,6 +29,7 @@ from ..marks import (
     shade,
     tooltip,
 )
+from ..named_rows import named_rows
 from ..palette import LIGHT, Palette
 from ..picture import Open, Picture, design, finish, named
 from ..results import expert_name
@@ -208,7 +209,7 @@ def interval(mean: float, low: float, high: float, sign: bool = False, unit: str
 def _told(table: pd.DataFrame) -> pd.DataFrame:
     """With labels, the role's place in `ROLES` in its stead, and tooltips."""
     rows = []
-    for c in table.itertuples():
+    for c in named_rows(table):
         facts = f"{c.n}" + (f", {c.n_missing} without such a token" if c.n_missing else "")
         rows.append((
             f"layer {c.layer}, {role_label(c.role)}",
@@ -226,7 +227,7 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
 
 def _expert_told(grid: pd.DataFrame, n_facts: int) -> list[tuple[str, ...]]:
     rows = []
-    for c in grid.itertuples():
+    for c in named_rows(grid):
         name = expert_name(c.layer, None if c.expert == SHARED_INDEX else c.expert)
         if not c.active:
             rows.append((name, NONE, "0 in every fact", NONE, f"none of {n_facts} facts", NONE, str(n_facts)))

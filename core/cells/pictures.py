@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..formats import logit, logits, restoration
 from ..marks import rows_of, tooltip
+from ..named_rows import named_rows
 from ..palette import LIGHT, Palette
 from ..picture import Picture, Tables, finish, unchecked
 from ..tooltips import spread
@@ -36,7 +37,7 @@ def effects(rows: pd.DataFrame, *, roles: dict[str, str], palette: Palette = LIG
         t_what=rows.name.where(rows.name == rows.role, rows.name + ": " + rows.role),
         t_rescue=[f"{logits(value)} logits" for value in rows.rescue],
         t_restoration=[restoration(value) for value in rows.restoration],
-        t_over_draws=[spread(row) for row in rows.itertuples()],
+        t_over_draws=[spread(row) for row in named_rows(rows)],
         label=[logits(value) for value in rows.rescue],
         end=rows[["rescue", "rescue_max"]].max(axis=1).clip(lower=0.0),  # right of bar and line, also below 0
     )
@@ -108,7 +109,7 @@ def minimal_curve(curve: pd.DataFrame, *, target: float, palette: Palette = LIGH
         t_random_sets=[
             f"{restoration(r.random_restoration)} on average, {restoration(r.random_min)} to "
             f"{restoration(r.random_max)} ({r.random_sets} sets)"
-            for r in curve.itertuples()
+            for r in named_rows(curve)
         ],
         target=target,
     )

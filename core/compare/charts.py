@@ -29,6 +29,7 @@ from ..marks import (
     tokens,
     tooltip,
 )
+from ..named_rows import named_rows
 from ..palette import LIGHT, Palette
 from ..picture import Picture, design, finish, limit, named
 from ..remembered import remembered
@@ -168,7 +169,7 @@ def _expert_differences(n_layers: int, n_experts: int, shared: bool, title: str,
 def routing_map(compared: Compared, *, palette: Palette = LIGHT) -> Picture:
     """Layer × token heat map of how much the sets of experts of the two clean runs overlap (Jaccard)."""
     cells = compared.routing.copy()
-    cells["t_cell"] = [f"layer {r.layer} at {r.label}" for r in cells.itertuples()]
+    cells["t_cell"] = [f"layer {r.layer} at {r.label}" for r in named_rows(cells)]
     cells["t_jaccard"] = [overlap(value) for value in cells.jaccard]
     for name in ("both", "only_a", "only_b"):
         cells[f"t_{name}"] = cells[name].replace("", NONE)
@@ -212,7 +213,7 @@ def routing_bars(compared: Compared, *, palette: Palette = LIGHT) -> Picture:
     """Per layer: the share of positions with the same set of experts (bar) and the mean Jaccard (tick)."""
     table = compared.routing_layers.copy()
     table["t_layer"] = [f"layer {layer}" for layer in table.layer]
-    table["t_same_set"] = [f"{percent(r.same)} of {r.positions} positions" for r in table.itertuples()]
+    table["t_same_set"] = [f"{percent(r.same)} of {r.positions} positions" for r in named_rows(table)]
     table["t_mean_Jaccard"] = [overlap(value) for value in table.jaccard]
     n_layers = compared.a.provenance.n_layers
     height = max(n_layers * row_height(n_layers), 60)
@@ -262,17 +263,16 @@ def _absent(labels: list[str], layers: list[int], why: str) -> dict[str, pd.Data
 
 
 def _difference_tooltips(cells: pd.DataFrame) -> dict[str, list[str]]:
+    rows = list(named_rows(cells))
     return {
-        "t_cell": [f"layer {r.layer} at {r.label}" for r in cells.itertuples()],
-        "t_rescue": [_from_to(r.rescue_a, r.rescue_b, r.rescue_difference) for r in cells.itertuples()],
-        "t_restoration": [
-            _from_to(r.restoration_a, r.restoration_b, r.restoration_difference) for r in cells.itertuples()
-        ],
+        "t_cell": [f"layer {r.layer} at {r.label}" for r in rows],
+        "t_rescue": [_from_to(r.rescue_a, r.rescue_b, r.rescue_difference) for r in rows],
+        "t_restoration": [_from_to(r.restoration_a, r.restoration_b, r.restoration_difference) for r in rows],
     }
 
 
 def _expert_difference_tooltips(grid: pd.DataFrame) -> dict[str, list[str]]:
-    rows = list(grid.itertuples())
+    rows = list(named_rows(grid))
     where = [r.status_a if r.where == BOTH and r.status_a == r.status_b else r.where for r in rows]
     return {
         "t_expert": [r.name for r in rows],

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..named_rows import named_rows
 from ..results import expert_name
 from ..stats import Estimate
 from . import coalitions, joint, quantities, robustness, selection, values
@@ -164,7 +165,7 @@ def _cautions(
 
 def _members(rows: pd.DataFrame, layer: int) -> tuple[tuple[int, int], ...]:
     """(expert, facts) of the minimal coalitions on validation, most frequent first."""
-    return tuple((int(row.expert), int(row.n)) for row in coalitions.members(rows, layer=layer).itertuples())
+    return tuple((int(row.expert), int(row.n)) for row in named_rows(coalitions.members(rows, layer=layer)))
 
 
 def json_number(value: float) -> float | None:

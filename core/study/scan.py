@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..errors import InputError
+from ..named_rows import named_rows
 from ..requests import Fact
 from . import cases
 from .settings import StudySettings
@@ -72,7 +73,7 @@ def funnel(scanned: pd.DataFrame, settings: StudySettings, *, records: int) -> F
     counts = dict.fromkeys(FUNNEL, 0) | {"records": records}
     kept: list[int] = []
     wanted = records if fixed else settings.n
-    for row in scanned.sort_values("place").itertuples():
+    for row in named_rows(scanned.sort_values("place")):
         if len(kept) == wanted:
             break
         counts["scanned"] += 1

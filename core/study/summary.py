@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..named_rows import named_rows
 from . import coalitions, values
 from . import rows as table
 from .analysis import Analysis, analyse, json_number, n_active
@@ -70,7 +71,7 @@ def summarise(
             "share": a.coalition.share,
             "members": [
                 {"expert": expert_id(a.layer or 0, int(row.expert)), "n": int(row.n), "of": int(row.of)}
-                for row in coalitions.members(a.rows, layer=a.layer or 0).itertuples()
+                for row in named_rows(coalitions.members(a.rows, layer=a.layer or 0))
             ],
         },
         "joint_search": _joint(a),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 from ..formats import bound, logit, logits, mean_count, percent, typed
+from ..named_rows import named_rows
 from ..results import expert_name
 from ..views import VISIBLE_ROUNDING
 from .analysis import Analysis
@@ -241,7 +242,7 @@ def _published(found: Findings) -> str:
     table = found.tables["published"]
     if table.empty:
         return ""
-    same = [str(r.quantity) for r in table.itertuples() if r.marker == SAME]
+    same = [str(r.quantity) for r in named_rows(table) if r.marker == SAME]
     counts = [int((table.marker == m).sum()) for m in (INSIDE, OUTSIDE)]
     which = " and ".join(same) if same else "neither layer nor expert"
     return (

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..moe import MoeModel
+from ..named_rows import named_rows
 from ..prompts import PreparedFact
 from ..requests import Fact
 from . import coalitions, controls, data, selection, values
@@ -53,7 +54,7 @@ class Work:
     def coalitions(self, rows: pd.DataFrame, layer: int) -> Groups:
         """On the discovery facts: the coalitions from which rule and size are chosen."""
         groups: dict[int, list[Want]] = {}
-        for row in coalitions.search_plan(rows, layer=layer).itertuples():
+        for row in named_rows(coalitions.search_plan(rows, layer=layer)):
             want = Want(table.MINIMAL, layer, experts=coalitions.parse(row.experts))
             groups.setdefault(int(row.scan_index), []).append(want)
         draws = self.draws(table.COALITION_SEARCH)
@@ -68,7 +69,7 @@ class Work:
         wanted: dict[int, list[Want]] = {}
         if chosen is not None:
             n_random = self.settings.random_coalitions
-            for row in coalitions.plan(rows, chosen, layer=layer, n_random=n_random).itertuples():
+            for row in named_rows(coalitions.plan(rows, chosen, layer=layer, n_random=n_random)):
                 want = Want(row.kind, layer, experts=coalitions.parse(row.experts))
                 wanted.setdefault(int(row.scan_index), []).append(want)
         groups = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from core.averages.link import AveragesView, trace_link
+from core.named_rows import named_rows
 from core.requests import Fact
 from core.views import SHARED_INDEX
 
@@ -23,7 +24,7 @@ def draw(
     view: AveragesView, facts: tuple[Fact, ...], behind: pd.DataFrame, *, name: str, expert: int | None = None
 ) -> None:
     """The table. `name` tells the tables of a page apart; `expert`: whose values they are."""
-    listed = behind.assign(trace=[_address(view, facts, row, expert) for row in behind.itertuples()])
+    listed = behind.assign(trace=[_address(view, facts, row, expert) for row in named_rows(behind)])
     study_columns.show(
         listed[[column for column in COLUMNS if column in listed]], height=420,
         key=f"es_averages_{name}_{view.layer}_{view.role}_{expert}", alt="The facts behind the average",

@@ -11,6 +11,7 @@ from core.averages.questions import SHOWN_ROLES
 from core.derived import DerivedResult
 from core.formats import logits
 from core.links import MEASURES
+from core.named_rows import named_rows
 from core.requests import Fact
 from core.results import MIN_DROP
 from core.roles import ROLES
@@ -99,7 +100,7 @@ def _map(view: AveragesView, result: DerivedResult, table: pd.DataFrame, title: 
 def _missing(table: pd.DataFrame) -> str:
     """How many facts lack which role."""
     lacking = table[table.n_missing > 0].drop_duplicates("role")
-    parts = [f"{row.role}: {row.n_missing} of {row.n + row.n_missing}" for row in lacking.itertuples()]
+    parts = [f"{row.role}: {row.n_missing} of {row.n + row.n_missing}" for row in named_rows(lacking)]
     return f" Facts without a token of a role are missing there ({'; '.join(parts)})." if parts else ""
 
 

@@ -9,6 +9,7 @@ from core import expert_questions, expert_tables
 from core import expert_write_charts as charts
 from core.derived import DerivedResult
 from core.formats import logits, percent, small
+from core.named_rows import named_rows
 
 from . import expert_state, pictures, present, text
 from .answers import answer
@@ -145,7 +146,7 @@ def _sign(value: int) -> str:
 def _rows(shown: Shown, rows: pd.DataFrame) -> list[tuple[str, str, str, str, str, str]]:
     pieces = {} if shown.tokens is None else shown.tokens.pieces
     out = []
-    for row in rows.itertuples():
+    for row in named_rows(rows):
         known = pieces.get((row.case_id, row.subject))
         before, after = ("", "") if known is None else ("".join(known[: row.pos]), "".join(known[row.pos + 1 :]))
         fact = shown.by_key.get((row.case_id, row.subject))

@@ -13,6 +13,7 @@ from core import expert_routing as counting
 from core.derived import DerivedResult
 from core.expert_link import ExpertView
 from core.formats import weight
+from core.named_rows import named_rows
 from core.requests import Fact
 from core.routing_kinds import routed_of, routing_request
 
@@ -108,7 +109,7 @@ def _bars(shown: Shown, found: Counted, by: str, title: str, expected: float) ->
 def _rows(shown: Shown, prompts: pd.DataFrame) -> list[tuple[str, str, str, str, str, str]]:
     """(before, token, after, router weight, where, address) of each prompt."""
     rows = []
-    for line in prompts.itertuples():
+    for line in named_rows(prompts):
         fact = shown.by_key.get((line.case_id, line.subject))
         where = "" if fact is None else shown.trace_address(fact, int(line.pos))
         rows.append((line.before, line.token, line.after, weight(line.router_weight), str(line.role), where))

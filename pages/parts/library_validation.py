@@ -11,6 +11,7 @@ import streamlit as st
 from core.derived import DerivedResult
 from core.formats import count, percent
 from core.library_link import LibraryView
+from core.named_rows import named_rows
 from core.requests import OBJECT_TOKENS, SPECIAL_TOKENS, Fact
 from core.validation import OUTCOMES, USABLE
 
@@ -126,7 +127,7 @@ def _result(view: LibraryView, facts: Sequence[Fact], result: DerivedResult) -> 
         st.markdown(f"##### {count(usable)} of {count(n)} facts are usable{share}", width="content")
         downloads.menu("validation", title, result, None, table)
     present.say([f"{count(usable)} of {count(n)} facts are usable{share}."])
-    steps = [(row.meaning, int(row.facts), row.outcome == USABLE) for row in counts.itertuples()]
+    steps = [(row.meaning, int(row.facts), row.outcome == USABLE) for row in named_rows(counts)]
     st.html(text.funnel(steps, n))
     present.note("validation-counts", "How many are usable, and why not the others", None, counts, None)
     wanted = view.outcome if view.outcome in set(counts.outcome) else None

@@ -10,6 +10,7 @@ import streamlit as st
 from core.derived import DerivedResult
 from core.formats import NONE, count, percent
 from core.links import Link
+from core.named_rows import named_rows
 from core.prompt_forms import DIRECT
 from core.requests import Fact
 from core.results import expert_name
@@ -149,7 +150,7 @@ def _list(shown: Shown, table: pd.DataFrame) -> None:
     if not facts:
         del columns["open"], columns["relation"]
     else:
-        top = top.assign(open=[_address(shown, facts[row.place], row.pos) for row in top.itertuples()])
+        top = top.assign(open=[_address(shown, facts[row.place], row.pos) for row in named_rows(top)])
     base = (shown.result.request, view.run, view.position_class, shown.layer, view.expert)
     slot = pictures.slot(f"routing-tokens{shown.which}", base, None)
 

@@ -7,6 +7,7 @@ import streamlit as st
 
 from core.formats import NONE, logits
 from core.links import Link
+from core.named_rows import named_rows
 from core.requests import Fact
 from core.results import expert_name
 from core.study import rows, values, words
@@ -44,7 +45,7 @@ def draw(found: Findings, view: StudyView, *, chosen: bool = False) -> None:
     _sentence(shown, expert)
     if said := words.rounding(found):
         st.caption(text.plain(said))
-    links = [_address(found, row, layer, expert) for row in shown.itertuples()]
+    links = [_address(found, row, layer, expert) for row in named_rows(shown)]
     key = f"es_study_facts_{found.name}_{layer}_{expert}_{view.relation}_{view.split}"
 
     def pick(row: int) -> None:
