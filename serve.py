@@ -6,6 +6,7 @@ And it is gone within two seconds of SIGTERM or SIGINT, whatever it does just th
 """
 
 import contextlib
+import gc
 import importlib
 import sys
 import threading
@@ -19,8 +20,10 @@ from core.errors import ExpertScopeError
 from core.room import few_heaps, trim
 
 APP = Path(__file__).with_name("app.py")
-TRIM_SECONDS = 15.0
+TIDY_SECONDS = 15.0
 """Between two times."""
+RARELY = 1000
+"""So many times as often as in Python's own setting Python looks at young objects before it looks at all of them."""
 
 
 def import_early() -> None:
@@ -32,16 +35,24 @@ def import_early() -> None:
     importlib.import_module("pages.parts.maps")
 
 
-def trim_often() -> None:
-    """Without end."""
+def tidy_often() -> None:
+    """Look for old cycles, if there was any work, and trim; without end.
+
+    Python itself looks at all objects whenever there are a quarter more of them: while people click that is every few
+    seconds, and everybody waits a third of a second.
+    """
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, RARELY)
     while True:
-        time.sleep(TRIM_SECONDS)
+        time.sleep(TIDY_SECONDS)
+        if gc.get_count()[2] > 0:
+            gc.collect()
         trim()
 
 
 if __name__ == "__main__":
     few_heaps()
     closing.end_soon()
-    for work in (import_early, trim_often):
+    for work in (import_early, tidy_often):
         threading.Thread(target=work, daemon=True).start()
     sys.exit(cli.main(["run", str(APP), *sys.argv[1:]]))

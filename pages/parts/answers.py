@@ -19,7 +19,7 @@ from core.requests import TraceRequest
 from core.results import TraceResult
 from core.workbench import LOADED, Request
 
-from . import base, model_panel, state, text, viewer, waiting
+from . import base, in_line, model_panel, state, text, viewer, waiting
 
 AUTO_DRAWS = 50
 """Up to this many draws a trace starts without a click."""
@@ -58,7 +58,7 @@ def answer(request: Request, slot: str, *, auto: bool = True, place: str = "") -
             job = _submit(request, slot)  # or joins it
         mine = job is not None
     if found is None and mine:
-        job.wait(PATIENCE)
+        in_line.waited(job, PATIENCE)
         if job.state == DONE:
             found = job.result
     if found is not None:

@@ -13,7 +13,7 @@ from core.derived import DerivedResult
 from core.requests import Fact, corrupt_runs
 from core.sites import MEANING
 
-from . import averages_sidebar, base, frame, listing, present, text
+from . import averages_sidebar, base, frame, in_line, listing, present, text
 from . import averages_state as state
 from .answers import answer
 
@@ -24,6 +24,7 @@ AUTO_RUNS = 160
 """Up to so many corrupt runs of the demo start without a click."""
 
 
+@in_line.drawn
 def draw() -> None:
     """The whole page."""
     base.start_page("Averages")

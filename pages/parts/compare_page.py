@@ -25,6 +25,7 @@ from . import (
     compare_state,
     facts_panel,
     frame,
+    in_line,
     map_switches,
     model_panel,
     navigation,
@@ -45,6 +46,7 @@ HELP_VERSIONS = (
 )
 
 
+@in_line.drawn
 def draw() -> None:
     """The whole page."""
     base.start_page("Compare")

@@ -13,7 +13,7 @@ import time
 
 import streamlit as st
 
-from . import text
+from . import in_line, text
 
 PASSWORD, USERS = "EXPERTSCOPE_PASSWORD", "EXPERTSCOPE_USERS"
 DELAY = 1.0
@@ -59,5 +59,6 @@ def _ask() -> None:
     if hmac.compare_digest(given.encode(), os.fsencode(os.environ[PASSWORD])):
         st.session_state[_INSIDE] = True
         st.rerun()
-    time.sleep(DELAY)
+    with in_line.LINE.outside():
+        time.sleep(DELAY)
     st.error("That is not the password.")

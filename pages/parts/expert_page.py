@@ -19,7 +19,7 @@ from core.expert_link import SECTIONS, ExpertView
 from core.requests import Fact, corrupt_runs
 from core.results import expert_name
 
-from . import address, base, display, expert_sidebar, expert_state, frame, listing, present, text
+from . import address, base, display, expert_sidebar, expert_state, frame, in_line, listing, present, text
 from .answers import answer
 from .expert_state import look
 
@@ -59,6 +59,7 @@ class Shape:
         return cls(list(where["moe_layers"]), where["n_layers"], where["n_experts"])
 
 
+@in_line.drawn
 def draw() -> None:
     """The whole page."""
     base.start_page("Expert")

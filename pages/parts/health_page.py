@@ -9,7 +9,7 @@ import streamlit as st
 
 from core import formats, health
 
-from . import base, display, frame, listing, navigation, text
+from . import base, display, frame, in_line, listing, navigation, text
 from .listing import Column
 
 EVERY = 2.0
@@ -26,6 +26,7 @@ JOBS = {
 """Columns of the table of jobs."""
 
 
+@in_line.drawn
 def draw() -> None:
     """The whole page."""
     base.start_page("Health")

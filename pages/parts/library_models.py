@@ -11,7 +11,7 @@ from core.jobs import DONE, FAILED
 from core.library_link import LibraryView
 from core.requests import ModelSpec
 
-from . import answers, base, library_state, listing, model_panel, present, text, viewer
+from . import answers, base, in_line, library_state, listing, model_panel, present, text, viewer
 from .library_state import doing
 from .listing import Column
 
@@ -97,7 +97,7 @@ def _working(spec: ModelSpec) -> bool:
         job = loading
     if job is None:
         return False
-    job.wait(answers.PATIENCE)
+    in_line.waited(job, answers.PATIENCE)
     if job.status().active and not answers.given_up(job):
         answers.progress(job.id, "library models")
         return True

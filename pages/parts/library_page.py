@@ -10,7 +10,7 @@ import streamlit as st
 from core.fact_sets import BUNDLED
 from core.library_link import SECTIONS, LibraryView
 
-from . import address, base, frame, library_lists, library_state, navigation, present, text
+from . import address, base, frame, in_line, library_lists, library_state, navigation, present, text
 from .library_state import HERE, look
 
 TITLES = {
@@ -38,6 +38,7 @@ _LISTS = ("facts", "validation")
 """Sections about a list of facts."""
 
 
+@in_line.drawn
 def draw() -> None:
     """The whole page."""
     base.start_page("Library")

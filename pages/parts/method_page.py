@@ -11,7 +11,7 @@ from core import method
 from core.links import Link, View, from_query
 from core.results import TraceResult
 
-from . import base, frame, head, navigation, present, study_state, text, tour
+from . import base, frame, head, in_line, navigation, present, study_state, text, tour
 from .address import Address
 from .answers import answer
 
@@ -23,6 +23,7 @@ HERE: Address[Link] = Address(
 """Which question the worked example is about: the Trace page's parameters."""
 
 
+@in_line.drawn
 def draw() -> None:
     """The whole page."""
     base.start_page("Method")

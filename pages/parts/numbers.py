@@ -15,7 +15,7 @@ from core.derived import DerivedResult
 from core.errors import ExpertScopeError
 from core.jobs import FAILED, Job
 
-from . import address, base, pictures, text
+from . import address, base, in_line, pictures, text
 
 LANE = "numbers"
 PATIENCE = 2.0
@@ -40,7 +40,7 @@ def of(name: str, count: Callable[..., Any], result: DerivedResult, *args: Any, 
     except ExpertScopeError as error:
         st.error(text.error(error))
         return None
-    if not job.wait(PATIENCE):
+    if not in_line.waited(job, PATIENCE):
         _counting(job)
     elif job.state == FAILED:
         st.error(text.error(job.error))

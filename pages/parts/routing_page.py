@@ -10,7 +10,7 @@ from core.derived import DerivedResult
 from core.requests import Fact, corrupt_runs
 from core.routing_link import FACTS, SECTIONS, RoutingView, check
 
-from . import address, base, frame, listing, present, routing_sidebar, routing_state, text
+from . import address, base, frame, in_line, listing, present, routing_sidebar, routing_state, text
 from .answers import answer
 from .routing_state import look
 
@@ -29,6 +29,7 @@ EXPLAINED = {
 }
 
 
+@in_line.drawn
 def draw() -> None:
     """The whole page."""
     base.start_page("Routing")

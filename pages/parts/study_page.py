@@ -8,7 +8,19 @@ from core import formats
 from core.errors import ExpertScopeError
 from core.study.desk import StudyStatus
 
-from . import address, base, frame, navigation, study_form, study_keep, study_list, study_state, study_watch, text
+from . import (
+    address,
+    base,
+    frame,
+    in_line,
+    navigation,
+    study_form,
+    study_keep,
+    study_list,
+    study_state,
+    study_watch,
+    text,
+)
 
 STATES = {
     "queued": ("waiting", "gray", ":material/hourglass_empty:"),
@@ -26,6 +38,7 @@ ENDED = {
 NOT_BEGUN = "This study's process ended before anything was measured. It can begin from here."
 
 
+@in_line.drawn
 def draw() -> None:
     """The whole page."""
     base.start_page("Study")

@@ -24,7 +24,19 @@ from core.study.findings import Findings
 from core.study.link import SECTIONS, StudyView
 from core.study.settings import StudySettings
 
-from . import address, base, downloads, listing, pictures, study_columns, study_facts, study_state, study_watch, text
+from . import (
+    address,
+    base,
+    downloads,
+    in_line,
+    listing,
+    pictures,
+    study_columns,
+    study_facts,
+    study_state,
+    study_watch,
+    text,
+)
 
 PATIENCE = 3.0
 """Seconds that the page waits for what was found before it shows that it is being read."""
@@ -80,7 +92,7 @@ def _findings(name: str) -> Findings | None:
     except ExpertScopeError as error:
         st.error(text.error(error))
         return None
-    if not job.wait(PATIENCE):
+    if not in_line.waited(job, PATIENCE):
         _reading(name)
         return None
     if job.state == FAILED:

@@ -9,10 +9,11 @@ import streamlit as st
 from core.links import check_view
 from core.results import TraceResult
 
-from . import base, frame, head, neighbours, sidebar, state, tour
+from . import base, frame, head, in_line, neighbours, sidebar, state, tour
 from .answers import answer
 
 
+@in_line.drawn
 def draw() -> None:
     """The whole page."""
     base.start_page("Trace")
