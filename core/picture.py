@@ -11,9 +11,11 @@ fills that in, and leaves out the layers for which there is no table.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 import json
+import threading
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,12 +80,38 @@ class Picture:
         return spec
 
 
+class _Unchecked:
+    """Altair's own validation off for as long as anybody is inside. Its switch is one for all threads, and Altair's
+    `debug_mode` puts back what it found: of two threads the first to leave would turn the other one's validation on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._off = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._off.enter_context(schemapi.debug_mode(False))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._off.close()
+
+
+_UNCHECKED = _Unchecked()
+
+
 def unchecked(build):
-    """Altair validates every object against the schema as it is made, most of a build's time; the tests do it once."""
+    """Altair validates every object against the schema as it is made, most of a build's time, and has no `Open`; the
+    tests validate what comes of it."""
 
     @functools.wraps(build)
     def run(*args, **kwargs):
-        with schemapi.debug_mode(False):
+        with _UNCHECKED:
             return build(*args, **kwargs)
 
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import threading
 
 import altair as alt
 import numpy as np
@@ -151,3 +152,29 @@ def test_nothing_that_a_design_leaves_open_is_left_out():
     )
     with pytest.raises(KeyError):
         picture.filled({"domain": picture.Open("ends")}, {"labels": []})
+
+
+def test_designs_made_at_the_same_time_do_not_turn_altairs_validation_on_for_each_other():
+    """It takes what a design leaves open for a mistake."""
+    from altair.utils import schemapi
+
+    inside, leave, seen = threading.Event(), threading.Event(), []
+
+    @picture.unchecked
+    def first():
+        inside.set()
+        assert leave.wait(30)
+
+    @picture.unchecked
+    def second():
+        leave.set()
+        thread.join(30)  # the first one, which found validation on, has left
+        seen.append(schemapi.DEBUG_MODE)
+
+    assert schemapi.DEBUG_MODE
+    thread = threading.Thread(target=first, daemon=True)
+    thread.start()
+    assert inside.wait(30)
+    second()
+    assert not thread.is_alive() and seen == [False]
+    assert schemapi.DEBUG_MODE, "as it was"
