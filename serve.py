@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+from streamlit import delta_generator
 from streamlit.web import cli
 
 from core import closing
@@ -20,6 +21,8 @@ from core.errors import ExpertScopeError
 from core.room import few_heaps, trim
 
 APP = Path(__file__).with_name("app.py")
+HEAD_SECONDS = 2.5
+"""For a viewer who comes at once: the browser fetches some eighty files from this process before it shows a name."""
 TIDY_SECONDS = 15.0
 """Between two times."""
 RARELY = 1000
@@ -27,11 +30,12 @@ RARELY = 1000
 
 
 def import_early() -> None:
-    """Import the page's modules, read the bundled facts, then import what the page needs only after its head."""
+    """Import the page's modules, read the bundled facts; a while later import what the page needs after its head."""
     for name in ("pages.parts.trace_page", "duckdb", "pyarrow"):
         importlib.import_module(name)
     with contextlib.suppress(ExpertScopeError):  # the page says what is missing
         importlib.import_module("core.facts").bundled()
+    time.sleep(HEAD_SECONDS)
     importlib.import_module("pages.parts.maps")
 
 
@@ -50,8 +54,15 @@ def tidy_often() -> None:
         trim()
 
 
+def ask_no_prompt() -> None:
+    """Streamlit looks before its first element whether it runs at a Python prompt. For that Python walks through every
+    module there is, a third of a second while others are imported; here the answer is known."""
+    delta_generator._use_warning_has_been_displayed = True
+
+
 if __name__ == "__main__":
     few_heaps()
+    ask_no_prompt()
     closing.end_soon()
     for work in (import_early, tidy_often):
         threading.Thread(target=work, daemon=True).start()

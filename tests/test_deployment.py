@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
@@ -215,3 +216,15 @@ def test_the_server_is_for_this_machine_alone_unless_told_otherwise():
     assert not {"enableXsrfProtection", "enableCORS", "enableStaticServing"} & set(config["server"])
     (run,) = re.findall(r"serve\.py (.*)", (root / "Makefile").read_text("utf-8"))
     assert "--server.address 127.0.0.1" in run
+
+
+def test_streamlit_still_asks_once_whether_it_runs_at_a_prompt():
+    """What `serve.ask_no_prompt` answers for it; under another name Streamlit would ask again, and cost a viewer."""
+    from streamlit import delta_generator
+
+    import serve
+
+    delta_generator._use_warning_has_been_displayed = False
+    serve.ask_no_prompt()
+    source = inspect.getsource(delta_generator._maybe_print_use_warning)
+    assert "if not _use_warning_has_been_displayed:" in source and delta_generator._use_warning_has_been_displayed
