@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 from collections import namedtuple
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:  # a command line that only says what it can do loads nothing heavy
+    import pandas as pd
 
 _KINDS = 256
 """Sets of columns whose class is kept."""
