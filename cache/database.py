@@ -40,6 +40,9 @@ _ATTEMPTS = 6
 _PATIENCE = 10.0
 """Seconds that a use of a lent file waits for its return."""
 
+_INTERRUPTED = "Query interrupted"
+"""What DuckDB's RuntimeError says where Ctrl+C fell into one of its queries: it takes the KeyboardInterrupt's place."""
+
 _open: dict[str, Database] = {}
 _open_lock = threading.Lock()
 
@@ -174,7 +177,8 @@ class Database:
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _run(self, work: Callable[[Cursor], T]) -> T:
-        """One transaction. Raises StoreError for all that DuckDB and the disk report, but conflicts as they are."""
+        """One transaction. Raises StoreError for all that DuckDB and the disk report, but conflicts as they are, and
+        KeyboardInterrupt for Ctrl+C."""
         with self._gate:
             # After a fault the old connection lives on in the cursors of others: it must be gone before the next.
             while self._replacing or (self._connection is None and self._busy):
@@ -188,6 +192,10 @@ class Database:
             if faults.kind(error) == "conflict":
                 raise
             raise self._fault(error, connection) from error
+        except RuntimeError as error:
+            if str(error) != _INTERRUPTED:
+                raise
+            raise KeyboardInterrupt from error
         finally:
             cursor.close()
             with self._gate:

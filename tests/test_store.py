@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -531,3 +534,24 @@ def test_how_full_the_store_is_is_read_again_only_after_a_change(store, monkeypa
     assert store.limit == 12_345_678
     store.clear()
     assert seen() == (12_345_678, 0, {name: [] for name in before[2]})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
+def test_ctrl_c_in_the_middle_of_a_query_interrupts(tmp_path):
+    script = (
+        "import os, signal, sys, threading\n"
+        "from pathlib import Path\n"
+        "from cache.database import Database\n"
+        "database = Database(Path(sys.argv[1]))\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "long = 'SELECT sum(a.i * b.i) FROM range(1000000) a(i), range(1000000) b(i) WHERE a.i % 7 <> b.i % 5'\n"
+        "try: database.read(lambda cursor: cursor.execute(long).fetchall())\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+        "print(database.read(lambda cursor: cursor.execute('SELECT 7').fetchall()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "s.duckdb")], cwd=Path(__file__).parent.parent,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["interrupted", "[(7,)]"], done.stderr
