@@ -176,6 +176,7 @@ def test_ctrl_c_keeps_what_is_done_and_other_processes_see_the_study(study, chec
     command = [sys.executable, "-m", "core", "study", "--model", str(checkpoint), "--device", "cpu"]
     command += ["--facts", str(facts), *EASY, "--batch-tokens", "1"]
     options = {"cwd": ROOT, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # where a shell's `&` made it ignored
     with subprocess.Popen([*command, "--name", "first"], **options) as process:
         for line in process.stderr:
             if line.startswith("filters"):
