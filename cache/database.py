@@ -43,6 +43,18 @@ _PATIENCE = 10.0
 _INTERRUPTED = "Query interrupted"
 """What DuckDB's RuntimeError says where Ctrl+C fell into one of its queries: it takes the KeyboardInterrupt's place."""
 
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl+C is a KeyboardInterrupt, whatever DuckDB makes of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != _INTERRUPTED:
+            raise
+        raise KeyboardInterrupt from error
+
+
 _open: dict[str, Database] = {}
 _open_lock = threading.Lock()
 
@@ -130,6 +142,7 @@ class Database:
                     self.version += 1
         raise AssertionError("unreachable")
 
+    @_interruptible()
     def compact(self) -> None:
         """Rewrite the file without its free space. Waits for readers, who then go on with the new file.
 
@@ -156,6 +169,9 @@ class Database:
                 fault = self._fault(error, connection)  # before the connection goes: what is damaged is set aside
                 self._disconnect()
                 raise fault from error
+            except BaseException:  # Ctrl+C: the copy is attached still
+                self._disconnect()
+                raise
             finally:
                 _remove(fresh)
 
@@ -176,9 +192,9 @@ class Database:
 
     # -- inside -----------------------------------------------------------------------------------------------
 
+    @_interruptible()
     def _run(self, work: Callable[[Cursor], T]) -> T:
-        """One transaction. Raises StoreError for all that DuckDB and the disk report, but conflicts as they are, and
-        KeyboardInterrupt for Ctrl+C."""
+        """One transaction. Raises StoreError for all that DuckDB and the disk report, but conflicts as they are."""
         with self._gate:
             # After a fault the old connection lives on in the cursors of others: it must be gone before the next.
             while self._replacing or (self._connection is None and self._busy):
@@ -192,10 +208,6 @@ class Database:
             if faults.kind(error) == "conflict":
                 raise
             raise self._fault(error, connection) from error
-        except RuntimeError as error:
-            if str(error) != _INTERRUPTED:
-                raise
-            raise KeyboardInterrupt from error
         finally:
             cursor.close()
             with self._gate:
@@ -230,6 +242,7 @@ class Database:
         time.sleep(max(0.0, self._away_until - time.monotonic()))  # or who waits would never have it
         return patiently(self._connect, _PATIENCE)
 
+    @_interruptible()
     def _connect(self) -> duckdb.DuckDBPyConnection:
         with self._gate:
             if self._connection is None:

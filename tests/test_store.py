@@ -536,22 +536,50 @@ def test_how_full_the_store_is_is_read_again_only_after_a_change(store, monkeypa
     assert seen() == (12_345_678, 0, {name: [] for name in before[2]})
 
 
+LONG = "SELECT sum(a.i * b.i) FROM range(1000000) a(i), range(1000000) b(i) WHERE a.i % 7 <> b.i % 5"
+IN_THE_MIDDLE = {
+    "a query": """
+database = Database(path)
+interrupted(lambda: database.read(lambda cursor: cursor.execute(LONG).fetchall()))
+""",
+    "opening": """
+migrate = module.migrate
+module.migrate = lambda cursor: cursor.execute(LONG)
+interrupted(lambda: Database(path))
+module.migrate = migrate
+database = Database(path)
+""",
+    "compacting": """
+database = Database(path)
+database.write(lambda cursor: cursor.execute("CREATE TABLE big AS SELECT random() FROM range(10000000)"))
+interrupted(database.compact)
+database.write(lambda cursor: cursor.execute("DROP TABLE big"))
+database.compact()
+assert database.size() < 10_000_000, database.size()
+""",
+}
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
-def test_ctrl_c_in_the_middle_of_a_query_interrupts(tmp_path):
-    script = (
-        "import os, signal, sys, threading\n"
-        "from pathlib import Path\n"
-        "from cache.database import Database\n"
-        "database = Database(Path(sys.argv[1]))\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        "long = 'SELECT sum(a.i * b.i) FROM range(1000000) a(i), range(1000000) b(i) WHERE a.i % 7 <> b.i % 5'\n"
-        "try: database.read(lambda cursor: cursor.execute(long).fetchall())\n"
-        "except KeyboardInterrupt: print('interrupted')\n"
-        "print(database.read(lambda cursor: cursor.execute('SELECT 7').fetchall()))\n"
-    )
+@pytest.mark.parametrize("moment", IN_THE_MIDDLE)
+def test_ctrl_c_interrupts_and_the_store_can_be_used(moment, tmp_path):
+    script = f"""
+import os, pathlib, signal, sys, threading
+from cache import database as module
+from cache.database import Database
+LONG = {LONG!r}
+path = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def interrupted(work):
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try: print("went on", work())
+    except KeyboardInterrupt: print("interrupted")
+{IN_THE_MIDDLE[moment]}
+print(database.read(lambda cursor: cursor.execute("SELECT 7").fetchall()))
+"""
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "s.duckdb")], cwd=Path(__file__).parent.parent,
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.stdout.split() == ["interrupted", "[(7,)]"], done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["s.duckdb"]
