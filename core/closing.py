@@ -8,6 +8,7 @@ safe: what was acknowledged is committed. Knows signals and threads only.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -27,6 +28,7 @@ SHARE = 1.0
 
 _closers: list[Callable[[float], None]] = []
 _closing = threading.Lock()
+_told = threading.Event()
 
 
 def at_end(close: Callable[[float], None]) -> None:
@@ -42,14 +44,38 @@ def end_soon(*, signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SI
         return
     told, tell = os.pipe()
     os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)  # written to at once, also while the main thread is busy
-    threading.Thread(target=_wait, args=(told, signals), name="expertscope-closing", daemon=True).start()
+    others = _Others(signal.set_wakeup_fd(tell, warn_on_full_buffer=False))  # written to also while this thread is busy
+    signal.set_wakeup_fd = others.set
+    waiting = threading.Thread(target=_wait, args=(told, signals, others), name="expertscope-closing", daemon=True)
+    waiting.start()
+    # Where Python itself comes to its end meanwhile, it waits: it must not take apart what is being closed.
+    atexit.register(lambda: _told.is_set() and waiting.join(LIMIT))
 
 
-def _wait(told: int, signals: tuple[signal.Signals, ...]) -> None:
+class _Others:
+    """Who else wants to be written to when a signal comes. There is one place for that in a process, and uvloop takes
+    it for its event loop, never asking what was there: it is told through ours."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def set(self, descriptor: int, *, warn_on_full_buffer: bool = True) -> int:
+        """In the place of `signal.set_wakeup_fd`; nobody is warned."""
+        before, self.descriptor = self.descriptor, descriptor
+        return before
+
+    def tell(self, number: int) -> None:
+        """Write a signal's number to them."""
+        if self.descriptor >= 0:
+            with contextlib.suppress(OSError):  # full: they know; closed: nobody is there any more
+                os.write(self.descriptor, bytes([number]))
+
+
+def _wait(told: int, signals: tuple[signal.Signals, ...], others: _Others) -> None:
     while (number := os.read(told, 1)[0]) not in signals:
-        pass
+        others.tell(number)
     begun = time.monotonic()
+    _told.set()
     last = threading.Timer(LIMIT, os._exit, (0,))
     last.daemon = True
     last.start()

@@ -45,7 +45,7 @@ class Life:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         self.url = f"http://127.0.0.1:{port}"
-        self.sessions: list[Session] = []
+        self.sessions: list[Session | socket.socket] = []
         self.until(self._answers)
 
     def _answers(self) -> bool:
@@ -115,7 +115,26 @@ def importing(life: Life) -> None:
     session.until(lambda: session.finished > 0)
 
 
-MOMENTS = {f.__name__: f for f in (idle, page, trace, study, loading, importing)}
+def asleep(life: Life) -> None:
+    """A viewer has an answer on the screen; the machine of another one sleeps, its connection is there still."""
+    page(life)
+    host, port = life.url.removeprefix("http://").split(":")
+    line = socket.create_connection((host, int(port)))
+    upgrade = {
+        "Host": f"{host}:{port}",
+        "Origin": life.url,
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    head = ["GET /_stcore/stream HTTP/1.1", *(f"{name}: {value}" for name, value in upgrade.items()), "", ""]
+    line.sendall("\r\n".join(head).encode())
+    assert b" 101 " in line.recv(100)
+    life.sessions.append(line)
+
+
+MOMENTS = {f.__name__: f for f in (idle, page, trace, study, loading, importing, asleep)}
 
 
 def close_at(folder: Path, moment: str, signal_number: int = signal.SIGTERM) -> tuple[float, int]:
@@ -133,7 +152,9 @@ def close_at(folder: Path, moment: str, signal_number: int = signal.SIGTERM) -> 
         for session in life.sessions:
             session.close()
     text = life.log.read_text()
-    assert "Traceback" not in text and "Fatal" not in text, text[-6000:]
+    assert not any(word in text for word in ("Traceback", "Fatal", "leaked")), text[-6000:]
+    if said:  # the log begins with the first page
+        assert life.events("ended"), "the process came to its end in another way"
     path = life.store
     if path.exists():
         Store.open(path).close()

@@ -27,17 +27,20 @@ closing.at_end(lambda seconds: (print("second", flush=True), time.sleep({closer}
 closing.at_end(lambda seconds: 1 / 0)
 closing.end_soon()
 threading.Thread(target=time.sleep, args=(60,)).start()
-print("ready", flush=True)
-time.sleep(60)
+async def hold():
+    print("ready", flush=True)
+    time.sleep(60)
+{run}(hold())
 """
 
 
+@pytest.mark.parametrize("run", ["import asyncio; asyncio.run", "import uvloop; uvloop.run"])
 @pytest.mark.parametrize(
     ("handler", "closer", "closed"), [(60, 0, ["second", "first"]), (0, 60, ["second"])],
     ids=["the main thread is held up", "closing is held up"],
 )  # fmt: skip
-def test_neither_the_main_thread_nor_others_nor_a_slow_end_holds_the_process_up(handler, closer, closed):
-    code = STUBBORN.format(handler=handler, closer=closer)
+def test_neither_the_main_thread_nor_others_nor_a_slow_end_holds_the_process_up(handler, closer, closed, run):
+    code = STUBBORN.format(handler=handler, closer=closer, run=run)
     root = Path(__file__).resolve().parent.parent
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
@@ -55,7 +58,9 @@ def test_a_process_that_ends_by_itself_closes_too():
     assert done.stdout == "5.0\n"
 
 
-@pytest.mark.parametrize(("moment", "number"), [("study", signal.SIGTERM), ("loading", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("moment", "number"), [("study", signal.SIGTERM), ("loading", signal.SIGINT), ("asleep", signal.SIGTERM)]
+)
 def test_a_server_at_work_goes_and_keeps_what_it_said(tmp_path, moment, number):
     seconds, status = close_at(tmp_path / "life", moment, number)
     assert status == 0 and seconds < SOON
