@@ -40,7 +40,7 @@ def import_early() -> None:
 
 
 def tidy_often() -> None:
-    """Look for old cycles, if there was any work, and trim; without end.
+    """Look for old cycles, if there was any work, let go of the store's blocks, and trim; without end.
 
     Python itself looks at all objects whenever there are a quarter more of them: while people click that is every few
     seconds, and everybody waits a third of a second.
@@ -51,6 +51,7 @@ def tidy_often() -> None:
         time.sleep(TIDY_SECONDS)
         if gc.get_count()[2] > 0:
             gc.collect()
+        importlib.import_module("cache.database").let_go()
         trim()
 
 

@@ -40,6 +40,9 @@ _ATTEMPTS = 6
 _PATIENCE = 10.0
 """Seconds that a use of a lent file waits for its return."""
 
+_KEPT = "32MB"
+"""Of the file's blocks in memory after `let_go`. What is not in it yet is less: DuckDB's log has at most 16 MB."""
+
 _INTERRUPTED = "Query interrupted"
 """What DuckDB's RuntimeError says where Ctrl+C fell into one of its queries: it takes the KeyboardInterrupt's place."""
 
@@ -81,6 +84,13 @@ def release(database: Database) -> None:
             database.close()
 
 
+def let_go() -> None:
+    """Give back the memory in which DuckDB keeps blocks of the open files for later: of itself it keeps all it has read
+    or written, up to four fifths of the machine's memory."""
+    for database in list(_open.values()):
+        database.let_go()
+
+
 class Database:
     """The connection to one file. Readers run side by side; one writer at a time; replacing the file waits for all.
 
@@ -118,6 +128,18 @@ class Database:
         with self._gate:
             if self._lender is None:
                 self._lender = Lender(self.path, self._lend_now)
+
+    def let_go(self) -> None:
+        """Keep no more than `_KEPT` in memory, if nobody uses the file just now. It is DuckDB's limit for that moment
+        only, for there is work that cannot do with so little."""
+        with self._gate, contextlib.suppress(duckdb.Error):  # what could not be given back stays
+            if self._connection is None or self._busy or self._replacing:
+                return
+            with contextlib.closing(self._connection.cursor()) as cursor:
+                try:
+                    cursor.execute(f"SET memory_limit = '{_KEPT}'")
+                finally:
+                    cursor.execute("RESET memory_limit")
 
     # -- transactions ---------------------------------------------------------------------------------------
 

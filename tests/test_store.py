@@ -16,6 +16,7 @@ import pytest
 from store_values import MODEL, answer, parts_there, payload, routing, rows, same
 
 from cache import Store, default_path, entries, frames, shelves
+from cache.database import acquire, let_go, release
 from cache.location import home as home_of
 from core.errors import StoreError
 
@@ -534,6 +535,36 @@ def test_how_full_the_store_is_is_read_again_only_after_a_change(store, monkeypa
     assert store.limit == 12_345_678
     store.clear()
     assert seen() == (12_345_678, 0, {name: [] for name in before[2]})
+
+
+def test_blocks_are_kept_in_memory_only_while_the_file_is_used(tmp_path):
+    def in_memory(cursor):
+        return cursor.execute("SELECT sum(memory_usage_bytes) FROM duckdb_memory()").fetchall()[0][0]
+
+    def limit(cursor):
+        return cursor.execute("SELECT current_setting('memory_limit')").fetchall()
+
+    database = acquire(tmp_path / "s.duckdb")
+    try:
+        usual = database.read(limit)
+        database.write(lambda cursor: cursor.execute("CREATE TABLE big AS SELECT random() r FROM range(10_000_000)"))
+        total = database.read(lambda cursor: cursor.execute("SELECT sum(r) FROM big").fetchall())
+        assert database.read(in_memory) > 60e6
+
+        def while_used(cursor):
+            thread = threading.Thread(target=let_go)
+            thread.start()
+            thread.join(30)
+            return in_memory(cursor), limit(cursor)
+
+        assert database.read(while_used)[0] > 60e6  # it is not taken from who uses it
+        let_go()
+        assert database.read(in_memory) < 34e6
+        assert database.read(limit) == usual
+        assert database.read(lambda cursor: cursor.execute("SELECT sum(r) FROM big").fetchall()) == total
+    finally:
+        release(database)
+    let_go()  # nothing is open
 
 
 LONG = "SELECT sum(a.i * b.i) FROM range(1000000) a(i), range(1000000) b(i) WHERE a.i % 7 <> b.i % 5"
