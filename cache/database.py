@@ -188,13 +188,9 @@ class Database:
                     f"The store {self.path} was not made smaller: another process began to use it.", "Try again later."
                 ) from error
             except (duckdb.Error, OSError) as error:
-                fault = self._fault(error, connection)  # before the connection goes: what is damaged is set aside
-                self._disconnect()
-                raise fault from error
-            except BaseException:  # Ctrl+C: the copy is attached still
-                self._disconnect()
-                raise
+                raise self._fault(error, connection) from error  # before the connection goes: damage is set aside
             finally:
+                self._disconnect()  # the copy may be attached still
                 _remove(fresh)
 
     def size(self) -> int:

@@ -28,7 +28,7 @@ SHARE = 1.0
 
 _closers: list[Callable[[float], None]] = []
 _closing = threading.Lock()
-_told = threading.Event()
+_ending = threading.Event()
 
 
 def at_end(close: Callable[[float], None]) -> None:
@@ -49,7 +49,7 @@ def end_soon(*, signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SI
     waiting = threading.Thread(target=_wait, args=(told, signals, others), name="expertscope-closing", daemon=True)
     waiting.start()
     # Where Python itself comes to its end meanwhile, it waits: it must not take apart what is being closed.
-    atexit.register(lambda: _told.is_set() and waiting.join(LIMIT))
+    atexit.register(lambda: _ending.is_set() and waiting.join(LIMIT))
 
 
 class _Others:
@@ -75,7 +75,7 @@ def _wait(told: int, signals: tuple[signal.Signals, ...], others: _Others) -> No
     while (number := os.read(told, 1)[0]) not in signals:
         others.tell(number)
     begun = time.monotonic()
-    _told.set()
+    _ending.set()
     last = threading.Timer(LIMIT, os._exit, (0,))
     last.daemon = True
     last.start()
